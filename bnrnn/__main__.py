@@ -1,0 +1,3 @@
+from bnrnn.cli import main
+
+main()

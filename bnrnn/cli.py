@@ -1,0 +1,248 @@
+"""The command `bnrnn`: composes the settings, dispatches on `mode`, and says what went wrong."""
+
+import logging
+import os
+import sys
+import time
+from pathlib import Path
+
+import hydra
+import torch
+import yaml
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from bnrnn import allocator, config_errors
+from bnrnn import config as settings
+from bnrnn.config import Config
+from bnrnn.errors import BnrnnError, CheckpointError, ConfigError, OutputError
+from bnrnn.evaluate import evaluate, load_best
+from bnrnn.files import write_atomic, write_json
+from bnrnn.interrupt import Interrupted
+from bnrnn.metrics import format_values
+from bnrnn.provenance import provenance
+from bnrnn.rundir import RunDirectory, find_matching
+from bnrnn.sample import sample
+from bnrnn.tasks import CharacterModel, CharacterTask, build_task
+from bnrnn.train import train
+
+log = logging.getLogger(__name__)
+
+
+def main() -> None:
+    """The console script: exit codes are in `bnrnn.errors`."""
+    allocator.keep_large_blocks()
+    # Hydra raises its errors instead of printing them, so that they can be said in one line.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    settings.register()
+    _register_resolvers()
+    try:
+        sys.argv[1:] = _replay(sys.argv[1:])
+        _job()
+    except BnrnnError as error:
+        _fail(str(error), error.exit_code)
+    except (HydraException, OmegaConfBaseException) as error:
+        _fail(config_errors.explain(error, sys.argv[1:]), ConfigError.exit_code)
+    except OSError as error:
+        _fail(
+            f"cannot write to {error.filename}: {error.strerror}; choose another place with "
+            "outputs=DIR",
+            OutputError.exit_code,
+        )
+
+
+def _fail(message: str, exit_code: int) -> None:
+    print(f"bnrnn: error: {message}", file=sys.stderr)
+    sys.exit(exit_code)
+
+
+@hydra.main(version_base="1.3", config_path="pkg://bnrnn.conf", config_name="config")
+def _job(cfg: DictConfig) -> None:
+    """One run, also as one job of a sweep."""
+    run = RunDirectory(Path(HydraConfig.get().runtime.output_dir))
+    single = HydraConfig.get().mode == RunMode.RUN
+    try:
+        _dispatch(settings.from_hydra(cfg), run)
+    except BnrnnError as error:
+        run.discard_if_empty()
+        if single:
+            _fail(str(error), error.exit_code)
+        raise  # Hydra goes on with the sweep, and raises this again at its end
+    except Interrupted as interrupted:
+        # Ends a sweep too: who presses Ctrl-C means all of it.
+        how = f"go on with: bnrnn resume={_quoted(run.path)}" if run.last.exists() else "stopped"
+        print(f"bnrnn: {interrupted}: {how}", file=sys.stderr)
+        sys.exit(128 + interrupted.signum)
+
+
+def _dispatch(config: Config, run: RunDirectory) -> None:
+    device = choose_device(config.device)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    torch.use_deterministic_algorithms(device.type == "cpu")
+    if config.mode == "train":
+        _train(config, run, device)
+        return
+    task = build_task(config)
+    if config.mode == "data":
+        log.info("%s", task.describe())
+        return
+    assert config.run is not None
+    source = Path(config.run)
+    if config.mode == "evaluate":
+        began = time.monotonic()
+        result = evaluate(config, source, task, device)
+        result |= {"run": str(source), "wall_seconds": round(time.monotonic() - began, 1)}
+        write_json(run.result, result | provenance(device))
+        print(f"valid  {format_values(result['valid'])}")
+        print(f"test   {format_values(result['test'])}")
+    elif config.mode == "sample":
+        if not isinstance(task, CharacterTask):
+            raise ConfigError(
+                f"mode=sample needs a character model, {source} is a {task.metric} task"
+            )
+        model, _ = load_best(config, source, task, device)
+        assert isinstance(model, CharacterModel)
+        text = sample(model, task, config.sample, config.seed)
+        write_atomic(run.path / "sample.txt", text.encode())
+        print(text)
+
+
+def _train(config: Config, run: RunDirectory, device: torch.device) -> None:
+    with run:
+        finished = run.read_result()
+        if finished is not None and not _goes_on(config, finished):
+            log.info("%s is finished: test %s", run.path, format_values(finished["test"]))
+            return
+        if run.config.exists() and run.last.exists():
+            _check_same(config, run)
+        result = train(config, build_task(config), run, device)
+    print(f"test  {format_values(result['test'])}   ({run.path})")
+
+
+def _goes_on(config: Config, finished: dict[str, float]) -> bool:
+    """Whether the settings ask for more steps than the finished run was allowed."""
+    if config.max_steps is not None and config.max_steps <= finished["max_steps"]:
+        return False
+    epochs = config.max_epochs or config.task.max_epochs
+    steps_per_epoch = finished["steps"] / finished["epochs"]
+    return min(epochs * steps_per_epoch, config.max_steps or float("inf")) > finished["max_steps"]
+
+
+def _check_same(config: Config, run: RunDirectory) -> None:
+    try:
+        saved = yaml.safe_load(run.config.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise CheckpointError(f"{run.config} cannot be read: {error}") from error
+    for key, (ours, theirs) in settings.differences(settings.to_dict(config), saved).items():
+        raise ConfigError(
+            f"a resumed run keeps its settings: {key} is {theirs!r} in {run.path}, not {ours!r}"
+        )
+
+
+def choose_device(name: str) -> torch.device:
+    """
+    Raises:
+        ConfigError: there is no such device.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"device must be auto, cpu or cuda, got {name!r}") from None
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device must be auto, cpu or cuda, got {name!r}")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"device={name}: there are {torch.cuda.device_count()} CUDA devices here")
+    return device
+
+
+def _replay(arguments: list[str]) -> list[str]:
+    """Before `resume=DIR` or `run=DIR` the overrides that made the run in DIR.
+
+    So `bnrnn resume=DIR` needs no other setting, and the command line stays what Hydra saw.
+    """
+    given: dict[str, str] = {}
+    parser = OverridesParser.create()
+    for argument in arguments:
+        if "=" in argument and not argument.startswith("-"):
+            try:
+                override = parser.parse_override(argument)
+                given[override.get_key_element()] = str(override.value() or "")
+            except HydraException:
+                pass  # said better when Hydra parses all of them
+    folder = given.get("run") or given.get("resume")
+    if not folder or folder == "auto":
+        return arguments
+    if {"-m", "--multirun"} & set(arguments):
+        raise ConfigError("resume=DIR and run=DIR are for one run; a sweep takes resume=auto")
+    run = RunDirectory(Path(folder))
+    if not run.path.is_dir():
+        raise CheckpointError(f"no run directory at {folder}")
+    if "resume" in given and not run.last.exists():
+        raise CheckpointError(f"{folder} has no last.pt to go on from: start the run anew")
+    try:
+        replayed = yaml.safe_load((run.path / ".hydra" / "overrides.yaml").read_text())
+    except (OSError, yaml.YAMLError):
+        raise CheckpointError(
+            f"{folder} has no readable .hydra/overrides.yaml: give all its settings again"
+        ) from None
+    own = {"run", "resume", "mode"} | given.keys()
+    kept = [o for o in replayed or [] if parser.parse_override(o).get_key_element() not in own]
+    return kept + arguments
+
+
+def _register_resolvers() -> None:
+    OmegaConf.register_new_resolver("bnrnn.run_dir", _run_dir, replace=True)
+    OmegaConf.register_new_resolver("bnrnn.sweep_subdir", _sweep_subdir, replace=True)
+
+
+def _run_dir(stamp: str, *, _root_: DictConfig) -> str:
+    """Where this command writes: a new run directory, or the one it goes on in."""
+    if _root_.mode in ("evaluate", "sample") and _root_.run:
+        return str(Path(_root_.run) / _root_.mode / stamp)
+    if _root_.mode == "train" and _root_.resume is not None:
+        found = _resumed(_root_)
+        if found is not None:
+            return str(found)
+    parent = Path(_root_.outputs) / _root_.task.name
+    parent = parent / ("data" if _root_.mode == "data" else _root_.model.name)
+    path, attempt = parent / stamp, 1
+    while path.exists():
+        attempt += 1
+        path = parent / f"{stamp}-{attempt}"
+    return str(path)
+
+
+def _sweep_subdir(number: int, *, _root_: DictConfig) -> str:
+    """A job's folder in its sweep; the one it goes on in is named absolutely."""
+    if _root_.mode == "train" and _root_.resume is not None:
+        found = _resumed(_root_)
+        if found is not None:
+            return str(found.resolve())
+    return f"{number}-{_root_.task.name}-{_root_.model.name}-seed{_root_.seed}"
+
+
+def _resumed(root: DictConfig) -> Path | None:
+    if root.resume != "auto":
+        return Path(root.resume)
+    keys = [str(key) for key in root if key != "hydra"]
+    ours = OmegaConf.to_container(OmegaConf.masked_copy(root, keys), resolve=True)
+    assert isinstance(ours, dict)
+    return find_matching(Path(root.outputs), {str(key): value for key, value in ours.items()})
+
+
+def _quoted(path: Path) -> str:
+    """As Hydra's grammar wants it on a shell's command line."""
+    text = os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
+    plain = all(character.isalnum() or character in "/._-" for character in text)
+    return text if plain else f"\"'{text}'\""
+
+
+if __name__ == "__main__":
+    main()

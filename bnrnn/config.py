@@ -1,0 +1,302 @@
+"""The settings of a run: dataclasses, checked, and plain objects from here on.
+
+Hydra composes `conf/` against these schemas (`register`), `from_hydra` turns the result into a
+`Config` once, and nothing after that sees a DictConfig.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from bnrnn.errors import ConfigError
+
+
+def _require(condition: bool, key: str, value: Any, allowed: str) -> None:
+    if not condition:
+        raise ConfigError(f"{key} must be {allowed}, got {value!r}")
+
+
+def _choice(key: str, value: str, *allowed: str) -> None:
+    _require(value in allowed, key, value, "one of " + ", ".join(allowed))
+
+
+def _positive(prefix: str, config: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if value is not None:
+            _require(value > 0, prefix + name, value, "positive")
+
+
+@dataclass
+class ModelConfig:
+    """A BNLSTM by its three slots; see `bnrnn.BNLSTM` for each setting."""
+
+    name: str = MISSING
+    input_norm: str = "none"
+    recurrent_norm: str = "none"
+    cell_norm: str = "none"
+    cell_bias: bool = False
+    hidden_size: int = 200
+    num_layers: int = 1
+    dropout: float = 0.0
+    gamma_init: float = 0.1
+    eps: float = 1e-5
+    momentum: float = 0.1
+    max_length: int | None = None
+    learned_state: bool = True
+    forget_bias: float = 1.0
+    recurrent_init: str = "orthogonal"
+
+    @property
+    def normalizes(self) -> bool:
+        return (self.input_norm, self.recurrent_norm, self.cell_norm) != ("none", "none", "none")
+
+    @property
+    def normalizes_frames(self) -> bool:
+        return "frame" in (self.input_norm, self.recurrent_norm, self.cell_norm)
+
+    def __post_init__(self) -> None:
+        _choice("model.input_norm", self.input_norm, "none", "frame", "sequence")
+        _choice("model.recurrent_norm", self.recurrent_norm, "none", "frame")
+        _choice("model.cell_norm", self.cell_norm, "none", "frame")
+        _choice("model.recurrent_init", self.recurrent_init, "orthogonal", "identity")
+        _positive("model.", self, "hidden_size", "num_layers", "eps", "max_length")
+        _require(0 <= self.dropout < 1, "model.dropout", self.dropout, "in [0, 1)")
+        _require(0 < self.momentum <= 1, "model.momentum", self.momentum, "in (0, 1]")
+        _require(self.gamma_init != 0, "model.gamma_init", self.gamma_init, "non-zero")
+
+
+@dataclass
+class TaskConfig:
+    """What every task has: how much of what is seen how often."""
+
+    name: str = MISSING
+    kind: str = MISSING
+    batch_size: int = 64
+    max_epochs: int = 50
+    # Batch statistics depend on the batch size: validation keeps the training one, unless set.
+    eval_batch_size: int | None = None
+
+    def __post_init__(self) -> None:
+        _positive("task.", self, "batch_size", "max_epochs", "eval_batch_size")
+
+
+@dataclass
+class PixelConfig(TaskConfig):
+    """MNIST, a pixel a step."""
+
+    kind: str = "pixels"
+    batch_size: int = 100
+    max_epochs: int = 200
+    permutation: str = "none"
+    permutation_seed: int = 0
+    init_noise: float = 0.0
+    # The authors' code has noise on h_0 for its BN runs only.
+    init_noise_for: str = "all"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _choice("task.permutation", self.permutation, "none", "true", "official_code")
+        _choice("task.init_noise_for", self.init_noise_for, "all", "normalized")
+        _require(self.init_noise >= 0, "task.init_noise", self.init_noise, "0 or more")
+        _require(
+            0 <= self.permutation_seed < 2**32,
+            "task.permutation_seed",
+            self.permutation_seed,
+            "in 0..4294967295",
+        )
+
+
+@dataclass
+class CharacterConfig(TaskConfig):
+    """Next-character prediction, in bits per character."""
+
+    kind: str = "characters"
+    corpus: str = MISSING
+    variant: str = "paper"
+    path: str | None = None
+    length: int = 100
+    # How many steps of the test string are in memory at once; the result does not depend on it.
+    stream_length: int = 2000
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _choice("task.corpus", self.corpus, "ptb", "text8", "pydocs", "text")
+        _choice("task.variant", self.variant, "paper", "stripped")
+        _require(self.length >= 2, "task.length", self.length, "2 or more")
+        _positive("task.", self, "stream_length")
+        if self.corpus == "text" and not self.path:
+            raise ConfigError("task=text needs the file to learn from: add path=FILE")
+
+
+@dataclass
+class OptimizerConfig:
+    name: str = MISSING
+    lr: float = 1e-3
+    max_grad_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        _positive("optimizer.", self, "lr", "max_grad_norm")
+
+
+@dataclass
+class AdamConfig(OptimizerConfig):
+    name: str = "adam"
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(0 <= self.beta1 < 1, "optimizer.beta1", self.beta1, "in [0, 1)")
+        _require(0 <= self.beta2 < 1, "optimizer.beta2", self.beta2, "in [0, 1)")
+
+
+@dataclass
+class RMSPropConfig(OptimizerConfig):
+    name: str = "rmsprop"
+    decay: float = 0.9
+    momentum: float = 0.0
+    eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(0 <= self.decay < 1, "optimizer.decay", self.decay, "in [0, 1)")
+        _require(0 <= self.momentum < 1, "optimizer.momentum", self.momentum, "in [0, 1)")
+
+
+@dataclass
+class SGDConfig(OptimizerConfig):
+    name: str = "sgd"
+    momentum: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(0 <= self.momentum < 1, "optimizer.momentum", self.momentum, "in [0, 1)")
+
+
+@dataclass
+class SampleConfig:
+    """Text from a trained character model (`mode=sample run=DIR`)."""
+
+    length: int = 500
+    temperature: float = 0.8
+    prompt: str = ""
+
+    def __post_init__(self) -> None:
+        _positive("sample.", self, "length", "temperature")
+
+
+@dataclass
+class Config:
+    """One run. The groups `model`, `task` and `optimizer` are chosen by name."""
+
+    model: ModelConfig = MISSING
+    task: TaskConfig = MISSING
+    optimizer: OptimizerConfig = MISSING
+    sample: SampleConfig = field(default_factory=SampleConfig)
+    mode: str = "train"
+    run: str | None = None
+    resume: str | None = None
+    path: str | None = None
+    data_dir: str = "data"
+    outputs: str = "outputs"
+    seed: int = 0
+    device: str = "auto"
+    kernel: str = "auto"
+    threads: int | None = None
+    max_epochs: int | None = None
+    max_steps: int | None = None
+    validate_every: int | None = None
+    patience: int | None = None
+    selection: str = "population"
+    calibration_batches: int = 50
+    max_valid_batches: int | None = None
+    log_every: int = 50
+    checkpoint_minutes: float = 10.0
+
+    def __post_init__(self) -> None:
+        _choice("mode", self.mode, *MODES)
+        _choice("selection", self.selection, "population", "batch")
+        _require(0 <= self.seed < 2**32, "seed", self.seed, "in 0..4294967295")
+        _positive(
+            "", self, "threads", "max_epochs", "max_steps", "validate_every", "patience",
+            "calibration_batches", "max_valid_batches", "log_every", "checkpoint_minutes",
+        )  # fmt: skip
+        if self.mode in ("evaluate", "sample") and self.run is None:
+            raise ConfigError(f"mode={self.mode} needs a finished run: add run=DIR")
+        if self.run is not None and self.mode not in ("evaluate", "sample"):
+            raise ConfigError(f"run=DIR goes with mode=evaluate and mode=sample, not {self.mode}")
+        if self.resume is not None and self.mode != "train":
+            raise ConfigError(f"resume goes with mode=train, not mode={self.mode}")
+        if isinstance(self.model, ModelConfig) and isinstance(self.task, TaskConfig):
+            smallest = min(self.task.batch_size, self.task.eval_batch_size or self.task.batch_size)
+            if self.model.normalizes_frames and smallest < 2:
+                raise ConfigError(
+                    f"task.batch_size must be 2 or more for model={self.model.name}, which "
+                    "normalises by batch statistics; model=lstm takes 1"
+                )
+
+
+MODES = ("train", "evaluate", "data", "sample")
+
+# What a resumed run may change: where things are and how long it goes on. All else must stay.
+RESUME_MAY_CHANGE = frozenset({
+    "mode", "run", "resume", "sample", "data_dir", "outputs", "path", "task.path", "device",
+    "kernel", "threads", "max_epochs", "max_steps", "patience", "log_every", "checkpoint_minutes",
+    "task.stream_length",
+})  # fmt: skip
+
+
+def register() -> None:
+    """Make the schemas known to Hydra: `base_*` in each group of `conf/`."""
+    store = ConfigStore.instance()
+    store.store(name="base_config", node=Config)
+    store.store(group="model", name="base_model", node=ModelConfig)
+    store.store(group="task", name="base_pixels", node=PixelConfig)
+    store.store(group="task", name="base_characters", node=CharacterConfig)
+    store.store(group="optimizer", name="base_adam", node=AdamConfig)
+    store.store(group="optimizer", name="base_rmsprop", node=RMSPropConfig)
+    store.store(group="optimizer", name="base_sgd", node=SGDConfig)
+
+
+def from_hydra(cfg: DictConfig) -> Config:
+    """Plain objects, every range checked.
+
+    Raises:
+        ConfigError: a value is impossible; the message names the key and what it may be.
+    """
+    OmegaConf.resolve(cfg)
+    config = OmegaConf.to_object(cfg)
+    assert isinstance(config, Config)
+    return config
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Nested plain dicts, for YAML, JSON and checkpoints."""
+    return dataclasses.asdict(config)
+
+
+def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"task": {"length": 100}} -> {"task.length": 100}."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def differences(ours: dict[str, Any], saved: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The settings that make two runs different runs: key -> (ours, saved)."""
+    ours, saved = flatten(ours), flatten(saved)
+    return {
+        key: (ours.get(key), saved.get(key))
+        for key in sorted(ours.keys() | saved.keys())
+        if ours.get(key) != saved.get(key)
+        and not any(key == k or key.startswith(k + ".") for k in RESUME_MAY_CHANGE)
+    }

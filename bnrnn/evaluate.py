@@ -1,0 +1,137 @@
+"""Validation while training, and the test of a finished model."""
+
+import contextlib
+import logging
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from bnrnn import checkpoint
+from bnrnn.config import Config
+from bnrnn.errors import CheckpointError
+from bnrnn.interrupt import Interruption
+from bnrnn.nn import StepStatistics, batch_statistics, calibrate
+from bnrnn.tasks import Task
+from bnrnn.tasks.scoring import score_batches
+
+log = logging.getLogger(__name__)
+
+Metrics = dict[str, float]
+
+
+def normalizes(model: nn.Module) -> bool:
+    return any(isinstance(module, StepStatistics) for module in model.modules())
+
+
+def validate(
+    model: nn.Module, task: Task, config: Config, device: torch.device, stop: Interruption
+) -> dict[str, Metrics]:
+    """Metrics on the validation set with population statistics and with batch statistics.
+
+    The population statistics are averaged afresh over a sample of training batches. A model that
+    normalises nothing has one kind only, reported as "population".
+
+    Raises:
+        Interrupted: the model's statistics are then as before.
+    """
+    batches = task.valid_batches()[: config.max_valid_batches]
+    with _evaluation(model, config.seed):
+        if normalizes(model):
+            _calibrate(model, task, config.calibration_batches, device, stop)
+        bar = _bar(batches, stop, "validation")
+        found = {"population": task.metrics(score_batches(model, task, bar, device))}
+        if normalizes(model):
+            with batch_statistics(model):
+                bar = _bar(batches, stop, "validation, batch statistics")
+                found["batch"] = task.metrics(score_batches(model, task, bar, device))
+    return found
+
+
+def final_test(
+    model: nn.Module,
+    task: Task,
+    config: Config,
+    device: torch.device,
+    stop: Interruption,
+    calibrated: int | None = None,
+) -> tuple[dict[str, Metrics], int | None]:
+    """Calibrate over the whole training set, then validate and test by the task's protocol.
+
+    Args:
+        calibrated: over how many batches the model's statistics were averaged already, if so.
+
+    Returns:
+        {"valid": metrics, "test": metrics}, both with population statistics, and how many
+        training batches are behind those (None: nothing is normalised).
+    """
+    with _evaluation(model, config.seed):
+        if normalizes(model) and calibrated is None:
+            log.info("Calibrating population statistics over the training set")
+            calibrated = _calibrate(model, task, None, device, stop)
+        valid = task.metrics(
+            score_batches(model, task, _bar(task.valid_batches(), stop, "validation"), device)
+        )
+        log.info("Testing")
+        test = task.test(model, device, lambda items: _bar(items, stop, "test"))
+    return {"valid": valid, "test": test}, calibrated
+
+
+def evaluate(config: Config, run: Path, task: Task, device: torch.device) -> dict[str, Any]:
+    """Test the best model of the run in `run` again.
+
+    Raises:
+        CheckpointError: there is none, or it is of another model or other data.
+    """
+    model, content = load_best(config, run, task, device)
+    with Interruption() as stop:
+        metrics, calibrated = final_test(
+            model, task, config, device, stop, content.get("calibrated")
+        )
+    return {**metrics, "step": content["step"], "calibrated": calibrated}
+
+
+def load_best(
+    config: Config, run: Path, task: Task, device: torch.device
+) -> tuple[nn.Module, dict[str, Any]]:
+    path = run / "best.pt"
+    if not path.exists():
+        raise CheckpointError(f"{run} has no best.pt: the run has not reached a validation yet")
+    content = checkpoint.load(path, device)
+    task.load_state(content["task"])
+    model = task.build_model(config.model, config.kernel).to(device)
+    checkpoint.load_model(model, content, path)
+    return model, content
+
+
+def _calibrate(
+    model: nn.Module, task: Task, n: int | None, device: torch.device, stop: Interruption
+) -> int:
+    total = task.steps_per_epoch if n is None else min(n, task.steps_per_epoch)
+    batches = _bar(task.calibration_batches(n), stop, "calibration", total)
+    return calibrate(model, batches, lambda batch: task.predict(model, batch.to(device)))
+
+
+@contextlib.contextmanager
+def _evaluation(model: nn.Module, seed: int) -> Iterator[None]:
+    """Evaluation mode, with random numbers of its own: noise on h_0 is the same every time, and
+    how often a run is validated does not change what it learns."""
+    training = model.training
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model.eval()
+        try:
+            yield
+        finally:
+            model.train(training)
+
+
+def _bar(
+    items: Iterable[Any], stop: Interruption, name: str, total: int | None = None
+) -> Iterable[Any]:
+    """`items` under a progress bar (none where the output is no terminal), stopping if asked."""
+    bar = tqdm(items, desc=name, total=total, leave=False, disable=None, dynamic_ncols=True)
+    return stop.guard(bar)

@@ -1,0 +1,138 @@
+"""Predicting the next character: Penn Treebank, text8, the Python manual, or a text file.
+
+Paper, sections 5.2 and 5.3: training on non-overlapping sequences whose offset is drawn afresh each
+epoch, state reset to the learned one before each; test on the whole string as one sequence.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bnrnn.config import CharacterConfig, ModelConfig
+from bnrnn.datasets import CharacterCorpus, load_ptb, load_pydocs, load_text, load_text8
+from bnrnn.errors import CheckpointError, DataError
+from bnrnn.tasks.base import Batch, Progress, Task, build_head, build_lstm, even_batches
+from bnrnn.tasks.scoring import Score, score_logits
+
+State = tuple[Tensor, Tensor]
+NATS_PER_BIT = float(np.log(2))
+
+
+class CharacterModel(nn.Module):
+    """An LSTM over one-hot characters and a softmax at every step."""
+
+    def __init__(self, config: ModelConfig, symbols: int, kernel: str) -> None:
+        super().__init__()
+        self.lstm = build_lstm(config, symbols, 0.0, kernel)
+        self.head = build_head(config.hidden_size, symbols)
+
+    def forward(
+        self, characters: Tensor, state: State | None = None, first_step: int = 0
+    ) -> tuple[Tensor, State]:
+        """characters (T, B) -> logits (T, B, symbols) of the character that follows each."""
+        output, last = self.lstm(characters, state, first_step=first_step)
+        return self.head(output), last
+
+
+class CharacterTask(Task):
+    metric = "bpc"
+    lower_is_better = True
+
+    def __init__(self, config: CharacterConfig, seed: int, data_dir: Path) -> None:
+        super().__init__(config, seed)
+        self.config: CharacterConfig = config
+        self.corpus = load_corpus(config, data_dir)
+        if self.steps_per_epoch == 0:
+            needed = config.length * (config.batch_size + 1)
+            raise DataError(
+                f"{self.corpus.name} has {len(self.corpus.train)} training characters, and one "
+                f"batch needs {needed}: lower task.length ({config.length}) or task.batch_size "
+                f"({config.batch_size})"
+            )
+        if len(self.corpus.valid) < 2 * config.length:
+            raise DataError(
+                f"{self.corpus.name} has {len(self.corpus.valid)} validation characters, fewer "
+                f"than two sequences of task.length={config.length}: lower it"
+            )
+        if len(self.corpus.test) < 2:
+            raise DataError(f"{self.corpus.name} has no test string of two characters or more")
+
+    @property
+    def steps_per_epoch(self) -> int:
+        # The offset is at most length - 1: every epoch has this many whole batches.
+        sequences = (len(self.corpus.train) - self.config.length + 1) // self.config.length
+        return sequences // self.config.batch_size
+
+    def build_model(self, config: ModelConfig, kernel: str) -> CharacterModel:
+        return CharacterModel(config, len(self.corpus.symbols), kernel)
+
+    def train_batch(self, epoch: int, index: int) -> Batch:
+        length, size = self.config.length, self.config.batch_size
+        generator = self._generator(epoch)
+        offset = int(generator.integers(length))
+        order = generator.permutation((len(self.corpus.train) - offset) // length)
+        starts = offset + length * order[index * size : (index + 1) * size]
+        return self._batch(self.corpus.train[starts[:, None] + np.arange(length)])
+
+    def valid_batches(self) -> list[Batch]:
+        length = self.config.length
+        sequences = len(self.corpus.valid) // length
+        rows = self.corpus.valid[: sequences * length].reshape(sequences, length)
+        size = self.config.eval_batch_size or self.config.batch_size
+        return [self._batch(rows[part]) for part in even_batches(sequences, size)]
+
+    def predict(self, model: nn.Module, batch: Batch) -> Tensor:
+        return model(batch.input)[0]
+
+    def metrics(self, score: Score) -> dict[str, float]:
+        return {
+            "bpc": score.nll / score.count / NATS_PER_BIT,
+            "accuracy": score.correct / score.count,
+        }
+
+    @torch.no_grad()
+    def test(self, model: nn.Module, device: torch.device, progress: Progress) -> dict[str, float]:
+        """The whole test string as one sequence, the state carried from piece to piece."""
+        text = torch.from_numpy(self.corpus.test.astype(np.int64))[:, None]
+        state, score = None, Score()
+        for first in progress(range(0, len(text) - 1, self.config.stream_length)):
+            piece = text[first : first + self.config.stream_length + 1].to(device)
+            logits, state = model(piece[:-1], state, first_step=first)
+            score += score_logits(logits, piece[1:])
+        return self.metrics(score)
+
+    def describe(self) -> str:
+        sizes = " / ".join(f"{len(part):,}" for part in self._splits())
+        return f"{self.corpus.name}: {sizes} characters, {len(self.corpus.symbols)} symbols"
+
+    def state(self) -> dict[str, Any]:
+        return {"symbols": self.corpus.symbols}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        if state["symbols"] != self.corpus.symbols:
+            raise CheckpointError(
+                f"the checkpoint was trained on {len(state['symbols'])} other symbols than the "
+                f"{len(self.corpus.symbols)} of {self.corpus.name}: use the data it was trained on"
+            )
+
+    def _splits(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return self.corpus.train, self.corpus.valid, self.corpus.test
+
+    def _batch(self, rows: np.ndarray) -> Batch:
+        """rows (B, length) -> input and target (length - 1, B)."""
+        characters = torch.from_numpy(np.ascontiguousarray(rows.T).astype(np.int64))
+        return Batch(characters[:-1], characters[1:])
+
+
+def load_corpus(config: CharacterConfig, data_dir: Path) -> CharacterCorpus:
+    if config.corpus == "ptb":
+        return load_ptb(data_dir, "stripped" if config.variant == "stripped" else "paper")
+    if config.corpus == "text8":
+        return load_text8(data_dir)
+    if config.corpus == "text":
+        assert config.path is not None
+        return load_text(Path(config.path))
+    return load_pydocs()

@@ -1,0 +1,115 @@
+"""MNIST, a pixel a step: in order, or in a fixed random order (paper, section 5.1)."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bnrnn.config import ModelConfig, PixelConfig
+from bnrnn.datasets import load_mnist
+from bnrnn.errors import CheckpointError
+from bnrnn.tasks.base import Batch, Progress, Task, build_head, build_lstm, even_batches
+from bnrnn.tasks.scoring import Score, score_batches
+
+PIXELS, CLASSES = 784, 10
+
+
+class PixelModel(nn.Module):
+    """An LSTM over the pixels and a softmax on its last hidden state."""
+
+    def __init__(self, config: ModelConfig, init_noise: float, kernel: str) -> None:
+        super().__init__()
+        self.lstm = build_lstm(config, 1, init_noise, kernel)
+        self.head = build_head(config.hidden_size, CLASSES)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """pixels (T, B, 1) -> logits (B, 10)."""
+        _, (h_n, _) = self.lstm(pixels)
+        return self.head(h_n[-1])
+
+
+class PixelTask(Task):
+    metric = "accuracy"
+    lower_is_better = False
+
+    def __init__(self, config: PixelConfig, seed: int, data_dir: Path) -> None:
+        super().__init__(config, seed)
+        self.config: PixelConfig = config
+        self.data = load_mnist(data_dir)
+        self.order = pixel_order(config.permutation, config.permutation_seed)  # (784,)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return len(self.data.train_labels) // self.config.batch_size
+
+    def build_model(self, config: ModelConfig, kernel: str) -> PixelModel:
+        noisy = self.config.init_noise_for == "all" or config.normalizes
+        return PixelModel(config, self.config.init_noise if noisy else 0.0, kernel)
+
+    def train_batch(self, epoch: int, index: int) -> Batch:
+        examples = self._generator(epoch).permutation(len(self.data.train_labels))
+        size = self.config.batch_size
+        chosen = examples[index * size : (index + 1) * size]
+        return self._batch(self.data.train_images, self.data.train_labels, chosen)
+
+    def valid_batches(self) -> list[Batch]:
+        return self._batches(self.data.valid_images, self.data.valid_labels)
+
+    def predict(self, model: nn.Module, batch: Batch) -> Tensor:
+        return model(batch.input)
+
+    def metrics(self, score: Score) -> dict[str, float]:
+        return {
+            "accuracy": score.correct / score.count,
+            "cross_entropy": score.nll / score.count,
+        }
+
+    def test(self, model: nn.Module, device: torch.device, progress: Progress) -> dict[str, float]:
+        batches = self._batches(self.data.test_images, self.data.test_labels)
+        return self.metrics(score_batches(model, self, progress(batches), device))
+
+    def describe(self) -> str:
+        order = {"none": "in order", "true": "permuted"}.get(
+            self.config.permutation, "mapped with replacement, as in the authors' code"
+        )
+        return (
+            f"MNIST, 784 pixels {order} ({checksum(self.order)}); 50,000 / 10,000 / 10,000 images"
+        )
+
+    def state(self) -> dict[str, Any]:
+        return {"order": torch.from_numpy(self.order.copy()), "checksum": checksum(self.order)}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        order = state["order"].numpy()
+        if checksum(order) != state["checksum"] or order.shape != (PIXELS,):
+            raise CheckpointError("the checkpoint's pixel order does not match its checksum")
+        self.order = order
+
+    def _batches(self, images: np.ndarray, labels: np.ndarray) -> list[Batch]:
+        size = self.config.eval_batch_size or self.config.batch_size
+        return [self._batch(images, labels, part) for part in even_batches(len(labels), size)]
+
+    def _batch(self, images: np.ndarray, labels: np.ndarray, examples: np.ndarray | slice) -> Batch:
+        pixels = images[examples][:, self.order].T  # (T, B)
+        input = torch.from_numpy(np.ascontiguousarray(pixels)).float().div_(255)
+        return Batch(input[:, :, None], torch.from_numpy(labels[examples]))
+
+
+def pixel_order(kind: str, seed: int) -> np.ndarray:
+    """Which pixel is seen at each of the 784 steps, (784,) int64.
+
+    "official_code" is the authors' map, whatever the seed: 784 draws with replacement, so that
+    283 pixels are never seen.
+    """
+    if kind == "none":
+        return np.arange(PIXELS)
+    if kind == "official_code":
+        return np.random.RandomState(1).randint(0, PIXELS, PIXELS).astype(np.int64)
+    return np.random.RandomState(seed).permutation(PIXELS).astype(np.int64)
+
+
+def checksum(order: np.ndarray) -> str:
+    return hashlib.sha256(order.astype("<i8").tobytes()).hexdigest()[:12]

@@ -1,0 +1,306 @@
+"""The training loop, for every task."""
+
+import dataclasses
+import logging
+import math
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from bnrnn import checkpoint
+from bnrnn.config import AdamConfig, Config, OptimizerConfig, RMSPropConfig, SGDConfig, to_dict
+from bnrnn.errors import CheckpointError, NonFiniteError
+from bnrnn.evaluate import final_test, load_best, validate
+from bnrnn.interrupt import Interrupted, Interruption
+from bnrnn.metrics import MetricsWriter, format_values
+from bnrnn.nn import BNLSTM
+from bnrnn.provenance import provenance
+from bnrnn.rundir import RunDirectory
+from bnrnn.tasks import Task
+from bnrnn.tasks.scoring import Score, score_logits
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class LoopState:
+    """All that the loop remembers from step to step; plain numbers, saved in checkpoints."""
+
+    step: int = 0
+    validated: int = -1  # the step of the last validation
+    best: float | None = None
+    best_step: int = 0
+    stale: int = 0  # validations since the best one
+    seconds: float = 0.0
+    # Sums since the last line of metrics, so that a resumed run writes the same lines.
+    nll: float = 0.0
+    correct: int = 0
+    count: int = 0
+    grad_norm: float = 0.0
+    logged: int = 0  # the step of that line
+
+
+def train(config: Config, task: Task, run: RunDirectory, device: torch.device) -> dict[str, Any]:
+    """Train, choose the best model on validation, test it; go on if `run` has a checkpoint.
+
+    Returns:
+        what `result.json` holds.
+
+    Raises:
+        Interrupted: by a signal, after saving a checkpoint.
+        NonFiniteError: the loss or the gradient is not finite.
+        CheckpointError, OutputError: see there.
+    """
+    state = LoopState()
+    resumed = checkpoint.load(run.last, device) if run.last.exists() else None
+    if resumed is not None:
+        task.load_state(resumed["task"])
+    torch.manual_seed(config.seed)
+    model = task.build_model(config.model, config.kernel).to(device)
+    optimizer = build_optimizer(config.optimizer, model)
+    if resumed is not None:
+        state = restore(resumed, run, model, optimizer)
+        log.info("Going on at step %d of %s", state.step, run.path)
+    run.write_config(config)
+
+    epochs = config.max_epochs or config.task.max_epochs
+    total = min(config.max_steps or math.inf, epochs * task.steps_per_epoch)
+    total = int(total)
+    validate_every = config.validate_every or task.steps_per_epoch
+    log.info("%s", task.describe())
+    log.info(
+        "%s: %s parameters; %s steps (%s an epoch) on %s, kernel %s; %s",
+        config.model.name,
+        f"{sum(p.numel() for p in model.parameters()):,}",
+        f"{total:,}",
+        f"{task.steps_per_epoch:,}",
+        device,
+        kernel_name(model),
+        run.path,
+    )
+
+    with (
+        Interruption() as stop,
+        MetricsWriter(run, config, task.metric, state.step) as metrics,
+        logging_redirect_tqdm(),
+        tqdm(total=total, initial=state.step, disable=None, dynamic_ncols=True) as bar,
+    ):
+        saved_at = began = time.monotonic()
+        seconds_before = state.seconds
+        try:
+            while True:
+                at_end = state.step >= total
+                if state.validated != state.step and (
+                    at_end or (state.step > 0 and state.step % validate_every == 0)
+                ):
+                    found = validate(model, task, config, device, stop)
+                    state.validated = state.step
+                    state.seconds = seconds_before + time.monotonic() - began
+                    for kind, values in found.items():
+                        name = f"validation {task.metric} with {kind} statistics"
+                        check_finite(name, values[task.metric], state, run)
+                        metrics.write(state.step, "valid", values, statistics=kind)
+                    metrics.write_parameters(state.step, model)
+                    chosen_by = found.get(config.selection, found["population"])[task.metric]
+                    if task.is_better(chosen_by, state.best):
+                        state.best, state.best_step, state.stale = chosen_by, state.step, 0
+                        save_best(run, config, task, model, state.step, None)
+                    else:
+                        state.stale += 1
+                    save_last(run, config, task, model, optimizer, state)
+                    saved_at = time.monotonic()
+                    log.info("%s", progress_line(state, task, found))
+                if at_end or (config.patience is not None and state.stale >= config.patience):
+                    break
+
+                epoch, index = divmod(state.step, task.steps_per_epoch)
+                batch = task.train_batch(epoch, index).to(device)
+                model.train()
+                logits = task.predict(model, batch)
+                loss = nn.functional.cross_entropy(logits.flatten(0, -2), batch.target.flatten())
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                grad_norm = nn.utils.clip_grad_norm_(
+                    model.parameters(), config.optimizer.max_grad_norm
+                )
+                check_finite("loss", loss.item(), state, run)
+                check_finite("gradient norm", grad_norm.item(), state, run)
+                optimizer.step()
+                state.step += 1
+
+                add(state, score_logits(logits.detach(), batch.target), grad_norm.item())
+                if state.step % config.log_every == 0 or state.step == total:
+                    values = averages(state, task)
+                    metrics.write(state.step, "train", values)
+                    bar.set_postfix_str(format_values({task.metric: values[task.metric]}))
+                bar.update()
+                state.seconds = seconds_before + time.monotonic() - began
+
+                end_of_epoch = state.step % task.steps_per_epoch == 0
+                minutes = (time.monotonic() - saved_at) / 60
+                if end_of_epoch or minutes >= config.checkpoint_minutes:
+                    save_last(run, config, task, model, optimizer, state)
+                    saved_at = time.monotonic()
+                stop.check()
+
+            bar.close()
+            result = test_best(config, task, run, device, stop, metrics)
+            state.seconds = seconds_before + time.monotonic() - began
+        except Interrupted:
+            save_last(run, config, task, model, optimizer, state)
+            raise
+
+    result |= {
+        "task": config.task.name,
+        "model": config.model.name,
+        "seed": config.seed,
+        "steps": state.step,
+        "max_steps": total,
+        "epochs": state.step / task.steps_per_epoch,
+        "wall_seconds": round(state.seconds, 1),
+        "kernel": kernel_name(model),
+        **provenance(device),
+    }
+    run.write_result(result)
+    return result
+
+
+def test_best(
+    config: Config,
+    task: Task,
+    run: RunDirectory,
+    device: torch.device,
+    stop: Interruption,
+    metrics: MetricsWriter,
+) -> dict[str, Any]:
+    """Test the best model, and keep it with the statistics it was tested with."""
+    model, content = load_best(config, run.path, task, device)
+    step = content["step"]
+    found, calibrated = final_test(model, task, config, device, stop, content["calibrated"])
+    save_best(run, config, task, model, step, calibrated)
+    metrics.write(step, "test", found["test"], statistics="population")
+    log.info(
+        "Best model, step %d, population statistics: valid %s; test %s",
+        step, format_values(found["valid"]), format_values(found["test"]),
+    )  # fmt: skip
+    return {**found, "best_step": step, "calibrated": calibrated}
+
+
+def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Optimizer:
+    parameters = model.parameters()
+    if isinstance(config, AdamConfig):
+        betas = (config.beta1, config.beta2)
+        return torch.optim.Adam(parameters, config.lr, betas, config.eps)
+    if isinstance(config, RMSPropConfig):
+        return torch.optim.RMSprop(
+            parameters, config.lr, config.decay, config.eps, momentum=config.momentum
+        )
+    if isinstance(config, SGDConfig):
+        return torch.optim.SGD(parameters, config.lr, config.momentum)
+    raise TypeError(f"no optimizer for {type(config).__name__}")
+
+
+def check_finite(name: str, value: float, state: LoopState, run: RunDirectory) -> None:
+    if math.isfinite(value):
+        return
+    kept = f"the last good checkpoint is {run.last}" if run.last.exists() else "none is saved yet"
+    raise NonFiniteError(
+        f"the {name} is {value} at step {state.step}; {kept}. Try a lower optimizer.lr, a lower "
+        "optimizer.max_grad_norm, model.gamma_init=0.1, or task.init_noise=0.1 where all "
+        "sequences begin alike"
+    )
+
+
+def add(state: LoopState, score: Score, grad_norm: float) -> None:
+    state.nll += score.nll
+    state.correct += score.correct
+    state.count += score.count
+    state.grad_norm += grad_norm
+
+
+def averages(state: LoopState, task: Task) -> dict[str, float]:
+    """Averages since the last line of metrics, and a new beginning."""
+    values = task.metrics(Score(state.nll, state.correct, state.count))
+    steps = state.step - state.logged
+    values |= {
+        "grad_norm": state.grad_norm / steps,
+        "epoch": state.step / task.steps_per_epoch,
+        "seconds": round(state.seconds, 2),
+    }
+    state.nll, state.correct, state.count, state.grad_norm = 0.0, 0, 0, 0.0
+    state.logged = state.step
+    return values
+
+
+def progress_line(state: LoopState, task: Task, found: dict[str, dict[str, float]]) -> str:
+    scores = "  ".join(f"{values[task.metric]:.4f} ({kind})" for kind, values in found.items())
+    best = "  best so far" if state.best_step == state.step else ""
+    epoch = state.step / task.steps_per_epoch
+    minutes = state.seconds / 60
+    return (
+        f"step {state.step:6d}  epoch {epoch:6.2f}  {minutes:6.1f} min  "
+        f"valid {task.metric} {scores}{best}"
+    )
+
+
+def kernel_name(model: nn.Module) -> str:
+    """Which code runs the recurrence: recorded with every result."""
+    lstms = [module for module in model.modules() if isinstance(module, BNLSTM)]
+    return ", ".join(sorted({"torch.lstm" if m.is_plain else m.kernel for m in lstms}))
+
+
+def save_last(
+    run: RunDirectory,
+    config: Config,
+    task: Task,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: LoopState,
+) -> None:
+    training = {
+        "optimizer": optimizer.state_dict(),
+        "loop": dataclasses.asdict(state),
+        "random": checkpoint.random_state(),
+    }
+    content = describe(config, task, model, state.step)
+    checkpoint.save(run.last, content | {"calibrated": None, "training": training})
+
+
+def save_best(
+    run: RunDirectory,
+    config: Config,
+    task: Task,
+    model: nn.Module,
+    step: int,
+    calibrated: int | None,
+) -> None:
+    checkpoint.save(run.best, describe(config, task, model, step) | {"calibrated": calibrated})
+
+
+def describe(config: Config, task: Task, model: nn.Module, step: int) -> dict[str, Any]:
+    return {
+        "config": to_dict(config),
+        "model": model.state_dict(),
+        "task": task.state(),
+        "step": step,
+    }
+
+
+def restore(
+    content: dict[str, Any],
+    run: RunDirectory,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+) -> LoopState:
+    if "training" not in content:
+        raise CheckpointError(f"{run.last} is a model without its training state: cannot resume")
+    checkpoint.load_model(model, content, run.last)
+    training = content["training"]
+    optimizer.load_state_dict(training["optimizer"])
+    checkpoint.restore_random_state(training["random"])
+    return LoopState(**training["loop"])

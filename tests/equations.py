@@ -1,0 +1,69 @@
+"""The paper's equations in NumPy, float64, one step after the other: what the cell is tested by.
+
+Written from the paper (Cooijmans et al. 2017, equations 2 to 8; Laurent et al. 2015), not from the
+library: gates by name, statistics by `mean` and `var`, no shared code.
+"""
+
+import numpy as np
+
+GATES = "ifgo"
+
+
+def sigmoid(x):
+    return (1 + np.tanh(x / 2)) / 2  # 1 / (1 + exp(-x)) without overflow
+
+
+def bn(y, gamma, beta, mean, var, eps):
+    return beta + gamma * (y - mean) / np.sqrt(var + eps)
+
+
+def bn_lstm(x, h, c, w, norms, eps=1e-5, population=None, lengths=None, count_padding=False):
+    """x (T, B, D); w: the parameters by name; norms: {"ih": ..., "hh": ..., "c": ...}.
+
+    Returns output (T, B, H), h_n, c_n, and {"ih": (means, vars), ...} lists over steps.
+    """
+    steps, batch, _ = x.shape
+    lengths = np.full(batch, steps) if lengths is None else lengths
+    seen = {term: ([], []) for term in ("ih", "hh", "c")}
+
+    def normalize(term, y, gamma, beta, t, rows):
+        if norms[term] == "none":
+            return y + beta
+        if population is not None:
+            means, variances = population[term]
+            mean, var = means[min(t, len(means) - 1)], variances[min(t, len(means) - 1)]
+        else:
+            mean, var = y[rows].mean(0), y[rows].var(0)
+            seen[term][0].append(mean)
+            seen[term][1].append(var)
+        return bn(y, gamma, beta, mean, var, eps)
+
+    if norms["ih"] == "sequence":
+        y = np.stack([x[t] @ w["weight_ih"].T for t in range(steps)])
+        if population is None:
+            frames = np.concatenate([y[t][lengths > t] for t in range(steps)])
+            mean, var = frames.mean(0), frames.var(0)
+            seen["ih"][0].append(mean)
+            seen["ih"][1].append(var)
+        else:
+            mean, var = population["ih"][0][0], population["ih"][1][0]
+        sequence_term = bn(y, w["gamma_ih"], 0, mean, var, eps)
+
+    output = []
+    for t in range(steps):
+        live = lengths > t
+        rows = np.full(batch, True) if count_padding else live
+        if norms["ih"] == "sequence":
+            from_input = sequence_term[t]
+        else:
+            from_input = normalize("ih", x[t] @ w["weight_ih"].T, w.get("gamma_ih"), 0, t, rows)
+        from_state = normalize("hh", h @ w["weight_hh"].T, w.get("gamma_hh"), 0, t, rows)
+        z = from_input + from_state + w.get("bias", 0)
+        gate = dict(zip(GATES, np.split(z, 4, axis=1), strict=True))
+        new_c = sigmoid(gate["f"]) * c + sigmoid(gate["i"]) * np.tanh(gate["g"])
+        cell = normalize("c", new_c, w.get("gamma_c"), w.get("beta_c", 0), t, rows)
+        new_h = sigmoid(gate["o"]) * np.tanh(cell)
+        h = np.where(live[:, None], new_h, h)
+        c = np.where(live[:, None], new_c, c)
+        output.append(np.where(live[:, None], new_h, 0))
+    return np.stack(output), h, c, seen

@@ -1,0 +1,169 @@
+"""The recurrence against the paper's equations, in values and in gradients."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from bnrnn.kernels import Moments, Normalization, TermMoments, Weights, recurrence
+from tests.equations import bn_lstm
+
+T, B, D, H = 7, 5, 3, 4
+SLOTS = list(itertools.product(["none", "frame", "sequence"], ["none", "frame"], ["none", "frame"]))
+
+
+def make_weights(norms, bias=True, beta_c=False, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    ih, hh, c = norms
+    return Weights(
+        weight_ih=draw(4 * H, D),
+        weight_hh=draw(4 * H, H),
+        bias=draw(4 * H) if bias else None,
+        gamma_ih=draw(4 * H) if ih != "none" else None,
+        gamma_hh=draw(4 * H) if hh != "none" else None,
+        gamma_c=draw(H) if c != "none" else None,
+        beta_c=draw(H) if c != "none" or beta_c else None,
+    )
+
+
+def in_numpy(weights):
+    return {k: v.numpy() for k, v in weights._asdict().items() if v is not None}
+
+
+def inputs(seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    shapes = ((T, B, D), (B, H), (B, H))
+    return [torch.randn(*s, generator=generator, dtype=torch.float64) for s in shapes]
+
+
+def assert_same(ours, theirs):
+    np.testing.assert_allclose(ours.numpy(), theirs, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("norms", SLOTS)
+@pytest.mark.parametrize("padding", ["none", "left out", "counted"])
+def test_values_and_moments_are_those_of_the_equations(norms, padding):
+    x, h, c = inputs()
+    weights = make_weights(norms)
+    lengths = None if padding == "none" else torch.tensor([T, 2, 4, T - 1, 1])
+    counted = padding == "counted"
+    output, h_n, c_n, moments = recurrence(
+        x, h, c, weights, Normalization(*norms), lengths=lengths, count_padding=counted
+    )
+    expected = bn_lstm(
+        x.numpy(), h.numpy(), c.numpy(), in_numpy(weights), dict(zip(("ih", "hh", "c"), norms)),
+        lengths=None if lengths is None else lengths.numpy(), count_padding=counted,
+    )  # fmt: skip
+    for ours, theirs in zip((output, h_n, c_n), expected[:3], strict=True):
+        assert_same(ours, theirs)
+    for term, kind in zip(("ih", "hh", "c"), norms, strict=True):
+        if kind == "none":
+            assert getattr(moments, term) is None
+        else:
+            assert_same(getattr(moments, term).mean, np.stack(expected[3][term][0]))
+            assert_same(getattr(moments, term).var, np.stack(expected[3][term][1]))
+
+
+@pytest.mark.parametrize("norms", SLOTS)
+def test_given_statistics_are_used_and_the_last_row_beyond_them(norms):
+    x, h, c = inputs()
+    weights = make_weights(norms)
+    generator = torch.Generator().manual_seed(2)
+    given = {}
+    for term, kind, features in zip(("ih", "hh", "c"), norms, (4 * H, 4 * H, H), strict=True):
+        if kind != "none":
+            rows = 1 if kind == "sequence" else 3  # fewer than the T steps that are run
+            mean = torch.randn(rows, features, generator=generator, dtype=torch.float64)
+            var = torch.rand(rows, features, generator=generator, dtype=torch.float64)
+            given[term] = Moments(mean, var)
+    output, h_n, c_n, _ = recurrence(
+        x, h, c, weights, Normalization(*norms), TermMoments(**given)
+    )
+    expected = bn_lstm(
+        x.numpy(), h.numpy(), c.numpy(), in_numpy(weights), dict(zip(("ih", "hh", "c"), norms)),
+        population={term: (m.mean.numpy(), m.var.numpy()) for term, m in given.items()},
+    )  # fmt: skip
+    for ours, theirs in zip((output, h_n, c_n), expected[:3], strict=True):
+        assert_same(ours, theirs)
+
+
+def test_one_hot_indices_are_one_hot_vectors():
+    _, h, c = inputs()
+    weights = make_weights(("frame", "frame", "frame"))
+    indices = torch.randint(D, (T, B))
+    vectors = torch.nn.functional.one_hot(indices, D).double()
+    for ours, theirs in zip(
+        recurrence(indices, h, c, weights, Normalization())[:3],
+        recurrence(vectors, h, c, weights, Normalization())[:3],
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+def test_a_cell_bias_without_normalization_is_the_authors_baseline():
+    x, h, c = inputs()
+    weights = make_weights(("none", "none", "none"), beta_c=True)
+    norms = {"ih": "none", "hh": "none", "c": "none"}
+    ours = recurrence(x, h, c, weights, Normalization("none", "none", "none"))
+    expected = bn_lstm(x.numpy(), h.numpy(), c.numpy(), in_numpy(weights), norms)
+    assert_same(ours[0], expected[0])
+
+
+@pytest.mark.parametrize("norms", SLOTS)
+@pytest.mark.parametrize("padded", [False, True])
+def test_gradients(norms, padded):
+    x, h, c = inputs()
+    x = x[:4]
+    lengths = torch.tensor([4, 2, 4, 3, 1]) if padded else None
+    weights = make_weights(norms)
+    present = {k: v for k, v in weights._asdict().items() if v is not None}
+
+    def run(x, h, c, *parameters):
+        named = Weights(**dict(zip(present, parameters, strict=True)))
+        return recurrence(x, h, c, named, Normalization(*norms), lengths=lengths)[:3]
+
+    leaves = [v.requires_grad_() for v in (x.clone(), h, c, *present.values())]
+    assert torch.autograd.gradcheck(run, leaves, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_dtype_is_kept(dtype):
+    x, h, c = (v.to(dtype) for v in inputs())
+    weights = Weights(*(v.to(dtype) for v in make_weights(("frame", "frame", "frame"))))
+    output, _, _, moments = recurrence(x, h, c, weights, Normalization())
+    assert output.dtype == dtype
+    assert moments.hh.mean.dtype == dtype
+
+
+@pytest.mark.parametrize("norms", [("frame", "frame", "frame"), ("sequence", "frame", "frame")])
+def test_padding_content_never_matters_where_padding_is_not_counted(norms):
+    x, h, c = inputs()
+    weights = make_weights(norms)
+    lengths = torch.tensor([T, 2, 4, T - 1, 1])
+    weights.weight_hh.requires_grad_()
+    results = []
+    for content in (0.0, 1e6, float("nan")):
+        other = x.clone()
+        for b, length in enumerate(lengths):
+            other[length:, b] = content
+        output = recurrence(other, h, c, weights, Normalization(*norms), lengths=lengths)
+        (gradient,) = torch.autograd.grad(output[0].sum(), weights.weight_hh)
+        results.append((*output[:3], gradient))
+    for ours, theirs in itertools.chain(zip(results[0], results[1]), zip(results[0], results[2])):
+        assert torch.equal(ours, theirs)
+
+
+def test_padding_steps_at_the_end_change_nothing():
+    x, h, c = inputs()
+    weights = make_weights(("frame", "frame", "frame"))
+    lengths = torch.tensor([4, 2, 4, 3, 1])
+    short = recurrence(x[:4], h, c, weights, Normalization(), lengths=lengths)
+    long = recurrence(x, h, c, weights, Normalization(), lengths=lengths)
+    assert torch.equal(long[0][:4], short[0])
+    assert not long[0][4:].any()
+    assert torch.equal(long[1], short[1])

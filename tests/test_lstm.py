@@ -1,0 +1,259 @@
+"""`BNLSTM` as a drop-in: against `torch.nn.LSTM`, and its own conventions."""
+
+import itertools
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from bnrnn import BNLSTM, batch_statistics
+
+T, B, D, H = 7, 5, 3, 4
+NONE = {"input_norm": "none", "recurrent_norm": "none", "cell_norm": "none"}
+LENGTHS = torch.tensor([5, 7, 1, 3, 3])
+
+
+def pair(layers, bidirectional, plain_code, **kwargs):
+    """A torch.nn.LSTM and a BNLSTM with its weights, on torch's code or on our recurrence."""
+    theirs = nn.LSTM(D, H, layers, bidirectional=bidirectional, dtype=torch.float64, **kwargs)
+    ours = BNLSTM(
+        D, H, layers, bidirectional=bidirectional, dtype=torch.float64, **NONE,
+        cell_bias=not plain_code,  # a zero bias on the cell, which torch's code cannot add
+        **kwargs,
+    )  # fmt: skip
+    assert ours.is_plain == plain_code
+    ours.copy_weights(theirs)
+    return ours, theirs
+
+
+def state(layers, bidirectional):
+    shape = (layers * (2 if bidirectional else 1), B, H)
+    return tuple(torch.randn(shape, dtype=torch.float64, requires_grad=True) for _ in range(2))
+
+
+@pytest.mark.parametrize("plain_code", [True, False])
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("padded", [False, True])
+def test_plain_equals_nn_lstm_in_outputs_and_all_gradients(
+    plain_code, layers, bidirectional, padded
+):
+    ours, theirs = pair(layers, bidirectional, plain_code)
+    x = torch.randn(T, B, D, dtype=torch.float64, requires_grad=True)
+    hx = state(layers, bidirectional)
+
+    if padded:
+        output, (h_n, c_n) = ours(x, hx, lengths=LENGTHS)
+        packed, (h_their, c_their) = theirs(
+            pack_padded_sequence(x, LENGTHS, enforce_sorted=False), hx
+        )
+        expected, _ = pad_packed_sequence(packed, total_length=T)
+    else:
+        output, (h_n, c_n) = ours(x, hx)
+        expected, (h_their, c_their) = theirs(x, hx)
+
+    close = {"rtol": 1e-9, "atol": 1e-11}
+    torch.testing.assert_close(output, expected, **close)
+    torch.testing.assert_close(h_n, h_their, **close)
+    torch.testing.assert_close(c_n, c_their, **close)
+
+    weight = torch.randn_like(output)
+    our_names, their_names = (
+        [n for n, _ in ours.named_parameters() if not n.startswith("beta_c")],
+        [n for n, _ in theirs.named_parameters() if not n.startswith("bias_hh")],
+    )
+    assert [n.replace("bias_l", "bias_ih_l") for n in our_names] == their_names
+    our_gradients = torch.autograd.grad(
+        (output * weight).sum() + h_n.sum() + c_n.sum(),
+        [x, *hx, *(ours.get_parameter(n) for n in our_names)],
+    )
+    their_gradients = torch.autograd.grad(
+        (expected * weight).sum() + h_their.sum() + c_their.sum(),
+        [x, *hx, *(theirs.get_parameter(n) for n in their_names)],
+    )
+    for name, a, b in zip(
+        ["x", "h_0", "c_0", *our_names], our_gradients, their_gradients, strict=True
+    ):
+        torch.testing.assert_close(a, b, **close, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_batch_first():
+    ours, theirs = pair(2, True, True, batch_first=True)
+    x = torch.randn(B, T, D, dtype=torch.float64)
+    torch.testing.assert_close(ours(x)[0], theirs(x)[0])
+    packed = pack_padded_sequence(x, LENGTHS, batch_first=True, enforce_sorted=False)
+    expected, _ = pad_packed_sequence(theirs(packed)[0], batch_first=True)
+    torch.testing.assert_close(ours(x, lengths=LENGTHS)[0], expected)
+
+
+@pytest.mark.parametrize("plain_code", [True, False])
+@pytest.mark.parametrize("sorted_already", [True, False])
+def test_packed_sequences(plain_code, sorted_already):
+    ours, theirs = pair(2, True, plain_code)
+    x = torch.randn(T, B, D, dtype=torch.float64)
+    lengths = LENGTHS.sort(descending=True)[0] if sorted_already else LENGTHS
+    packed = pack_padded_sequence(x, lengths, enforce_sorted=sorted_already)
+    output, (h_n, c_n) = ours(packed)
+    expected, (h_their, c_their) = theirs(packed)
+    torch.testing.assert_close(output.data, expected.data)
+    assert torch.equal(output.batch_sizes, expected.batch_sizes)
+    assert (output.sorted_indices is None) == (expected.sorted_indices is None)
+    torch.testing.assert_close(pad_packed_sequence(output)[0], pad_packed_sequence(expected)[0])
+    torch.testing.assert_close((h_n, c_n), (h_their, c_their))
+
+
+def test_one_unbatched_sequence():
+    ours, theirs = pair(2, True, True)
+    x = torch.randn(T, D, dtype=torch.float64)
+    output, (h_n, c_n) = ours(x)
+    expected, (h_their, c_their) = theirs(x)
+    torch.testing.assert_close((output, h_n, c_n), (expected, h_their, c_their))
+
+
+def test_without_bias():
+    ours, theirs = pair(1, False, True, bias=False)
+    x = torch.randn(T, B, D, dtype=torch.float64)
+    torch.testing.assert_close(ours(x)[0], theirs(x)[0])
+
+
+def test_indices_are_one_hot_vectors_in_plain_and_normalized_modules():
+    indices = torch.randint(D, (T, B))
+    vectors = nn.functional.one_hot(indices, D).float()
+    for kwargs in (NONE, {}):
+        lstm = BNLSTM(D, H, **kwargs)
+        torch.testing.assert_close(lstm(indices)[0], lstm(vectors)[0])
+
+
+def test_dropout_is_between_layers_and_only_in_training():
+    lstm = BNLSTM(D, H, 2, dropout=1.0)
+    x = torch.randn(T, B, D)
+    trained, _ = lstm(x)
+    lstm.eval()
+    with batch_statistics(lstm):
+        assert not torch.equal(lstm(x)[0], trained)
+        kept = BNLSTM(D, H, 2, dropout=0.0)
+        kept.load_state_dict(lstm.state_dict())
+        kept.eval()
+        with batch_statistics(kept):
+            assert torch.equal(lstm(x)[0], kept(x)[0])
+
+
+def test_learned_states_start_at_zero_get_gradients_and_yield_to_given_ones():
+    lstm = BNLSTM(D, H, 2, bidirectional=True, learned_state=True)
+    x = torch.randn(T, B, D)
+    assert not lstm.initial_hidden.any()
+    assert not lstm.initial_cell.any()
+    with torch.no_grad():
+        lstm.initial_hidden.normal_()
+        lstm.initial_cell.normal_()
+    output, _ = lstm(x)
+    hx = tuple(
+        v.detach()[:, None].repeat(1, B, 1) for v in (lstm.initial_hidden, lstm.initial_cell)
+    )
+    torch.testing.assert_close(lstm(x, hx)[0], output)
+    output.square().sum().backward()
+    assert lstm.initial_cell.grad is not None
+    assert (lstm.initial_cell.grad != 0).all()
+
+
+def test_noise_on_the_initial_hidden_state():
+    lstm = BNLSTM(D, H, init_noise=0.1)
+    x = torch.zeros(T, B, D)
+    assert not torch.equal(lstm(x)[0], lstm(x)[0])
+    hx = (torch.zeros(1, B, H), torch.zeros(1, B, H))
+    assert torch.equal(lstm(x, hx)[0], lstm(x, hx)[0])
+
+
+def test_initialization():
+    lstm = BNLSTM(D, H, gamma_init=0.3, recurrent_init="identity")
+    i, f, g, o = lstm.weight_hh_l0.detach().chunk(4)
+    assert torch.equal(g, torch.eye(H))
+    others = torch.cat([i, f, o])
+    torch.testing.assert_close(others.t() @ others, torch.eye(H), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        lstm.weight_ih_l0.t() @ lstm.weight_ih_l0, torch.eye(D), atol=1e-5, rtol=0
+    )
+    b_i, b_f, b_g, b_o = lstm.bias_l0.detach().chunk(4)
+    assert torch.equal(b_f, torch.ones(H))
+    assert not torch.cat([b_i, b_g, b_o]).any()
+    assert torch.equal(lstm.gamma_ih_l0.detach(), torch.full((4 * H,), 0.3))
+    assert torch.equal(lstm.gamma_c_l0.detach(), torch.full((H,), 0.3))
+    assert not lstm.beta_c_l0.any()
+
+
+@pytest.mark.parametrize(
+    ("norms", "present"),
+    [
+        (("none", "none", "none"), set()),
+        (("frame", "none", "none"), {"gamma_ih_l0"}),
+        (("sequence", "none", "none"), {"gamma_ih_l0"}),
+        (("none", "frame", "none"), {"gamma_hh_l0"}),
+        (("sequence", "frame", "frame"), {"gamma_ih_l0", "gamma_hh_l0", "gamma_c_l0", "beta_c_l0"}),
+    ],
+)
+def test_each_slot_has_its_parameters_and_no_other(norms, present):
+    lstm = BNLSTM(D, H, input_norm=norms[0], recurrent_norm=norms[1], cell_norm=norms[2])
+    always = {"weight_ih_l0", "weight_hh_l0", "bias_l0"}
+    assert {name for name, _ in lstm.named_parameters()} == always | present
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_a_row_alone_in_evaluation_is_the_row_in_its_batch(bidirectional):
+    lstm = BNLSTM(D, H, 2, bidirectional=bidirectional, dtype=torch.float64)
+    x = torch.randn(T, B, D, dtype=torch.float64)
+    lstm(x, lengths=LENGTHS)
+    lstm.eval()
+    output, (h_n, _) = lstm(x, lengths=LENGTHS)
+    for b, length in enumerate(LENGTHS.tolist()):
+        alone, (h_alone, _) = lstm(x[:length, b : b + 1])
+        torch.testing.assert_close(output[:length, b : b + 1], alone)
+        torch.testing.assert_close(h_n[:, b : b + 1], h_alone)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"hidden_size": 0}, "hidden_size must be at least 1"),
+        ({"input_norm": "layer"}, "input_norm must be one of none, frame, sequence; got 'layer'"),
+        ({"recurrent_norm": "sequence"}, "recurrent_norm must be one of none, frame"),
+        ({"dropout": 1.5}, "dropout must be in"),
+        ({"proj_size": 2}, "proj_size is not supported"),
+        ({"kernel": "fpga"}, "kernel must be one of auto, reference"),
+        ({"max_length": 0}, "max_length must be at least 1"),
+    ],
+)
+def test_bad_arguments(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        BNLSTM(**{"input_size": D, "hidden_size": H, **kwargs})
+
+
+def test_bad_input():
+    lstm = BNLSTM(D, H)
+    x = torch.randn(T, B, D)
+    for arguments, message in (
+        ((x[:, :1],), "a batch of one sequence has no per-step batch statistics"),
+        ((x[..., :2],), "input has 2 features, input_size is 3"),
+        ((x[:0],), "nothing to run"),
+        ((x, (torch.zeros(1, B, H), torch.zeros(1, 2, H))), r"c_0 must be \(1, 5, 4\)"),
+        ((x, None, torch.tensor([1, 2])), r"lengths must be \(5,\)"),
+        ((x, None, torch.tensor([0, 1, 1, 1, 1])), r"lengths must be in 1\.\.7"),
+        ((x, None, None, -1), "first_step must be 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            lstm(*arguments)
+    with pytest.raises(ValueError, match="hidden_size differs: 4 here, 5 there"):
+        lstm.copy_weights(nn.LSTM(D, H + 1))
+    with pytest.raises(ValueError, match="first_step must be 0, or positive in a unidirectional"):
+        BNLSTM(D, H, bidirectional=True)(x, first_step=3)
+
+
+@pytest.mark.parametrize("norms", list(itertools.product(["none", "frame"], repeat=2)))
+def test_one_sequence_can_train_where_no_term_needs_a_batch(norms):
+    lstm = BNLSTM(D, H, input_norm="sequence", recurrent_norm=norms[0], cell_norm=norms[1])
+    x = torch.randn(T, 1, D)
+    if "frame" in norms:
+        with pytest.raises(ValueError, match="at least two"):
+            lstm(x)
+    else:
+        assert torch.isfinite(lstm(x)[0]).all()
