@@ -115,11 +115,15 @@ def _dispatch(config: Config, run: RunDirectory) -> None:
 def _train(config: Config, run: RunDirectory, device: torch.device) -> None:
     with run:
         finished = run.read_result()
+        if config.resume is None and (run.last.exists() or finished is not None):
+            raise ConfigError(
+                f"{run.path} holds a run already: go on with resume=auto, or choose another folder"
+            )
+        if run.config.exists():
+            _check_same(config, run)
         if finished is not None and not _goes_on(config, finished):
             log.info("%s is finished: test %s", run.path, format_values(finished["test"]))
             return
-        if run.config.exists() and run.last.exists():
-            _check_same(config, run)
         result = train(config, build_task(config), run, device)
     print(f"test  {format_values(result['test'])}   ({run.path})")
 

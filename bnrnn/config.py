@@ -232,6 +232,8 @@ class Config:
             raise ConfigError(f"run=DIR goes with mode=evaluate and mode=sample, not {self.mode}")
         if self.resume is not None and self.mode != "train":
             raise ConfigError(f"resume goes with mode=train, not mode={self.mode}")
+        if self.path is not None and getattr(self.task, "corpus", None) != "text":
+            raise ConfigError(f"path={self.path} is the text of task=text: add task=text")
         if isinstance(self.model, ModelConfig) and isinstance(self.task, TaskConfig):
             smallest = min(self.task.batch_size, self.task.eval_batch_size or self.task.batch_size)
             if self.model.normalizes_frames and smallest < 2:
@@ -272,6 +274,12 @@ def from_hydra(cfg: DictConfig) -> Config:
     OmegaConf.resolve(cfg)
     config = OmegaConf.to_object(cfg)
     assert isinstance(config, Config)
+    # Hydra's +key=value adds keys that no schema knows.
+    given = OmegaConf.to_container(cfg)
+    assert isinstance(given, dict)
+    for key in flatten({str(key): value for key, value in given.items()}):
+        if key not in flatten(to_dict(config)):
+            raise ConfigError(f"there is no setting {key!r}")
     return config
 
 

@@ -37,6 +37,7 @@ class LoopState:
     best_step: int = 0
     stale: int = 0  # validations since the best one
     seconds: float = 0.0
+    train_seconds: float = 0.0  # of those, in training steps
     # Sums since the last line of metrics, so that a resumed run writes the same lines.
     nll: float = 0.0
     correct: int = 0
@@ -118,6 +119,7 @@ def train(config: Config, task: Task, run: RunDirectory, device: torch.device) -
                 if at_end or (config.patience is not None and state.stale >= config.patience):
                     break
 
+                step_began = time.monotonic()
                 epoch, index = divmod(state.step, task.steps_per_epoch)
                 batch = task.train_batch(epoch, index).to(device)
                 model.train()
@@ -133,16 +135,18 @@ def train(config: Config, task: Task, run: RunDirectory, device: torch.device) -
                 optimizer.step()
                 state.step += 1
 
+                now = time.monotonic()
+                state.train_seconds += now - step_began
+                state.seconds = seconds_before + now - began
                 add(state, score_logits(logits.detach(), batch.target), grad_norm.item())
                 if state.step % config.log_every == 0 or state.step == total:
                     values = averages(state, task)
                     metrics.write(state.step, "train", values)
                     bar.set_postfix_str(format_values({task.metric: values[task.metric]}))
                 bar.update()
-                state.seconds = seconds_before + time.monotonic() - began
 
                 end_of_epoch = state.step % task.steps_per_epoch == 0
-                minutes = (time.monotonic() - saved_at) / 60
+                minutes = (now - saved_at) / 60
                 if end_of_epoch or minutes >= config.checkpoint_minutes:
                     save_last(run, config, task, model, optimizer, state)
                     saved_at = time.monotonic()
@@ -163,6 +167,7 @@ def train(config: Config, task: Task, run: RunDirectory, device: torch.device) -
         "max_steps": total,
         "epochs": state.step / task.steps_per_epoch,
         "wall_seconds": round(state.seconds, 1),
+        "train_seconds": round(state.train_seconds, 1),
         "kernel": kernel_name(model),
         **provenance(device),
     }

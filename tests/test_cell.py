@@ -31,6 +31,10 @@ def make_weights(norms, bias=True, beta_c=False, seed=0):
     )
 
 
+def by_term(norms):
+    return dict(zip(("ih", "hh", "c"), norms, strict=True))
+
+
 def in_numpy(weights):
     return {k: v.numpy() for k, v in weights._asdict().items() if v is not None}
 
@@ -56,7 +60,7 @@ def test_values_and_moments_are_those_of_the_equations(norms, padding):
         x, h, c, weights, Normalization(*norms), lengths=lengths, count_padding=counted
     )
     expected = bn_lstm(
-        x.numpy(), h.numpy(), c.numpy(), in_numpy(weights), dict(zip(("ih", "hh", "c"), norms)),
+        x.numpy(), h.numpy(), c.numpy(), in_numpy(weights), by_term(norms),
         lengths=None if lengths is None else lengths.numpy(), count_padding=counted,
     )  # fmt: skip
     for ours, theirs in zip((output, h_n, c_n), expected[:3], strict=True):
@@ -81,11 +85,9 @@ def test_given_statistics_are_used_and_the_last_row_beyond_them(norms):
             mean = torch.randn(rows, features, generator=generator, dtype=torch.float64)
             var = torch.rand(rows, features, generator=generator, dtype=torch.float64)
             given[term] = Moments(mean, var)
-    output, h_n, c_n, _ = recurrence(
-        x, h, c, weights, Normalization(*norms), TermMoments(**given)
-    )
+    output, h_n, c_n, _ = recurrence(x, h, c, weights, Normalization(*norms), TermMoments(**given))
     expected = bn_lstm(
-        x.numpy(), h.numpy(), c.numpy(), in_numpy(weights), dict(zip(("ih", "hh", "c"), norms)),
+        x.numpy(), h.numpy(), c.numpy(), in_numpy(weights), by_term(norms),
         population={term: (m.mean.numpy(), m.var.numpy()) for term, m in given.items()},
     )  # fmt: skip
     for ours, theirs in zip((output, h_n, c_n), expected[:3], strict=True):
@@ -154,8 +156,9 @@ def test_padding_content_never_matters_where_padding_is_not_counted(norms):
         output = recurrence(other, h, c, weights, Normalization(*norms), lengths=lengths)
         (gradient,) = torch.autograd.grad(output[0].sum(), weights.weight_hh)
         results.append((*output[:3], gradient))
-    for ours, theirs in itertools.chain(zip(results[0], results[1]), zip(results[0], results[2])):
-        assert torch.equal(ours, theirs)
+    for zeros, millions, nans in zip(*results, strict=True):
+        assert torch.equal(zeros, millions)
+        assert torch.equal(zeros, nans)
 
 
 def test_padding_steps_at_the_end_change_nothing():

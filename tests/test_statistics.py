@@ -28,9 +28,7 @@ def batches(n, steps=T, batch=B):
 
 
 def moments_by_the_equations(lstm, x, norms=NORMS, **kwargs):
-    weights = {
-        name.removesuffix("_l0"): p.detach().numpy() for name, p in lstm.named_parameters()
-    }
+    weights = {name.removesuffix("_l0"): p.detach().numpy() for name, p in lstm.named_parameters()}
     zeros = np.zeros((x.shape[1], H))
     seen = bn_lstm(x.numpy(), zeros, zeros, weights, norms, **kwargs)[3]
     return {term: tuple(np.stack(part) for part in seen[term]) for term in TERMS}
@@ -57,9 +55,9 @@ def test_evaluation_uses_population_statistics_and_the_last_step_beyond_them():
     x = torch.randn(T + 5, 2, D, dtype=torch.float64)
     weights = {name.removesuffix("_l0"): p.detach().numpy() for name, p in lstm.named_parameters()}
     population = {
-        term: (lstm.statistics[term + "_l0"].mean.numpy(), lstm.statistics[term + "_l0"].var.numpy())
+        term: tuple(moment.numpy() for moment in lstm.statistics[term + "_l0"].population())
         for term in TERMS
-    }  # fmt: skip
+    }
     zeros = np.zeros((2, H))
     expected = bn_lstm(x.numpy(), zeros, zeros, weights, NORMS, population=population)[0]
     np.testing.assert_allclose(lstm(x)[0].detach().numpy(), expected, rtol=1e-9, atol=1e-12)

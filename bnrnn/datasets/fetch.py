@@ -1,93 +1,116 @@
-"""Files that are there and right, or are fetched and then right."""
+"""Files from the network, verified by their hash; a file that is already there is never touched."""
 
-import hashlib
 import logging
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import pooch
-import requests
 
 from bnrnn.errors import DataError
 
-# Pooch reports every download at INFO; the progress bar says the same.
-pooch.get_logger().setLevel(logging.WARNING)
+log = logging.getLogger(__name__)
+
+TIMEOUT_SECONDS = 30  # without an answer, not for the whole file
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file's name, its addresses in the order to try, and its hash ("md5:...", "sha256:...")."""
+    """A file of known content and the addresses that serve it.
+
+    hash: as pooch writes it, "md5:...", "sha1:..." or "sha256:...".
+    """
 
     name: str
     urls: tuple[str, ...]
     hash: str
 
 
-def fetch(file: RemoteFile, folder: Path) -> Path:
-    """`folder/file.name`, verified; downloaded if it is not there.
+def fetch(file: RemoteFile, folder: Path, *others: RemoteFile) -> Path:
+    """The path of `file` in `folder`, downloaded if it is not there.
+
+    others: files that serve as well (the same content, packed otherwise), tried after `file`.
 
     Raises:
-        DataError: its hash is wrong, no address serves it, or the folder cannot be written to.
+        DataError: the file there has another hash, no address serves it, or `folder` cannot be
+            written.
     """
-    path = folder / file.name
-    if path.exists():
-        verify(path, file.hash)
-        return path
-    failures = []
-    for url in file.urls:
-        try:
-            downloader = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), timeout=30)
-            folder.mkdir(parents=True, exist_ok=True)
-            pooch.retrieve(
-                url,
-                file.hash,
-                file.name,
-                folder,
-                downloader=downloader,  # type: ignore[arg-type]
-            )
+    folder, files = expand(folder), (file, *others)
+    for candidate in files:
+        path = folder / candidate.name
+        if os.path.exists(path):
+            _verify(path, candidate.hash)
             return path
-        except (requests.RequestException, ValueError) as error:
-            # ValueError is pooch's word for a wrong hash; it keeps nothing of such a file.
-            reason = "wrong hash" if isinstance(error, ValueError) else _short(error)
-            failures.append(f"{urlsplit(url).netloc}: {reason}")
-        except OSError as error:
-            raise DataError(
-                f"cannot write to {folder}: {error.strerror}; set data_dir to another folder"
-            ) from error
+    tried = []
+    for candidate in files:
+        for url in candidate.urls:
+            failure = _download(url, candidate, folder)
+            if failure is None:
+                return folder / candidate.name
+            log.info("%s: %s", url, failure)
+            tried.append(f"{url} ({failure})")
+    paths = " or ".join(str(folder / candidate.name) for candidate in files)
     raise DataError(
-        f"{path} is not there and could not be downloaded ({'; '.join(failures)}): put it there "
-        "by hand, or set data_dir to where it lies"
+        f"cannot fetch {file.name}; tried {', '.join(tried)}; put it at {paths} by hand, or set "
+        f"data_dir to a folder that has {folder.name}/{file.name}"
     )
 
 
-def verify(path: Path, expected: str) -> None:
-    """
-    Raises:
-        DataError: the file's hash is not `expected`.
-    """
-    kind, _, digest = expected.partition(":")
+def expand(path: Path) -> Path:
+    """`path` with a leading ~ replaced: shells leave it alone in `data_dir=~/data`."""
+    return Path(os.path.expanduser(path))
+
+
+def _verify(path: Path, known: str) -> None:
+    algorithm, expected = known.split(":")
     try:
-        with open(path, "rb") as content:
-            found = hashlib.file_digest(content, kind).hexdigest()
+        found = pooch.file_hash(str(path), alg=algorithm)
     except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from error
-    if found != digest:
         raise DataError(
-            f"{path} is not the file it should be: its {kind} is {found[:12]}…, not "
-            f"{digest[:12]}…; delete it to fetch it again, or set data_dir to another folder"
+            f"cannot read {path}: {error.strerror}; make it readable or set data_dir"
+        ) from error
+    if found != expected:
+        raise DataError(
+            f"{path} is not the file it should be: {algorithm} {found[:8]}… instead of "
+            f"{expected[:8]}…; delete it to have it fetched afresh, or set data_dir"
         )
 
 
-def _short(error: Exception) -> str:
-    if isinstance(error, requests.HTTPError) and error.response is not None:
-        return f"HTTP status {error.response.status_code}"
-    if isinstance(error, requests.Timeout):
-        return "no answer in time"
-    if isinstance(error, requests.ConnectionError):
-        return "no connection"
-    return type(error).__name__
+def _download(url: str, file: RemoteFile, folder: Path) -> str | None:
+    """Why it failed, in a few words; None if the verified file is in place."""
+    # Slow to import, and needed by downloads only.
+    from requests.exceptions import HTTPError, RequestException
 
-
-__all__ = ["RemoteFile", "fetch", "verify"]
+    pooch.get_logger().setLevel(logging.WARNING)  # it would write to stderr by itself
+    downloader = pooch.HTTPDownloader(
+        progressbar=sys.stderr.isatty(),
+        timeout=TIMEOUT_SECONDS,
+        # A server that packs the .gz once more would have it unpacked on arrival.
+        headers={"Accept-Encoding": "identity"},
+    )
+    log.info("fetching %s", url)
+    try:
+        pooch.retrieve(
+            url,
+            file.hash,
+            file.name,
+            folder,
+            # pooch's type for downloaders does not fit its own ones.
+            downloader=downloader,  # pyright: ignore[reportArgumentType]
+        )
+    except HTTPError as error:
+        return str(error).split(" for url")[0]
+    except RequestException as error:
+        return type(error).__name__
+    except ValueError:
+        return "wrong hash"
+    except OSError as error:
+        # pooch raises this one anew, with a text of its own that is too long for one line.
+        denied = isinstance(error, PermissionError)
+        reason = "Permission denied" if denied else error.strerror or error
+        raise DataError(
+            f"cannot write {folder / file.name}: {reason}; set data_dir to a folder that can be "
+            "written"
+        ) from error
+    return None

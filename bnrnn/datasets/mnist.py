@@ -1,6 +1,8 @@
-"""MNIST: 28 x 28 images of digits, 50,000 / 10,000 / 10,000."""
+"""MNIST from the four official gzipped idx files."""
 
 import gzip
+import math
+import struct
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,25 +13,31 @@ from bnrnn.datasets.cache import Arrays, cached_arrays
 from bnrnn.datasets.fetch import RemoteFile, fetch
 from bnrnn.errors import DataError
 
-_ADDRESSES = (
+VALID_SIZE = 10_000
+MIRRORS = (
     "https://ossci-datasets.s3.amazonaws.com/mnist/",
     "https://storage.googleapis.com/cvdf-datasets/mnist/",
 )
-_HASHES = {
-    "train-images-idx3-ubyte.gz": "md5:f68b3c2dcbeaaa9fbdd348bbdeb94873",
-    "train-labels-idx1-ubyte.gz": "md5:d53e105ee54ea40749a09fcbcd1e9432",
-    "t10k-images-idx3-ubyte.gz": "md5:9fb629c4189551a2d022fa330f9573f3",
-    "t10k-labels-idx1-ubyte.gz": "md5:ec29112dd5afa0611ce80d1b7f02629c",
-}
-_FORMAT_VERSION = 1
-_VALID = 10_000
+FORMAT_VERSION = 1
+TRAIN, TEST = (60_000,), (10_000,)
+# name, md5, shape
+FILES = {
+    "train_images": (
+        "train-images-idx3-ubyte.gz", "f68b3c2dcbeaaa9fbdd348bbdeb94873", (*TRAIN, 28, 28),
+    ),
+    "train_labels": ("train-labels-idx1-ubyte.gz", "d53e105ee54ea40749a09fcbcd1e9432", TRAIN),
+    "test_images": (
+        "t10k-images-idx3-ubyte.gz", "9fb629c4189551a2d022fa330f9573f3", (*TEST, 28, 28),
+    ),
+    "test_labels": ("t10k-labels-idx1-ubyte.gz", "ec29112dd5afa0611ce80d1b7f02629c", TEST),
+}  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class MNIST:
-    """Images (n, 784) uint8, rows of pixels one after the other; labels (n,) int64.
+    """Images (N, 784) uint8, row by row, 0 background to 255 ink; labels (N,) int64, 0 to 9.
 
-    The validation set is the last 10,000 of the training file, as in the paper.
+    N is 50,000 / 10,000 / 10,000; valid is the end of the official training set.
     """
 
     train_images: np.ndarray
@@ -41,56 +49,62 @@ class MNIST:
 
 
 def load_mnist(data_dir: Path) -> MNIST:
-    """From `data_dir/mnist`, fetched if it is not there.
+    """MNIST from the files in `data_dir/mnist`, downloaded if they are not there.
 
     Raises:
-        DataError: a file is missing and cannot be fetched, or is damaged.
+        DataError: a file is damaged or cannot be fetched.
     """
-    files = [
+    paths = [
         fetch(
-            RemoteFile(name, tuple(address + name for address in _ADDRESSES), digest),
+            RemoteFile(name, tuple(mirror + name for mirror in MIRRORS), f"md5:{md5}"),
             data_dir / "mnist",
         )
-        for name, digest in _HASHES.items()
+        for name, md5, _ in FILES.values()
     ]
 
     def parse() -> Arrays:
-        names = ("train_images", "train_labels", "test_images", "test_labels")
-        return {name: read_idx(file) for name, file in zip(names, files, strict=True)}
+        return {
+            part: read_idx(path, shape)
+            for (part, (_, _, shape)), path in zip(FILES.items(), paths, strict=True)
+        }
 
-    arrays = cached_arrays("mnist", files, _FORMAT_VERSION, parse)
+    arrays = cached_arrays("mnist", paths, FORMAT_VERSION, parse)
     images = arrays["train_images"].reshape(-1, 784)
     labels = arrays["train_labels"].astype(np.int64)
     return MNIST(
-        images[:-_VALID],
-        labels[:-_VALID],
-        images[-_VALID:],
-        labels[-_VALID:],
+        images[:-VALID_SIZE],
+        labels[:-VALID_SIZE],
+        images[-VALID_SIZE:],
+        labels[-VALID_SIZE:],
         arrays["test_images"].reshape(-1, 784),
         arrays["test_labels"].astype(np.int64),
     )
 
 
-def read_idx(path: Path) -> np.ndarray:
-    """A gzipped idx file of unsigned bytes: two zeros, type 8, the number of dimensions, the sizes.
+def read_idx(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """The gzipped idx file of bytes at `path`, as uint8 of `shape`.
 
     Raises:
-        DataError: it is no such file, or is cut short.
+        DataError: it cannot be read or unpacked, or is not an idx file of that shape.
     """
     try:
-        with gzip.open(path, "rb") as file:
+        with gzip.open(path) as file:
             content = file.read()
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(
-            f"{path} is cut short or not gzip ({error}): delete it and fetch it again"
-        ) from error
-    header = 4 + 4 * (content[3] if len(content) >= 4 else 0)
-    if content[:3] != b"\0\0\x08" or len(content) < header:
-        raise DataError(f"{path} is no idx file of bytes: delete it and fetch it again")
-    shape = np.frombuffer(content[4:header], ">u4").astype(int)
-    if len(content) - header != shape.prod():
-        raise DataError(
-            f"{path} has {len(content) - header} bytes of data, its header says "
-            f"{shape.prod()}: delete it and fetch it again"
+        raise _unusable(path, f"cannot be read or unpacked ({error})") from error
+    # Two zero bytes, the type (8: unsigned byte), the number of axes, then their big-endian sizes.
+    header = struct.pack(f">HBB{len(shape)}I", 0, 8, len(shape), *shape)
+    if content[:4] != header[:4]:
+        raise _unusable(path, f"has magic number {content[:4].hex()}, not {header[:4].hex()}")
+    if content[: len(header)] != header:
+        raise _unusable(path, f"does not have the shape {shape}")
+    if len(content) != len(header) + math.prod(shape):
+        raise _unusable(
+            path, f"holds {len(content) - len(header)} bytes of data, not {math.prod(shape)}"
         )
-    return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
+    # A copy, because an array over bytes is read-only.
+    return np.frombuffer(content, np.uint8, offset=len(header)).reshape(shape).copy()
+
+
+def _unusable(path: Path, what: str) -> DataError:
+    return DataError(f"{path} {what}; delete it to have it fetched afresh, or set data_dir")

@@ -1,55 +1,58 @@
-"""Any text file, and the Python manual that every Python carries."""
+"""Texts that need no download: the Python manual, and any file of the user's."""
 
+import os
+import platform
+from dataclasses import replace
 from pathlib import Path
 
-from bnrnn.datasets.cache import Arrays, cached_arrays
-from bnrnn.datasets.corpus import CharacterCorpus, corpus_from_arrays, index_splits, split_in_order
+from bnrnn.datasets.characters import CharacterCorpus, build_corpus, cached_corpus, split
+from bnrnn.datasets.fetch import expand
 from bnrnn.errors import DataError
 
-_FORMAT_VERSION = 1
-
-
-def load_text(path: Path) -> CharacterCorpus:
-    """A UTF-8 file, split 90/5/5 in order; line ends are read as newlines.
-
-    Raises:
-        DataError: it is missing, empty, no UTF-8, or too short to split.
-    """
-    if not path.is_file():
-        raise DataError(f"path={path}: no such file")
-    try:
-        if path.stat().st_size == 0:
-            raise DataError(f"path={path}: the file is empty")
-        return corpus_from_arrays(
-            path.name, cached_arrays("text", [path], _FORMAT_VERSION, lambda: _parse(path))
-        )
-    except OSError as error:
-        raise DataError(f"path={path}: cannot be read: {error.strerror}") from error
-
-
-def _parse(path: Path) -> Arrays:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"path={path}: not UTF-8 at byte {error.start}; convert it, for instance with iconv"
-        ) from error
-    return index_splits(split_in_order(f"path={path}", text))
+FORMAT_VERSION = 1
 
 
 def load_pydocs() -> CharacterCorpus:
-    """The language reference as `pydoc` shows it, about 465,000 characters, split 90/5/5.
+    """The Python language reference that ships with CPython, about 465,000 characters, 90/5/5.
 
-    The text differs a little between versions of Python.
+    It differs a little from one Python version to the next.
 
     Raises:
         DataError: this Python comes without it.
     """
     try:
         from pydoc_data.topics import topics
-    except ImportError:
+    except ImportError as error:
         raise DataError(
-            "this Python has no pydoc_data.topics: use task=text path=FILE or another Python"
-        ) from None
-    text = "\n".join(topics[name] for name in sorted(topics))
-    return corpus_from_arrays("Python manual", index_splits(split_in_order("pydocs", text)))
+            "this Python comes without pydoc_data: install its whole standard library, or choose "
+            "another task"
+        ) from error
+    text = "\n".join(topics[topic] for topic in sorted(topics))
+    return build_corpus(f"pydocs (Python {platform.python_version()})", split(text))
+
+
+def load_text(path: Path) -> CharacterCorpus:
+    """A UTF-8 text file, 90/5/5 in order; any kind of line end is read as a newline.
+
+    Raises:
+        DataError: it is not a file, cannot be read, is not UTF-8, or is too short to split.
+    """
+    path = expand(path)
+    if not os.path.isfile(path):
+        what = "is not a file" if os.path.exists(path) else "does not exist"
+        raise DataError(f"{path} {what}; set task.path to a UTF-8 text file")
+    corpus = cached_corpus("text", [path], FORMAT_VERSION, lambda: _parse(path))
+    return replace(corpus, name=str(path))
+
+
+def _parse(path: Path) -> CharacterCorpus:
+    try:
+        text = path.read_bytes().decode("utf-8").removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path} is not UTF-8: byte {error.start} cannot be decoded; convert it or set "
+            "task.path to another file"
+        ) from error
+    if not text:
+        raise DataError(f"{path} is empty; set task.path to a text file with content")
+    return build_corpus(str(path), split(text.replace("\r\n", "\n").replace("\r", "\n")))

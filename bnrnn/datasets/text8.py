@@ -1,80 +1,84 @@
-"""text8: the first hundred million characters of a cleaned English Wikipedia, 27 symbols."""
+"""text8: the first 100 million characters of a cleaned English Wikipedia."""
 
 import gzip
+import hashlib
 import logging
+import os
+import string
 import zipfile
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
-from bnrnn.datasets.cache import Arrays, cached_arrays
-from bnrnn.datasets.corpus import CharacterCorpus, corpus_from_arrays, split_in_order
-from bnrnn.datasets.fetch import RemoteFile, fetch
+from bnrnn.datasets.characters import CharacterCorpus, build_corpus, cached_corpus, split
+from bnrnn.datasets.fetch import RemoteFile, expand, fetch
 from bnrnn.errors import DataError
 
 log = logging.getLogger(__name__)
 
+FORMAT_VERSION = 1
+SYMBOLS = " " + string.ascii_lowercase
 LENGTH = 100_000_000
-_ZIP = RemoteFile(
+SHA1 = "0dc3edebc970dcc96137e7deda4d9995af9d93de"
+ZIP = RemoteFile(
     "text8.zip",
     ("http://mattmahoney.net/dc/text8.zip",),
     "sha256:a6640522afe85d1963ad56c05b0ede0a0c000dddc9671758a6cc09b7a38e5232",
 )
-_SYMBOLS = " abcdefghijklmnopqrstuvwxyz"
-_FORMAT_VERSION = 1
+GZIP = RemoteFile(
+    "text8.gz",
+    ("https://github.com/piskvorky/gensim-data/releases/download/text8/text8.gz",),
+    "md5:68799af40b6bda07dfa47a32612e5364",
+)
+NAMES = ("text8.zip", "text8", "text8.gz", "text8.prefix")
 
 
 def load_text8(data_dir: Path) -> CharacterCorpus:
-    """From `data_dir/text8`: `text8.zip` (fetched if nothing is there), `text8.gz`, `text8`, or a
-    prefix of it as `text8.prefix`.
+    """text8 from the first of `NAMES` in `data_dir/text8`, downloaded if there is none.
 
-    Split 90M / 5M / 5M; a shorter text in the same proportion, with a warning.
+    Split 90 / 5 / 5 million characters; 27 symbols. A file that holds only the beginning is split
+    in the same proportion, with a warning.
 
     Raises:
-        DataError: it cannot be fetched, is damaged, or has other characters than a-z and space.
+        DataError: the file is damaged, is not text8, or cannot be fetched.
     """
-    folder = data_dir / "text8"
-    names = ("text8", "text8.zip", "text8.gz", "text8.prefix")
-    path = next((folder / name for name in names if (folder / name).exists()), None)
-    if path is None or path.name == _ZIP.name:
-        path = fetch(_ZIP, folder)
-
-    def parse() -> Arrays:
-        text = _read(path)
-        unknown = sorted(set(text) - set(_SYMBOLS))
-        if unknown:
-            raise DataError(f"{path} is no text8: it has the character {unknown[0]!r}")
-        points = {
-            split: np.frombuffer(part.encode("ascii"), np.uint8)
-            for split, part in split_in_order(str(path), text).items()
-        }
-        symbols = np.frombuffer(_SYMBOLS.encode(), np.uint8)
-        indices = {s: np.searchsorted(symbols, p).astype(np.uint8) for s, p in points.items()}
-        return {**indices, "symbols": symbols}
-
-    corpus = corpus_from_arrays("text8", cached_arrays("text8", [path], _FORMAT_VERSION, parse))
-    length = sum(len(part) for part in (corpus.train, corpus.valid, corpus.test))
-    if length != LENGTH:
-        log.warning(
-            "%s has %s of text8's %s characters: split 90/5/5 in the same proportion, so results "
-            "do not compare with those on the whole text", path, f"{length:,}", f"{LENGTH:,}",
-        )  # fmt: skip
-    return corpus
+    folder = expand(data_dir / "text8")
+    there = [folder / name for name in NAMES if os.path.exists(folder / name)]
+    path = there[0] if there else fetch(ZIP, folder, GZIP)
+    corpus = cached_corpus("text8", [path], FORMAT_VERSION, lambda: _parse(path))
+    length = sum(map(len, (corpus.train, corpus.valid, corpus.test)))
+    if length == LENGTH:
+        return corpus
+    log.warning(
+        "%s holds only the first %s of text8's %s characters, split 90/5/5 %%: results do not "
+        "compare with those on the whole text", path, f"{length:,}", f"{LENGTH:,}",
+    )  # fmt: skip
+    return replace(corpus, name=f"text8 (first {length:,} characters)")
 
 
-def _read(path: Path) -> str:
+def _parse(path: Path) -> CharacterCorpus:
+    advice = "delete it to have text8 fetched, or set data_dir"
     try:
-        if path.suffix == ".zip":
-            with zipfile.ZipFile(path) as archive:
-                content = archive.read("text8")
-        elif path.suffix == ".gz":
-            with gzip.open(path) as file:
-                content = file.read()
-        else:
-            content = path.read_bytes()
-        return content.decode("ascii")
-    except (OSError, EOFError, KeyError, zlib.error, zipfile.BadZipFile) as error:
-        raise DataError(f"{path} is damaged or cut short ({error}): delete it") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is no text8: byte {error.start} is not ASCII") from error
+        content = _unpack(path)
+    except (OSError, EOFError, KeyError, NotImplementedError, RuntimeError, zlib.error,
+            zipfile.BadZipFile) as error:  # fmt: skip
+        raise DataError(f"{path} cannot be read or unpacked ({error}); {advice}") from error
+    if len(content) > LENGTH or (
+        len(content) == LENGTH and hashlib.sha1(content, usedforsecurity=False).hexdigest() != SHA1
+    ):
+        raise DataError(f"{path} is not text8: its length or sha1 differs; {advice}")
+    if foreign := content.translate(None, SYMBOLS.encode()):
+        position = content.index(foreign[0])
+        raise DataError(
+            f"{path} is not text8: byte {position} is {foreign[:1]}, not a-z or space; {advice}"
+        )
+    return build_corpus(str(path), split(content.decode("ascii")), SYMBOLS)
+
+
+def _unpack(path: Path) -> bytes:
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path) as archive:
+            return archive.read("text8")
+    if path.suffix == ".gz":
+        return gzip.decompress(path.read_bytes())
+    return path.read_bytes()
