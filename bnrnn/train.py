@@ -105,6 +105,7 @@ def train(config: Config, task: Task, run: RunDirectory, device: torch.device) -
                     for kind, values in found.items():
                         name = f"validation {task.metric} with {kind} statistics"
                         check_finite(name, values[task.metric], state, run)
+                        values = values | {"seconds": round(state.seconds, 2)}
                         metrics.write(state.step, "valid", values, statistics=kind)
                     metrics.write_parameters(state.step, model)
                     chosen_by = found.get(config.selection, found["population"])[task.metric]
@@ -139,7 +140,7 @@ def train(config: Config, task: Task, run: RunDirectory, device: torch.device) -
                 state.train_seconds += now - step_began
                 state.seconds = seconds_before + now - began
                 add(state, score_logits(logits.detach(), batch.target), grad_norm.item())
-                if state.step % config.log_every == 0 or state.step == total:
+                if state.step % config.log_every == 0:
                     values = averages(state, task)
                     metrics.write(state.step, "train", values)
                     bar.set_postfix_str(format_values({task.metric: values[task.metric]}))

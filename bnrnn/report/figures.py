@@ -61,8 +61,8 @@ def steps_and_seconds(runs: list[Run], path: Path) -> None:
     )  # fmt: skip
     for run in runs:
         steps, values = run.curve()
-        clock = [(r["step"], r["seconds"]) for r in run.records if r["split"] == "train"]
-        seconds = [max((s for step, s in clock if step <= at), default=0.0) for at in steps]
+        clock = {r["step"]: r["seconds"] for r in run.records if r["split"] == "valid"}
+        seconds = [clock[step] for step in steps]
         style = {"color": COLOURS.get(run.model, "black"), "marker": "o", "markersize": 3}
         left.plot(steps, values, label=run.title, **style)
         right.plot(seconds, values, label=run.title, **style)

@@ -1,0 +1,514 @@
+"""The command as a person types it: every task, every mode, resuming, and what goes wrong."""
+
+import json
+import logging
+import os
+import pickle
+import resource
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+ROOT = Path(__file__).parent.parent
+DATA = ROOT.parent / "shared" / "data"
+TINY = [
+    "model.hidden_size=8", "task.length=20", "task.batch_size=8", "max_steps=6",
+    "validate_every=3", "log_every=2", "calibration_batches=2",
+]  # fmt: skip
+needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="no data sets at ../shared/data")
+
+
+@pytest.fixture
+def text(tmp_path):
+    """A corpus of our own, the same everywhere."""
+    words = "the cell keeps what its gates let in and forgets what they let go"
+    words = words.split()
+    lines = (" ".join(words[(i * k) % len(words)] for k in range(1, 9)) for i in range(150))
+    path = tmp_path / "book.txt"
+    path.write_text("\n".join(lines))
+    return path
+
+
+def command(*arguments):
+    return [sys.executable, "-m", "bnrnn", *map(str, arguments)]
+
+
+def bnrnn(tmp_path, *arguments, check=True, **kwargs):
+    environment = {**os.environ, "BNRNN_CACHE_DIR": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command(*arguments), cwd=tmp_path, env=environment, capture_output=True, text=True,
+        timeout=300, **kwargs,
+    )  # fmt: skip
+    if check:
+        assert done.returncode == 0, done.stderr
+    return done
+
+
+@dataclass
+class InProcess:
+    """The same command in this process: no second import of torch."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def bnrnn_here(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("BNRNN_CACHE_DIR", str(tmp_path / "cache"))
+    # `main` sets it; the test after this one must not see it.
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+
+    def run(*arguments):
+        from bnrnn.cli import main
+
+        monkeypatch.setattr(sys, "argv", ["bnrnn", *map(str, arguments)])
+        handlers = logging.root.handlers[:]
+        try:
+            main()
+            code = 0
+        except SystemExit as stopped:
+            code = int(stopped.code or 0)
+        finally:
+            for handler in set(logging.root.handlers) - set(handlers):
+                logging.root.removeHandler(handler)
+                handler.close()
+        return InProcess(code, *capfd.readouterr())
+
+    return run
+
+
+def only_run(folder):
+    (path,) = {file.parent for file in Path(folder).glob("**/metrics.jsonl")}
+    return path
+
+
+def records(run):
+    """Without the clock, which no two runs share."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
+
+
+def assert_same_run(ours, theirs):
+    """The same numbers and the same weights, bit for bit."""
+    assert records(ours) == records(theirs)
+    a, b = (torch.load(run / "last.pt", weights_only=True) for run in (ours, theirs))
+    for part in ("model", "task"):
+        for name, value in a[part].items():
+            other = b[part][name]
+            assert torch.equal(value, other) if torch.is_tensor(value) else value == other, name
+    for key, ours_state in a["training"]["optimizer"]["state"].items():
+        for name, value in ours_state.items():
+            assert torch.equal(value, b["training"]["optimizer"]["state"][key][name]), (key, name)
+    results = [json.loads((run / "result.json").read_text()) for run in (ours, theirs)]
+    for key in ("valid", "test", "best_step", "steps"):
+        assert results[0][key] == results[1][key]
+
+
+def assert_error(done, exit_code, *fragments):
+    """One line that says all of it, and no traceback."""
+    lines = [line for line in done.stderr.splitlines() if line.startswith("bnrnn: error: ")]
+    assert len(lines) == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.returncode == exit_code, done.stderr
+    for fragment in fragments:
+        assert fragment in lines[0], lines[0]
+
+
+# ---------------------------------------------------------------- runs
+
+
+def test_a_run_directory_holds_what_it_should(tmp_path, text):
+    done = bnrnn(tmp_path, "task=text", f"path={text}", *TINY)
+    run = only_run(tmp_path / "outputs" / "text" / "bnlstm")
+    assert {entry.name for entry in run.iterdir()} == {
+        ".hydra", "config.yaml", "bnrnn.log", "metrics.jsonl", "tb", "last.pt", "best.pt",
+        "result.json",
+    }  # fmt: skip
+    assert "test  bpc" in done.stdout
+    assert "\r" not in done.stderr  # no progress bar where nobody watches
+    assert "valid bpc" in (run / "bnrnn.log").read_text()
+
+    result = json.loads((run / "result.json").read_text())
+    assert result["steps"] == 6
+    assert result["kernel"] == "reference"
+    assert result["calibrated"] > 2  # the whole training set, not the sample of a validation
+    assert set(result) >= {"seed", "torch", "bnrnn", "commit", "machine", "wall_seconds", "command"}
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["optimizer"] == {
+        "name": "adam", "lr": 0.002, "max_grad_norm": 1.0,
+        "beta1": 0.9, "beta2": 0.999, "eps": 1e-8,
+    }  # fmt: skip
+
+    found = records(run)
+    assert [r["step"] for r in found if r["split"] == "train"] == [2, 4, 6]
+    validations = [(r["step"], r["statistics"]) for r in found if r["split"] == "valid"]
+    assert validations == [(s, k) for s in (3, 6) for k in ("population", "batch")]
+    last = torch.load(run / "last.pt", weights_only=True)
+    assert last["training"]["loop"]["step"] == 6
+
+
+def test_tensorboard_has_curves_gammas_and_settings(tmp_path, text):
+    bnrnn(tmp_path, "task=text", f"path={text}", *TINY)
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(only_run(tmp_path / "outputs") / "tb"))
+    events.Reload()
+    tags = events.Tags()
+    assert {"train/bpc", "valid/bpc/population", "valid/bpc/batch"} <= set(tags["scalars"])
+    assert "gamma/lstm.gamma_hh_l0" in tags["histograms"]
+    assert any("config" in tag for tag in tags["tensors"])
+
+
+def test_golden_losses(tmp_path, text):
+    """A change of these numbers is a change of what is computed: say why in the commit."""
+    arguments = [*TINY, "optimizer.lr=0.02", "max_steps=12", "log_every=4"]
+    bnrnn(tmp_path, "-m", "task=text", f"path={text}", "model=lstm,bnlstm,bn_input", *arguments)
+    for model, expected in GOLDEN.items():
+        run = only_run(next((tmp_path / "outputs").glob(f"sweeps/*/*-{model}-*")))
+        bpc = [r["bpc"] for r in records(run) if r["split"] == "train"]
+        assert bpc == pytest.approx(expected, rel=1e-4), model
+
+
+GOLDEN = {
+    "lstm": [4.23095, 3.8976, 3.6972],
+    "bnlstm": [4.27142, 4.10719, 3.91001],
+    "bn_input": [4.13952, 3.76747, 3.48087],
+}
+
+
+TASKS = {
+    "mnist": ["task.batch_size=4", "max_valid_batches=2"],
+    "pmnist": ["task.batch_size=4", "max_valid_batches=2"],
+    "ptb": ["max_valid_batches=2", "task.stream_length=50000"],
+    "text8": ["max_valid_batches=2", "task.stream_length=50000"],
+    "pydocs": [],
+}
+
+
+@needs_data
+@pytest.mark.slow
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("model", ["lstm", "bnlstm", "bn_input", "bn_input_sequence"])
+def test_every_task_with_every_model_on_real_data(tmp_path, task, model):
+    bnrnn(
+        tmp_path, f"task={task}", f"model={model}", f"data_dir={DATA}", "model.hidden_size=8",
+        "max_steps=2", "calibration_batches=2", *TASKS[task],
+    )  # fmt: skip
+    run = only_run(tmp_path / "outputs" / task / model)
+    assert json.loads((run / "result.json").read_text())["steps"] == 2
+
+
+@needs_data
+def test_data_mode_only_fetches_and_verifies(tmp_path, bnrnn_here):
+    done = bnrnn_here("mode=data", "task=ptb", f"data_dir={DATA}")
+    assert "5,059,550 / 396,412 / 446,184 characters, 50 symbols" in done.stderr
+    assert not list(tmp_path.glob("outputs/**/*.pt"))
+
+
+def test_a_sweep_leaves_no_state_from_one_job_in_the_next(tmp_path, text):
+    arguments = ["task=text", f"path={text}", *TINY]
+    bnrnn(tmp_path, "-m", "model=lstm,bnlstm", "seed=1,0", *arguments)
+    bnrnn(tmp_path, "model=bnlstm", "seed=0", "outputs=alone", *arguments)
+    (last_job,) = (tmp_path / "outputs" / "sweeps").glob("*/3-text-bnlstm-seed0")
+    assert_same_run(last_job, only_run(tmp_path / "alone"))
+
+
+def test_evaluate_tests_again_to_the_same_numbers(tmp_path, text):
+    bnrnn(tmp_path, "task=text", f"path={text}", *TINY)
+    run = only_run(tmp_path / "outputs")
+    before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+    done = bnrnn(tmp_path, "mode=evaluate", f"run={run}")
+    (again,) = (run / "evaluate").glob("*/result.json")
+    again, first = json.loads(again.read_text()), json.loads((run / "result.json").read_text())
+    assert again["test"] == first["test"]
+    assert again["valid"] == first["valid"]
+    assert f"{first['test']['bpc']:.4f}" in done.stdout
+    assert all(file.read_bytes() == content for file, content in before.items())
+
+
+def test_sample_writes_text_of_the_corpus(tmp_path, text):
+    bnrnn(tmp_path, "task=text", f"path={text}", *TINY)
+    run = only_run(tmp_path / "outputs")
+    arguments = ["mode=sample", f"run={run}", "sample.length=40", "sample.prompt=the cell"]
+    done = bnrnn(tmp_path, *arguments)
+    written = done.stdout.removesuffix("\n")
+    assert written.startswith("the cell")
+    assert len(written) == len("the cell") + 40
+    assert set(written) <= set(text.read_text())
+    assert bnrnn(tmp_path, *arguments).stdout == done.stdout
+    assert bnrnn(tmp_path, *arguments, "seed=1").stdout != done.stdout
+    assert_error(
+        bnrnn(tmp_path, "mode=sample", f"run={run}", "sample.prompt=Q", check=False),
+        3,
+        "character 'Q'",
+    )
+
+
+def test_help_is_for_a_person(bnrnn_here):
+    text = bnrnn_here("--help").stdout
+    for fragment in ("bnrnn task=ptb model=bnlstm", "resume=auto", "pmnist", "Exit codes"):
+        assert fragment in text
+
+
+# ---------------------------------------------------------------- resuming
+
+
+def test_resumed_equals_uninterrupted(tmp_path, text):
+    """Dropout and noise draw random numbers; half an epoch is left when it is stopped."""
+    arguments = [
+        "task=text", f"path={text}", *TINY, "model.num_layers=2", "model.dropout=0.3",
+        "max_steps=40", "validate_every=7",
+    ]  # fmt: skip
+    bnrnn(tmp_path, *arguments, "outputs=whole")
+    bnrnn(tmp_path, *arguments, "max_steps=17", "outputs=parts")
+    first = only_run(tmp_path / "parts")
+    bnrnn(tmp_path, f"resume={first}", "max_steps=29")
+    bnrnn(tmp_path, *arguments, "outputs=parts", "resume=auto")
+    whole = only_run(tmp_path / "whole")
+    # A run that ends validates at its end; the uninterrupted one has no such lines.
+    ends = {17, 29}
+    kept = [r for r in records(first) if r["step"] not in ends]
+    assert kept == [r for r in records(whole) if r["step"] not in ends]
+    a, b = (torch.load(run / "last.pt", weights_only=True)["model"] for run in (first, whole))
+    for name, value in a.items():
+        if not name.startswith("lstm.statistics"):  # averaged once more by those validations
+            assert torch.equal(value, b[name]), name
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_stopped_by_a_signal_and_resumed_equals_uninterrupted(tmp_path, text, signum):
+    arguments = [
+        "task=text", f"path={text}", *TINY, "model.num_layers=2", "model.dropout=0.3",
+        "max_steps=60", "validate_every=20", "checkpoint_minutes=0.001",
+    ]  # fmt: skip
+    bnrnn(tmp_path, *arguments, "outputs=whole")
+
+    environment = {**os.environ, "BNRNN_CACHE_DIR": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        command(*arguments, "outputs=parts"), cwd=tmp_path, env=environment,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "parts").glob("**/last.pt")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    time.sleep(0.2 + 0.3 * (os.getpid() % 7) / 7)  # a step like any other
+    process.send_signal(signum)
+    _, errors = process.communicate(timeout=60)
+    run = only_run(tmp_path / "parts")
+    if signum != signal.SIGKILL:
+        assert process.returncode == 128 + signum
+        assert "go on with: bnrnn resume=" in errors
+        assert "Traceback" not in errors
+    assert not (run / "result.json").exists()
+
+    bnrnn(tmp_path, f"resume={run}")
+    assert_same_run(run, only_run(tmp_path / "whole"))
+    assert not [f for f in run.iterdir() if f.name.startswith(".") and f.name != ".hydra"]
+
+
+def test_resume_auto_starts_goes_on_and_says_when_finished(tmp_path, text):
+    arguments = ["task=text", f"path={text}", *TINY, "resume=auto"]
+    bnrnn(tmp_path, *arguments, "max_steps=3")
+    bnrnn(tmp_path, *arguments)
+    run = only_run(tmp_path / "outputs")
+    assert json.loads((run / "result.json").read_text())["steps"] == 6
+    done = bnrnn(tmp_path, *arguments)
+    assert f"{run.name} is finished: test bpc" in done.stderr
+    bnrnn(tmp_path, *arguments, "seed=1")  # other settings: another run
+    assert len(list((tmp_path / "outputs" / "text" / "bnlstm").iterdir())) == 2
+
+
+def test_a_resumed_run_keeps_its_settings(tmp_path, text):
+    bnrnn(tmp_path, "task=text", f"path={text}", *TINY)
+    run = only_run(tmp_path / "outputs")
+    done = bnrnn(tmp_path, f"resume={run}", "max_steps=9", "optimizer.lr=0.1", check=False)
+    assert_error(done, 2, "optimizer.lr is 0.002 in", "not 0.1")
+
+
+def test_two_processes_cannot_train_in_one_run_directory(tmp_path, text):
+    import fcntl
+
+    bnrnn(tmp_path, "task=text", f"path={text}", *TINY)
+    run = only_run(tmp_path / "outputs")
+    descriptor = os.open(run, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    done = bnrnn(tmp_path, f"resume={run}", "max_steps=9", check=False)
+    os.close(descriptor)
+    assert_error(done, 6, "another process is training in")
+
+
+# ---------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exit_code", "fragments"),
+    [
+        (["task=ptbb"], 2, ["no task=ptbb", "did you mean ptb?", "task may be mnist, pmnist"]),
+        (["model=bnlsm"], 2, ["did you mean bnlstm?"]),
+        (["optimizer.lrr=1"], 2, ["no setting 'optimizer.lrr'", "did you mean optimizer.lr?"]),
+        (["task.lenght=9"], 2, ["did you mean task.length?"]),
+        (["lr=1"], 2, ["did you mean optimizer.lr?"]),
+        (["+nonsense=1"], 2, ["no setting 'nonsense'"]),
+        (["seed=abc"], 2, ["seed must be an integer, got 'abc'"]),
+        (["optimizer.lr=-1"], 2, ["optimizer.lr must be positive, got -1.0"]),
+        (["model.input_norm=layer"], 2, ["one of none, frame, sequence, got 'layer'"]),
+        (["mode=tarin"], 2, ["mode must be one of train, evaluate, data, sample"]),
+        (["nonsense"], 2, ["cannot read 'nonsense'", "key=value"]),
+        (["task.batch_size=1"], 2, ["task.batch_size must be 2 or more for model=bnlstm"]),
+        (["task=text"], 2, ["add path=FILE"]),
+        (["path=book.txt"], 2, ["add task=text"]),
+        (["mode=evaluate"], 2, ["add run=DIR"]),
+        (["device=cuda:99"], 2, ["device=cuda:99: there are"]),
+        (["resume=nowhere"], 4, ["no run directory at nowhere"]),
+        (["-m", "resume=nowhere"], 2, ["resume=auto"]),
+        (["task=text", "path=nowhere.txt"], 3, ["nowhere.txt does not exist"]),
+    ],
+)
+def test_wrong_settings(tmp_path, bnrnn_here, arguments, exit_code, fragments):
+    done = bnrnn_here(*arguments)
+    assert_error(done, exit_code, *fragments)
+    assert not list(tmp_path.glob("outputs/**/*"))  # nothing was begun
+
+
+@pytest.mark.parametrize(
+    ("content", "fragment"),
+    [
+        (b"", "is empty"),
+        (b"caf\xe9 " * 1000, "is not UTF-8: byte 3"),
+        (b"too short " * 90, "lower task.length (20) or task.batch_size (64)"),
+    ],
+)
+def test_unusable_text(tmp_path, bnrnn_here, content, fragment):
+    (tmp_path / "bad.txt").write_bytes(content)
+    done = bnrnn_here("task=text", "path=bad.txt", *TINY, "task.batch_size=64")
+    assert_error(done, 3, fragment)
+    assert not list(tmp_path.glob("outputs/**/*"))
+
+
+def test_missing_data_without_network(tmp_path, bnrnn_here, monkeypatch):
+    for name in ("http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody listens there
+    done = bnrnn_here("task=ptb")
+    assert_error(done, 3, "ptb.train.txt", "data_dir")
+    assert not list(tmp_path.glob("data/**/*.txt"))
+
+
+def test_data_with_the_wrong_hash_or_cut_short(tmp_path, bnrnn_here):
+    folder = tmp_path / "data" / "mnist"
+    folder.mkdir(parents=True)
+    (folder / "train-images-idx3-ubyte.gz").write_bytes(b"\x1f\x8b\x08\x00 cut short")
+    done = bnrnn_here("task=pmnist")
+    assert_error(done, 3, "train-images-idx3-ubyte.gz is not the file it should be", "delete it")
+    assert (folder / "train-images-idx3-ubyte.gz").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, text):
+    done = bnrnn(
+        tmp_path, "task=text", f"path={text}", *TINY, "optimizer=sgd", "optimizer.lr=1e30",
+        "optimizer.max_grad_norm=1e30", "max_steps=50", check=False,
+    )  # fmt: skip
+    assert_error(done, 5, "at step", "optimizer.lr")
+    run = only_run(tmp_path / "outputs")
+    assert not (run / "result.json").exists()
+
+
+def test_a_disk_that_fills_while_a_checkpoint_is_written(tmp_path, text):
+    arguments = ["task=text", f"path={text}", *TINY, "max_steps=3", "model.hidden_size=64"]
+    bnrnn(tmp_path, *arguments)
+    run = only_run(tmp_path / "outputs")
+    before = (run / "last.pt").read_bytes()
+
+    def small_disk():
+        # A write beyond this size fails as on a full disk, instead of ending the process.
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, len(before) // 2))
+
+    done = bnrnn(tmp_path, f"resume={run}", "max_steps=9", check=False, preexec_fn=small_disk)
+    assert_error(done, 6, "cannot write", "outputs=DIR")
+    assert (run / "last.pt").read_bytes() == before
+    assert not [f for f in run.iterdir() if f.name.startswith(".") and f.name != ".hydra"]
+    bnrnn(tmp_path, f"resume={run}", "max_steps=9")  # nothing was lost
+    assert json.loads((run / "result.json").read_text())["steps"] == 9
+
+
+def test_an_output_folder_that_cannot_be_written_to(tmp_path, text):
+    (tmp_path / "file").write_text("not a folder")
+    done = bnrnn(tmp_path, "task=text", f"path={text}", *TINY, "outputs=file/outputs", check=False)
+    assert_error(done, 6, "cannot write to", "outputs=DIR")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_read_only_output_folder(tmp_path, text):
+    (tmp_path / "outputs").mkdir(mode=0o555)
+    done = bnrnn(tmp_path, "task=text", f"path={text}", *TINY, check=False)
+    assert_error(done, 6, "cannot write to", "outputs=DIR")
+
+
+class Hostile:
+    def __reduce__(self):
+        return os.system, ("touch executed",)
+
+
+def test_unusable_checkpoints(tmp_path, text):
+    bnrnn(tmp_path, "task=text", f"path={text}", *TINY)
+    run = only_run(tmp_path / "outputs")
+    good = (run / "last.pt").read_bytes()
+    content = torch.load(run / "last.pt", weights_only=True)
+
+    def resumed():
+        return bnrnn(tmp_path, f"resume={run}", "max_steps=9", check=False)
+
+    (run / "last.pt").write_bytes(good[: len(good) // 2])
+    assert_error(resumed(), 4, "last.pt is damaged or cut short")
+    (run / "last.pt").write_bytes(b"")
+    assert_error(resumed(), 4, "last.pt is damaged or cut short")
+
+    torch.save({**content, "format": 99}, run / "last.pt")
+    assert_error(resumed(), 4, "has checkpoint format 99, this bnrnn reads format 1")
+
+    torch.save({"format": 1, "config": {}}, run / "last.pt")
+    assert_error(resumed(), 4, "lacks model, task")
+
+    other = {k: v for k, v in content["model"].items() if not k.endswith("gamma_hh_l0")}
+    torch.save({**content, "model": other}, run / "last.pt")
+    assert_error(resumed(), 4, "last.pt is of another model", "gamma_hh_l0")
+
+    for save in (
+        lambda x, path: torch.save(x, path),
+        lambda x, path: path.write_bytes(pickle.dumps(x)),
+    ):
+        save({**content, "surprise": Hostile()}, run / "last.pt")
+        assert_error(resumed(), 4, "last.pt")
+        assert not (tmp_path / "executed").exists()
+
+    (run / "last.pt").write_bytes(good)
+    assert resumed().returncode == 0
+
+
+def test_a_checkpoint_of_other_data(tmp_path, text):
+    bnrnn(tmp_path, "task=text", f"path={text}", *TINY)
+    run = only_run(tmp_path / "outputs")
+    text.write_text(text.read_text().upper())
+    done = bnrnn(tmp_path, "mode=evaluate", f"run={run}", check=False)
+    assert_error(done, 4, "other symbols")
+
+
+def test_a_failed_job_does_not_stop_the_sweep_but_fails_it(tmp_path, text):
+    done = bnrnn(
+        tmp_path, "-m", "task=text", f"path={text}", *TINY, "task.batch_size=1,8", "seed=0,1",
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert len(list((tmp_path / "outputs").glob("sweeps/*/*/result.json"))) == 2

@@ -1,0 +1,122 @@
+"""Every file under conf/ composes, is valid, and says what the paper says."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
+
+from bnrnn import config as settings
+from bnrnn.cli import _register_resolvers
+
+CONF = Path(__file__).parent.parent / "conf"
+
+
+def names(group):
+    return sorted(file.stem for file in (CONF / group).glob("*.yaml"))
+
+
+@pytest.fixture
+def composed():
+    settings.register()
+    _register_resolvers()
+
+    def compose_config(*overrides):
+        GlobalHydra.instance().clear()
+        with initialize_config_module("bnrnn.conf", version_base="1.3"):
+            return settings.from_hydra(compose("config", list(overrides)))
+
+    return compose_config
+
+
+@pytest.mark.parametrize("model", names("model"))
+@pytest.mark.parametrize("task", names("task"))
+def test_every_model_composes_with_every_task(composed, task, model):
+    path = ["path=book.txt"] if task == "text" else []
+    config = composed(f"task={task}", f"model={model}", *path)
+    assert (config.task.name, config.model.name) == (task, model)
+
+
+@pytest.mark.parametrize("experiment", names("experiment"))
+@pytest.mark.parametrize("task", [t for t in names("task") if t != "text"])
+def test_every_experiment_composes_with_every_task(composed, experiment, task):
+    composed(f"task={task}", f"experiment={experiment}")
+
+
+@pytest.mark.parametrize("optimizer", names("optimizer"))
+def test_every_optimizer_composes_and_wins_over_the_tasks_own(composed, optimizer):
+    assert composed("task=pmnist", f"optimizer={optimizer}").optimizer.name == optimizer
+
+
+# Section 2 of the paper's experiments: hidden size, length, batch, optimiser, rate, epochs.
+PAPER = {
+    "mnist": (100, None, 100, "rmsprop", 1e-3, 200),
+    "pmnist": (100, None, 100, "rmsprop", 1e-3, 200),
+    "ptb": (1000, 100, 64, "adam", 2e-3, 50),
+    "text8": (2000, 180, 128, "adam", 1e-3, 50),
+}
+
+
+@pytest.mark.parametrize("task", PAPER)
+@pytest.mark.parametrize("model", ["lstm", "bnlstm"])
+def test_task_and_model_alone_are_the_papers_run(composed, task, model):
+    config = composed(f"task={task}", f"model={model}")
+    assert (
+        config.model.hidden_size, getattr(config.task, "length", None), config.task.batch_size,
+        config.optimizer.name, config.optimizer.lr, config.task.max_epochs,
+    ) == PAPER[task]  # fmt: skip
+    assert config.optimizer.max_grad_norm == 1.0
+    assert config.model.gamma_init == 0.1
+    assert config.model.learned_state
+    assert config.model.forget_bias == 1.0
+    pixels = task in ("mnist", "pmnist")
+    assert config.model.recurrent_init == ("identity" if pixels else "orthogonal")
+    if pixels:
+        assert config.optimizer.decay == 0.9
+        assert config.optimizer.momentum == 0.0
+        assert config.task.init_noise == (0.1 if task == "mnist" else 0.0)
+        assert config.task.permutation == ("none" if task == "mnist" else "true")
+
+
+def test_the_slots_of_each_model(composed):
+    slots = {
+        model: (c.input_norm, c.recurrent_norm, c.cell_norm, c.gamma_init)
+        for model in names("model")
+        for c in [composed(f"model={model}").model]
+    }
+    assert slots == {
+        "lstm": ("none", "none", "none", 0.1),
+        "bnlstm": ("frame", "frame", "frame", 0.1),
+        "bn_input": ("frame", "none", "none", 1.0),
+        "bn_input_sequence": ("sequence", "none", "none", 1.0),
+    }
+
+
+def test_official_code_sets_every_deviation_that_concerns_a_task(composed):
+    for task in ("mnist", "pmnist", "ptb"):
+        config = composed(f"task={task}", "experiment=official_code", "model=lstm")
+        assert config.selection == "batch"
+        assert config.model.cell_bias
+        if task != "ptb":
+            assert config.task.permutation == ("none" if task == "mnist" else "official_code")
+            assert config.task.init_noise_for == ("normalized" if task == "mnist" else "all")
+            assert config.optimizer.decay == 0.9
+
+
+def test_a_setting_on_the_command_line_wins_over_task_and_experiment(composed):
+    config = composed(
+        "task=pmnist", "experiment=official_code", "task.permutation=none",
+        "model.hidden_size=7", "selection=population",
+    )  # fmt: skip
+    assert config.task.permutation == "none"
+    assert config.model.hidden_size == 7
+    assert config.selection == "population"
+
+
+def test_every_config_file_starts_by_saying_what_it_is():
+    for file in CONF.glob("*/*.yaml"):
+        text = file.read_text()
+        if file.parent.name != "optimizer":
+            assert text.startswith("#"), file
+        assert yaml.safe_load(text) is not None, file

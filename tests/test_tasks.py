@@ -1,0 +1,158 @@
+"""Batches, permutations, metrics and test protocol of the tasks."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from bnrnn import calibrate
+from bnrnn.config import CharacterConfig, ModelConfig, PixelConfig
+from bnrnn.datasets import MNIST
+from bnrnn.errors import CheckpointError
+from bnrnn.tasks import CharacterTask, PixelTask
+from bnrnn.tasks.base import even_batches
+from bnrnn.tasks.pixels import checksum, pixel_order
+from bnrnn.tasks.scoring import Score, score_logits
+
+NORMALIZED = {"input_norm": "frame", "recurrent_norm": "frame", "cell_norm": "frame"}
+
+
+@pytest.fixture
+def text(tmp_path, monkeypatch):
+    monkeypatch.setenv("BNRNN_CACHE_DIR", str(tmp_path))
+    path = tmp_path / "text.txt"
+    letters = np.random.default_rng(0).integers(97, 123, 4000, dtype=np.uint8)
+    path.write_bytes(letters.tobytes())
+    return CharacterConfig(
+        name="text", corpus="text", path=str(path), length=10, batch_size=8, stream_length=50
+    )
+
+
+@pytest.fixture
+def pixels(monkeypatch):
+    rng = np.random.default_rng(0)
+    parts = [
+        part
+        for n in (60, 30, 30)
+        for part in (rng.integers(0, 256, (n, 784), dtype=np.uint8), rng.integers(0, 10, n))
+    ]
+    monkeypatch.setattr("bnrnn.tasks.pixels.load_mnist", lambda data_dir: MNIST(*parts))
+    return PixelConfig(name="pmnist", batch_size=10, permutation="true")
+
+
+def test_an_epoch_is_disjoint_sequences_at_one_random_offset(text):
+    task = CharacterTask(text, seed=0, data_dir=Path())
+    train, length = task.corpus.train, text.length
+    offsets = set()
+    for epoch in range(5):
+        rows = []
+        for index in range(task.steps_per_epoch):
+            batch = task.train_batch(epoch, index)
+            assert batch.input.shape == batch.target.shape == (length - 1, text.batch_size)
+            assert torch.equal(batch.input[1:], batch.target[:-1])  # targets are inputs, one on
+            rows += [*torch.cat([batch.input, batch.target[-1:]]).t().tolist()]
+        cut = [train[k : k + length].tolist() for k in range(len(train) - length + 1)]
+        starts = [cut.index(row) for row in rows]
+        assert len({start % length for start in starts}) == 1
+        assert len(set(starts)) == len(starts)
+        assert starts != sorted(starts)
+        offsets.add(starts[0] % length)
+    assert len(offsets) > 1
+
+
+def test_a_batch_is_a_function_of_seed_epoch_and_index(text):
+    one, same, other = (CharacterTask(text, seed, Path()) for seed in (0, 0, 1))
+    one.train_batch(3, 1)  # nothing is carried from call to call
+    assert torch.equal(one.train_batch(1, 2).input, same.train_batch(1, 2).input)
+    assert not torch.equal(one.train_batch(1, 2).input, other.train_batch(1, 2).input)
+    assert not torch.equal(one.train_batch(1, 2).input, one.train_batch(2, 2).input)
+
+
+@pytest.mark.parametrize("piece", [7, 50, 10_000])
+@pytest.mark.parametrize("norms", [{}, NORMALIZED])
+def test_the_test_string_is_one_sequence_whatever_the_piece(text, piece, norms):
+    text.stream_length = piece
+    task = CharacterTask(text, 0, Path())
+    model = task.build_model(ModelConfig(name="m", hidden_size=6, **norms), "auto").double()
+    if norms:
+        calibrate(model, task.calibration_batches(5), lambda b: model(b.input))
+    model.eval()
+    found = task.test(model, torch.device("cpu"), lambda items: items)
+
+    characters = torch.from_numpy(task.corpus.test.astype(np.int64))[:, None]
+    with torch.no_grad():
+        logits, _ = model(characters[:-1])
+    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), characters[1:].flatten())
+    assert found["bpc"] == pytest.approx(float(expected) / np.log(2), rel=1e-9)
+
+
+def test_bits_per_character_of_a_uniform_guess(text):
+    task = CharacterTask(text, 0, Path())
+    score = score_logits(torch.zeros(5, 3, 32), torch.zeros(5, 3, dtype=torch.long))
+    assert task.metrics(score)["bpc"] == pytest.approx(5.0)
+
+
+def test_scores_of_uneven_batches_add_up_exactly():
+    logits, target = torch.randn(10, 4), torch.randint(4, (10,))
+    whole = score_logits(logits, target)
+    parts = Score()
+    for part in (slice(0, 7), slice(7, 10)):
+        parts += score_logits(logits[part], target[part])
+    assert parts.nll == pytest.approx(whole.nll, rel=1e-12)
+    assert (parts.correct, parts.count) == (whole.correct, whole.count)
+
+
+@pytest.mark.parametrize(("n", "size"), [(10, 10), (11, 10), (101, 10), (3964, 64)])
+def test_even_batches_cover_all_and_none_is_tiny(n, size):
+    parts = even_batches(n, size)
+    assert [k for part in parts for k in range(n)[part]] == list(range(n))
+    sizes = [part.stop - part.start for part in parts]
+    assert max(sizes) <= size
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_a_true_permutation_is_one_and_depends_on_its_seed():
+    order = pixel_order("true", 0)
+    assert sorted(order) == list(range(784))
+    assert not np.array_equal(order, pixel_order("true", 1))
+    assert np.array_equal(order, pixel_order("true", 0))
+    assert checksum(order) == "fe62e3fef305"  # the same on every machine, for ever
+
+
+def test_the_authors_map_draws_with_replacement():
+    order = pixel_order("official_code", 5)
+    assert len(set(order)) == 501  # as counted in their code with its seed, 1
+    np.random.seed(1)
+    assert np.array_equal(order, np.random.randint(0, 784, size=(784,)))
+
+
+def test_pixels_come_in_the_order_of_the_permutation(pixels):
+    task = PixelTask(pixels, 0, Path())
+    (first, *_) = task.valid_batches()
+    assert first.input.shape == (784, 10, 1)
+    expected = task.data.valid_images[:10][:, task.order].T / 255
+    np.testing.assert_allclose(first.input[..., 0].numpy(), expected, rtol=1e-6)
+    seen = torch.cat([task.train_batch(0, k).target for k in range(task.steps_per_epoch)])
+    assert sorted(seen.tolist()) == sorted(task.data.train_labels.tolist())
+
+
+def test_the_permutation_travels_with_the_checkpoint(pixels):
+    task = PixelTask(pixels, 0, Path())
+    state = task.state()
+    pixels.permutation_seed = 9
+    other = PixelTask(pixels, 0, Path())
+    assert not np.array_equal(other.order, task.order)
+    other.load_state(state)
+    assert np.array_equal(other.order, task.order)
+    state["order"][0] = state["order"][1]
+    with pytest.raises(CheckpointError, match="does not match its checksum"):
+        other.load_state(state)
+
+
+@pytest.mark.parametrize(("who", "plain_noise"), [("all", 0.1), ("normalized", 0.0)])
+def test_noise_on_the_initial_state_for_those_who_ask(pixels, who, plain_noise):
+    pixels.init_noise, pixels.init_noise_for = 0.1, who
+    task = PixelTask(pixels, 0, Path())
+    assert task.build_model(ModelConfig(name="lstm"), "auto").lstm.init_noise == plain_noise
+    assert task.build_model(ModelConfig(name="bn", **NORMALIZED), "auto").lstm.init_noise == 0.1
