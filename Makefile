@@ -44,6 +44,7 @@ wheel: install  ## dist/bnrnn-*.whl
 
 results: install  ## results/ again, from the runs under outputs/
 	$(BIN)/python -m bnrnn.report.results outputs results
+	if [ -d outputs/demo ]; then $(BIN)/python -m bnrnn.report.compare outputs/demo results/figures/demo.png; fi
 
 clean:  ## remove .venv, builds and caches; never data or runs
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache

@@ -32,14 +32,13 @@ from bnrnn.train import train
 
 log = logging.getLogger(__name__)
 
+_THREADS = torch.get_num_threads()
+
 
 def main() -> None:
     """The console script: exit codes are in `bnrnn.errors`."""
-    allocator.keep_large_blocks()
     # Hydra raises its errors instead of printing them, so that they can be said in one line.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    settings.register()
-    _register_resolvers()
     try:
         sys.argv[1:] = _replay(sys.argv[1:])
         _job()
@@ -47,7 +46,11 @@ def main() -> None:
         _fail(str(error), error.exit_code)
     except (HydraException, OmegaConfBaseException) as error:
         _fail(config_errors.explain(error, sys.argv[1:]), ConfigError.exit_code)
+    except KeyboardInterrupt:  # before there was anything to save, or pressed twice
+        _fail("interrupted", 130)
     except OSError as error:
+        if error.filename is None:
+            raise
         _fail(
             f"cannot write to {error.filename}: {error.strerror}; choose another place with "
             "outputs=DIR",
@@ -80,9 +83,9 @@ def _job(cfg: DictConfig) -> None:
 
 
 def _dispatch(config: Config, run: RunDirectory) -> None:
+    allocator.keep_large_blocks()
     device = choose_device(config.device)
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
+    torch.set_num_threads(config.threads or _THREADS)  # a job of a sweep leaves it to the next
     torch.use_deterministic_algorithms(device.type == "cpu")
     if config.mode == "train":
         _train(config, run, device)
@@ -90,6 +93,7 @@ def _dispatch(config: Config, run: RunDirectory) -> None:
     task = build_task(config)
     if config.mode == "data":
         log.info("%s", task.describe())
+        run.discard_if_empty()
         return
     assert config.run is not None
     source = Path(config.run)
@@ -248,5 +252,6 @@ def _quoted(path: Path) -> str:
     return text if plain else f"\"'{text}'\""
 
 
-if __name__ == "__main__":
-    main()
+# At import, because the processes of a parallel launcher import this module and call `_job`.
+settings.register()
+_register_resolvers()

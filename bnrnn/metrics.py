@@ -25,9 +25,21 @@ class MetricsWriter:
     `statistics` ("population" or "batch").
     """
 
-    def __init__(self, run: RunDirectory, config: Config, metric: str, first_step: int) -> None:
-        """Lines and events after `first_step`, left by a process that was killed, are dropped."""
-        drop_after(run.metrics, first_step)
+    def __init__(
+        self,
+        run: RunDirectory,
+        config: Config,
+        metric: str,
+        first_step: int = 0,
+        validated: int = -1,
+    ) -> None:
+        """
+        Args:
+            metric: what the model is selected by.
+            first_step, validated: the steps a checkpoint has done and has validated. What a
+                process that was killed wrote beyond them will be written again, and is dropped.
+        """
+        drop_after(run.metrics, first_step, validated)
         try:
             self._file = open(run.metrics, "a", encoding="utf-8")  # noqa: SIM115 (closed in __exit__)
             self._writer = SummaryWriter(
@@ -86,11 +98,13 @@ class MetricsWriter:
         self._writer.close()
 
 
-def drop_after(path: Path, step: int) -> None:
-    """Keep the lines of `path` up to `step`; a line cut short by a kill goes too."""
+def drop_after(path: Path, step: int, validated: int) -> None:
+    """Keep the training up to `step` and the validations up to `validated`; no test, and no line
+    that a kill cut short."""
     if not path.exists():
         return
-    kept = [record for record in read(path) if record["step"] <= step and record["split"] != "test"]
+    last = {"train": step, "valid": validated, "test": -1}
+    kept = [record for record in read(path) if record["step"] <= last[record["split"]]]
     content = "".join(json.dumps(record) + "\n" for record in kept)
     write_atomic(path, content.encode())
 

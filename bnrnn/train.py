@@ -70,8 +70,9 @@ def train(config: Config, task: Task, run: RunDirectory, device: torch.device) -
     run.write_config(config)
 
     epochs = config.max_epochs or config.task.max_epochs
-    total = min(config.max_steps or math.inf, epochs * task.steps_per_epoch)
-    total = int(total)
+    total = epochs * task.steps_per_epoch
+    if config.max_steps is not None:
+        total = min(total, config.max_steps)
     validate_every = config.validate_every or task.steps_per_epoch
     log.info("%s", task.describe())
     log.info(
@@ -87,7 +88,7 @@ def train(config: Config, task: Task, run: RunDirectory, device: torch.device) -
 
     with (
         Interruption() as stop,
-        MetricsWriter(run, config, task.metric, state.step) as metrics,
+        MetricsWriter(run, config, task.metric, state.step, state.validated) as metrics,
         logging_redirect_tqdm(),
         tqdm(total=total, initial=state.step, disable=None, dynamic_ncols=True) as bar,
     ):

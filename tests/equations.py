@@ -38,6 +38,7 @@ def bn_lstm(x, h, c, w, norms, eps=1e-5, population=None, lengths=None, count_pa
             seen[term][1].append(var)
         return bn(y, gamma, beta, mean, var, eps)
 
+    sequence_term = []
     if norms["ih"] == "sequence":
         y = np.stack([x[t] @ w["weight_ih"].T for t in range(steps)])
         if population is None:

@@ -7,8 +7,8 @@ import yaml
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 
+from bnrnn import cli  # noqa: F401 (registers the schemas)
 from bnrnn import config as settings
-from bnrnn.cli import _register_resolvers
 
 CONF = Path(__file__).parent.parent / "conf"
 
@@ -19,9 +19,6 @@ def names(group):
 
 @pytest.fixture
 def composed():
-    settings.register()
-    _register_resolvers()
-
     def compose_config(*overrides):
         GlobalHydra.instance().clear()
         with initialize_config_module("bnrnn.conf", version_base="1.3"):

@@ -2,7 +2,7 @@
 
 python -m bnrnn.report.results OUTPUTS RESULTS
 
-Finished runs under OUTPUTS are copied (settings, records, result; no weights) to
+Runs under OUTPUTS are copied (settings, records, result; no weights) to
 RESULTS/runs/<task>-<model>...; then RESULTS/README.md and RESULTS/figures are made from what lies
 in RESULTS alone, so that anyone can make them again without the runs.
 """
@@ -27,19 +27,17 @@ FULL_EPOCHS = {"mnist": 200, "pmnist": 200, "ptb": 50, "text8": 50}
 
 
 def collect(outputs: Path, results: Path) -> None:
-    """Copy the finished runs under `outputs` that are not under `results` yet."""
-    known = {run.result["command"] + run.path.name for run in find_runs(results / "runs")
-             if run.result is not None}  # fmt: skip
-    for run in find_runs(outputs):
-        if run.result is None or run.config["max_valid_batches"] is not None:
+    """Copy the runs under `outputs`; a finished one stays, whatever else ran of its kind."""
+    for run in sorted(find_runs(outputs), key=lambda run: len(run.records)):
+        if run.config["max_valid_batches"] is not None or "demo" in run.path.parts:
             continue
-        name = folder_name(run)
-        if run.result["command"] + name in known:
+        target = results / "runs" / folder_name(run)
+        if (target / "result.json").exists() and run.result is None:
             continue
-        target = results / "runs" / name
         target.mkdir(parents=True, exist_ok=True)
         for file in ("config.yaml", "metrics.jsonl", "result.json"):
-            shutil.copyfile(run.path / file, target / file)
+            if (run.path / file).exists():
+                shutil.copyfile(run.path / file, target / file)
         _strip_paths(target)
 
 
@@ -54,12 +52,13 @@ def folder_name(run: Run) -> str:
 
 def _strip_paths(target: Path) -> None:
     """Where data and outputs lay on one machine is of no use on another."""
-    result = json.loads((target / "result.json").read_text())
-    result["command"] = " ".join(
-        word for word in result["command"].split()
-        if word.partition("=")[0] not in ("data_dir", "outputs", "resume", "threads")
-    )  # fmt: skip
-    (target / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+    elsewhere = ("data_dir", "outputs", "resume", "threads")
+    file = target / "result.json"
+    if file.exists():
+        result = json.loads(file.read_text())
+        words = result["command"].split()
+        kept = [word for word in words if word.partition("=")[0] not in elsewhere]
+        file.write_text(json.dumps(result | {"command": " ".join(kept)}, indent=2) + "\n")
     lines = (target / "config.yaml").read_text().splitlines()
     kept = [line for line in lines if line.partition(":")[0] not in ("data_dir", "outputs")]
     (target / "config.yaml").write_text("\n".join(kept) + "\n")
@@ -85,33 +84,37 @@ def readme(runs: list[Run]) -> str:
 
 
 def _row(run: Run) -> str:
-    assert run.result is not None
     unit, factor = METRICS[run.metric]
-    result = run.result
-    paper = PAPER.get((run.task, run.model))
     digits = 3 if run.metric == "bpc" else 2
+    paper = PAPER.get((run.task, run.model))
+    steps, values = run.curve()
+    result = run.result
+    best = (min if run.metric == "bpc" else max)(zip(values, steps, strict=True))[1]
+    best = result["best_step"] if result else best
 
     def at_best(statistics: str) -> str:
         found = dict(zip(*run.curve(statistics), strict=True))
-        return f"{found[result['best_step']]:.{digits}f}" if found else "-"
+        return f"{found[best]:.{digits}f}" if found else "-"
 
     cells = [
         f"[{run.path.name}](runs/{run.path.name})",
-        f"{result['test'][run.metric] * factor:.{digits}f} {unit}",
+        f"{result['test'][run.metric] * factor:.{digits}f} {unit}" if result else "unfinished",
         f"{paper} after {FULL_EPOCHS[run.task]} epochs" if paper else "-",
-        f"{result['epochs']:g}",
+        f"{result['epochs']:g}" if result else f"{steps[-1]} steps",
         at_best("population"),
         at_best("batch"),
-        str(result["best_step"]),
-        f"{result['wall_seconds'] / 60:.0f} min",
-        f"{1000 * result['train_seconds'] / result['steps']:.0f}"
-        if "train_seconds" in result
-        else "-",
-        result["kernel"],
-        str(result["commit"]),
-        f"{result['machine']}, {result['threads']}",
+        str(best),
     ]
-    return "| " + " | ".join(cells) + " |"
+    if result:
+        training = result.get("train_seconds")
+        cells += [
+            f"{result['wall_seconds'] / 60:.0f} min",
+            f"{1000 * training / result['steps']:.0f}" if training else "-",
+            result["kernel"],
+            str(result["commit"]),
+            f"{result['machine']}, {result['threads']}",
+        ]
+    return "| " + " | ".join(cells + ["-"] * (12 - len(cells))) + " |"
 
 
 def against_the_paper(runs: list[Run], curves: dict[str, dict[str, list[list[float]]]]) -> str:
@@ -152,7 +155,7 @@ def _interpolate(points: list[list[float]], step: float, factor: float) -> float
 
 def write(results: Path, figures: bool = True) -> str:
     """The text of README.md, from what lies in `results`; the figures too, if asked."""
-    runs = [run for run in find_runs(results / "runs") if run.result is not None]
+    runs = [run for run in find_runs(results / "runs") if run.curve()[0]]
     curves = json.loads((results / "paper_curves.json").read_text())["curves"]
     text = readme(runs)
     groups: dict[str, list[Run]] = {}

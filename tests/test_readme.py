@@ -1,0 +1,79 @@
+"""What the README tells people to type works."""
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+DATA = ROOT.parent / "shared" / "data"
+COMMANDS = [
+    line.partition("  #")[0].strip()
+    for line in re.findall(r"^(bnrnn .*)$|`(bnrnn [^`]+)`", README, re.MULTILINE)
+    for line in line
+    if line
+]
+SMALL = ["max_steps=2", "calibration_batches=2", "max_valid_batches=2", "model.hidden_size=8"]
+CHARACTERS = [*SMALL, "task.batch_size=8", "task.length=10", "task.stream_length=50000"]
+
+
+def arguments(command, run):
+    """As the README has it, but small; what is left to the reader (FILE, STAMP, DIR) filled in."""
+    words = shlex.split(command.replace("outputs/ptb/bnlstm/STAMP", str(run)))[1:]
+    words = [word.replace("FILE", str(ROOT / "LICENSE")) for word in words]
+    if "--help" in words or any(word.startswith("run=") for word in words):
+        return words
+    if any(word.startswith("resume=/") for word in words):
+        return [*words, "max_steps=3"]
+    small = SMALL if "mnist" in command else CHARACTERS
+    return [*words, f"data_dir={DATA}", *small]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A small finished run on Penn Treebank."""
+    folder = tmp_path_factory.mktemp("run")
+    command = ["bnrnn", "task=ptb", "model=bnlstm", f"data_dir={DATA}", *CHARACTERS]
+    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    return next(folder.glob("outputs/ptb/bnlstm/*"))
+
+
+def test_the_readme_has_the_commands_of_every_task():
+    assert {"pmnist", "mnist", "ptb", "text8", "pydocs", "text"} <= {
+        word.removeprefix("task=")
+        for command in COMMANDS
+        for word in command.split()
+        if word.startswith("task=")
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not DATA.is_dir(), reason="no data sets at ../shared/data")
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_bnrnn_command(command, run, bnrnn_here):
+    done = bnrnn_here(*arguments(command, run))
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_library_example():
+    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    scope = {}
+    exec(example, scope)
+    assert scope["output"].shape == (80, 1, 100)
+
+
+def test_every_make_target_is_one():
+    for target in set(re.findall(r"`?make ([a-z-]+)", README)):
+        done = subprocess.run(
+            ["make", "--dry-run", target], cwd=ROOT, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+
+
+def test_every_file_it_points_to_is_there():
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        if not target.startswith("http"):
+            assert (ROOT / target).exists(), target
