@@ -53,13 +53,13 @@ class MetricsWriter:
             self._writer.add_custom_scalars({
                 "Overview": {
                     UNITS.get(metric, metric): ["Multiline", [
-                        f"valid/{metric}/population", f"valid/{metric}/batch", f"train/{metric}",
+                        f"{metric}/valid_population", f"{metric}/valid_batch", f"{metric}/train",
                     ]],
-                    "gradient norm": ["Multiline", ["train/grad_norm"]],
+                    "gradient norm": ["Multiline", ["grad_norm/train"]],
                 }
             })  # fmt: skip
 
-    def write(self, step: int, split: str, values: dict[str, float], **labels: Any) -> None:
+    def write(self, step: int, split: str, values: dict[str, float], **labels: str) -> None:
         """
         Raises:
             OutputError: the disk is full.
@@ -70,10 +70,11 @@ class MetricsWriter:
             self._file.flush()
         except OSError as error:
             raise OutputError(f"cannot write {self._file.name}: {error.strerror}") from error
-        statistics = labels.get("statistics")
+        # By metric, so that the page opens on accuracy or bits per character, all splits together.
+        curve = "_".join([split, *labels.values()])
         for name, value in values.items():
-            tag = f"{split}/{name}/{statistics}" if statistics else f"{split}/{name}"
-            self._writer.add_scalar(tag, value, step)
+            if name not in ("epoch", "seconds"):
+                self._writer.add_scalar(f"{name}/{curve}", value, step)
 
     def write_parameters(self, step: int, model: nn.Module) -> None:
         """Histograms of every γ: whether it moves, and how its units spread, is worth seeing."""

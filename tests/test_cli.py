@@ -128,7 +128,7 @@ def test_tensorboard_has_curves_gammas_and_settings(tmp_path, text):
     events = EventAccumulator(str(only_run(tmp_path / "outputs") / "tb"))
     events.Reload()
     tags = events.Tags()
-    assert {"train/bpc", "valid/bpc/population", "valid/bpc/batch"} <= set(tags["scalars"])
+    assert {"bpc/train", "bpc/valid_population", "bpc/valid_batch"} <= set(tags["scalars"])
     assert "gamma/lstm.gamma_hh_l0" in tags["histograms"]
     assert any("config" in tag for tag in tags["tensors"])
 
