@@ -17,7 +17,7 @@ COMMANDS = [
     if line
 ]
 SMALL = ["max_steps=2", "calibration_batches=2", "max_valid_batches=2", "model.hidden_size=8"]
-CHARACTERS = [*SMALL, "task.batch_size=8", "task.length=10", "task.stream_length=50000"]
+CHARACTERS = [*SMALL, "task.batch_size=500", "task.length=10", "task.stream_length=50000"]
 
 
 def arguments(command, run):
@@ -28,7 +28,7 @@ def arguments(command, run):
         return words
     if any(word.startswith("resume=/") for word in words):
         return [*words, "max_steps=3"]
-    small = SMALL if "mnist" in command else CHARACTERS
+    small = [*SMALL, "task.batch_size=5000"] if "mnist" in command else CHARACTERS
     return [*words, f"data_dir={DATA}", *small]
 
 

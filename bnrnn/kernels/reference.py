@@ -78,135 +78,101 @@ def recurrence(
     Returns:
         output (T, B, H); h_n, c_n (B, H); the batch's moments, detached (empty if given).
     """
-    kinds, eps = normalization, normalization.eps
-    given = population if population is not None else TermMoments()
-    steps = range(input.shape[0])
-    live = None if lengths is None else _live_rows(lengths, len(steps))  # (T, B, 1)
+    steps = input.shape[0]
+    live = None if lengths is None else _live_rows(lengths, steps)  # (T, B, 1)
     counted = None if count_padding else live
     if counted is not None and input.is_floating_point():
         # Whatever lies in the padding, even NaN, must not reach a gradient through a zero factor.
         input = torch.where(counted, input, 0.0)
 
-    if kinds.ih == "sequence" and population is None:
-        # Padding never counts here: n is the number of real frames (Laurent et al., section 3).
-        ih, moments_ih = _normalize_sequence(_input_term(input, weights), weights, eps, live)
-        input_terms, frame_ih = ih.unbind(0), []
-    else:
-        input_terms, frame_ih = _input_term(input, weights).unbind(0), []
-        moments_ih = None
+    w, kinds, eps = weights, normalization, normalization.eps
+    given = population or TermMoments()
+    bn_ih = _Norm(kinds.ih, w.gamma_ih, w.bias, eps, given.ih)  # b takes the place of β
+    bn_hh = _Norm(kinds.hh, w.gamma_hh, None, eps, given.hh)
+    bn_c = _Norm(kinds.c, w.gamma_c, w.beta_c, eps, given.c)
 
-    h, c = h_0, c_0
-    outputs, frame_hh, frame_c = [], [], []
-    for t in steps:
+    input_term = _input_term(input, w.weight_ih)  # (T, B, 4H)
+    whole_sequence = kinds.ih == "sequence" and population is None
+    if whole_sequence:
+        # Padding never counts here: n is the number of real frames.
+        frames = None if live is None else live.flatten(0, 1)
+        input_term = bn_ih(input_term.flatten(0, 1), 0, frames).view_as(input_term)
+
+    h, c, output = h_0, c_0, []
+    for t, x in enumerate(input_term.unbind(0)):
         rows = None if counted is None else counted[t]
-
-        ih = input_terms[t]
-        if kinds.ih == "none":
-            ih = ih if weights.bias is None else ih + weights.bias
-        elif moments_ih is None:
-            ih, moments = _normalize(
-                ih, weights.gamma_ih, weights.bias, eps, _row(given.ih, t), rows
-            )
-            frame_ih.append(moments)
-
-        hh = h @ weights.weight_hh.t()
-        if kinds.hh != "none":
-            hh, moments = _normalize(hh, weights.gamma_hh, None, eps, _row(given.hh, t), rows)
-            frame_hh.append(moments)
-
-        i, f, g, o = (ih + hh).chunk(4, dim=1)
+        if not whole_sequence:
+            x = bn_ih(x, t, rows)
+        z = x + bn_hh(h @ w.weight_hh.t(), t, rows)
+        i, f, g, o = z.chunk(4, dim=1)
         c_t = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
-
-        cell = c_t
-        if kinds.c != "none":
-            cell, moments = _normalize(
-                c_t, weights.gamma_c, weights.beta_c, eps, _row(given.c, t), rows
-            )
-            frame_c.append(moments)
-        elif weights.beta_c is not None:
-            cell = c_t + weights.beta_c
-        h_t = torch.sigmoid(o) * torch.tanh(cell)
-
+        h_t = torch.sigmoid(o) * torch.tanh(bn_c(c_t, t, rows))
         if live is None:
             h, c = h_t, c_t
-            outputs.append(h_t)
+            output.append(h_t)
         else:
             h, c = torch.where(live[t], h_t, h), torch.where(live[t], c_t, c)
-            outputs.append(torch.where(live[t], h_t, 0.0))
-
-    if population is not None:
-        return torch.stack(outputs), h, c, TermMoments()
-    moments_ih = moments_ih or _stack(frame_ih)
-    return torch.stack(outputs), h, c, TermMoments(moments_ih, _stack(frame_hh), _stack(frame_c))
+            output.append(torch.where(live[t], h_t, 0.0))
+    moments = TermMoments(bn_ih.moments(), bn_hh.moments(), bn_c.moments())
+    return torch.stack(output), h, c, moments
 
 
-def _input_term(input: Tensor, weights: Weights) -> Tensor:
+class _Norm:
+    """One slot: BN(y; γ, β) at step t; y + β where the slot is empty."""
+
+    def __init__(
+        self, kind: str, gamma: Tensor | None, beta: Tensor | None, eps: float,
+        given: Moments | None,
+    ) -> None:  # fmt: skip
+        self.gamma, self.beta, self.eps = gamma, beta, eps
+        self.empty = kind == "none"
+        self.given = given is not None
+        self.seen: list[Moments] = []
+        if given is not None:
+            # One multiply-add a step is left to do.
+            assert gamma is not None
+            self.scale = gamma * torch.rsqrt(given.var + eps)  # (rows, features)
+            self.shift = -given.mean * self.scale
+            if beta is not None:
+                self.shift = self.shift + beta
+
+    def __call__(self, y: Tensor, t: int, rows: Tensor | None) -> Tensor:
+        """y (n, features), of which `rows` (n, 1) count in batch statistics; None: all."""
+        if self.empty:
+            return y if self.beta is None else y + self.beta
+        if self.given:
+            t = min(t, len(self.scale) - 1)
+            return torch.addcmul(self.shift[t], y, self.scale[t])
+        assert self.gamma is not None
+        if rows is None:
+            # The fused operator, much faster than the formula below. With momentum 1 it leaves the
+            # batch's mean and *unbiased* variance in the two tensors it takes for running ones.
+            n, features = y.shape
+            mean, var = y.new_zeros(features), y.new_zeros(features)
+            y = F.batch_norm(y, mean, var, self.gamma, self.beta, True, 1.0, self.eps)
+            self.seen.append(Moments(mean, var * ((n - 1) / n)))
+            return y
+        n = rows.sum().clamp(min=1)  # T may exceed the longest length: then nobody is live
+        mean = torch.where(rows, y, 0.0).sum(0) / n
+        var = torch.where(rows, y - mean, 0.0).square().sum(0) / n
+        self.seen.append(Moments(mean.detach(), var.detach()))
+        y = (y - mean) * (self.gamma * torch.rsqrt(var + self.eps))
+        return y if self.beta is None else y + self.beta
+
+    def moments(self) -> Moments | None:
+        if not self.seen:
+            return None
+        means, variances = zip(*self.seen, strict=True)
+        return Moments(torch.stack(means), torch.stack(variances))
+
+
+def _input_term(input: Tensor, weight_ih: Tensor) -> Tensor:
     """W_x x_t for all t at once, (T, B, 4H); of a one-hot x_t it is a column of W_x."""
     if input.is_floating_point():
-        return input @ weights.weight_ih.t()
-    return F.embedding(input, weights.weight_ih.t())
-
-
-def _normalize(
-    y: Tensor,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    eps: float,
-    given: Moments | None,
-    rows: Tensor | None,
-) -> tuple[Tensor, Moments]:
-    """BN(y; γ, β) of y (B, features) by the given moments or by those of its counted rows."""
-    assert gamma is not None
-    if given is None and rows is None:
-        # The fused operator: five times faster than the formula below. With momentum 1 it leaves
-        # the batch's mean and *unbiased* variance in the two tensors it takes for running ones.
-        mean, var = y.new_zeros(y.shape[1]), y.new_zeros(y.shape[1])
-        out = F.batch_norm(y, mean, var, gamma, beta, training=True, momentum=1.0, eps=eps)
-        return out, Moments(mean, var * ((y.shape[0] - 1) / y.shape[0]))
-    mean, var = given if given is not None else _moments(y, rows)
-    scale = gamma * torch.rsqrt(var + eps)
-    shift = -mean * scale if beta is None else beta - mean * scale
-    # Given moments: one multiply-add. The batch's own: subtract first, as the formula does, since
-    # a mean large against the deviation would leave little of it.
-    if given is not None:
-        out = torch.addcmul(shift, y, scale)
-    else:
-        out = (y - mean) * scale if beta is None else torch.addcmul(beta, y - mean, scale)
-    return out, Moments(mean.detach(), var.detach())
-
-
-def _normalize_sequence(
-    y: Tensor, weights: Weights, eps: float, live: Tensor | None
-) -> tuple[Tensor, Moments]:
-    """BN of y (T, B, 4H) by one mean and variance over all its real frames."""
-    flat_live = None if live is None else live.flatten(0, 1)
-    out, moments = _normalize(y.flatten(0, 1), weights.gamma_ih, weights.bias, eps, None, flat_live)
-    return out.view_as(y), Moments(moments.mean[None], moments.var[None])
-
-
-def _moments(y: Tensor, rows: Tensor | None) -> Moments:
-    if rows is None:
-        mean = y.mean(0)
-        return Moments(mean, (y - mean).square().mean(0))
-    # A step at which nobody is live cannot occur (T is the longest length), but T may be longer.
-    n = rows.sum().clamp(min=1)
-    mean = torch.where(rows, y, 0.0).sum(0) / n
-    return Moments(mean, torch.where(rows, y - mean, 0.0).square().sum(0) / n)
+        return input @ weight_ih.t()
+    return F.embedding(input, weight_ih.t())
 
 
 def _live_rows(lengths: Tensor, steps: int) -> Tensor:
     """(T, B, 1) booleans: is sequence b still running at step t?"""
     return (torch.arange(steps, device=lengths.device)[:, None] < lengths)[:, :, None]
-
-
-def _row(moments: Moments | None, t: int) -> Moments | None:
-    if moments is None:
-        return None
-    t = min(t, moments.mean.shape[0] - 1)
-    return Moments(moments.mean[t], moments.var[t])
-
-
-def _stack(moments: list[Moments]) -> Moments | None:
-    if not moments:
-        return None
-    return Moments(torch.stack([m.mean for m in moments]), torch.stack([m.var for m in moments]))

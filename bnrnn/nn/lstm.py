@@ -208,6 +208,9 @@ class BNLSTM(nn.Module):
         for statistics in self._all_statistics():
             statistics.reset()
 
+    def flatten_parameters(self) -> None:
+        """Nothing to do; here because code written for `torch.nn.LSTM` calls it."""
+
     @torch.no_grad()
     def copy_weights(self, lstm: nn.LSTM) -> None:
         """Take over the weights of a `torch.nn.LSTM` of the same shape, its two biases added.
