@@ -144,7 +144,8 @@ def train(config: Config, task: Task, run: RunDirectory, device: torch.device) -
                 if state.step % config.log_every == 0:
                     values = averages(state, task)
                     metrics.write(state.step, "train", values)
-                    bar.set_postfix_str(format_values({task.metric: values[task.metric]}))
+                    shown = {k: v for k, v in values.items() if k not in ("epoch", "seconds")}
+                    bar.set_postfix_str(format_values(shown))
                 bar.update()
 
                 end_of_epoch = state.step % task.steps_per_epoch == 0
