@@ -24,10 +24,10 @@ demo: install  ## LSTM against BN-LSTM on the embedded corpus: about two minutes
 	$(BIN)/python -m bnrnn.report.compare outputs/demo outputs/demo/comparison.png
 
 test: install  ## the tests, without the slow ones
-	$(BIN)/python -m pytest -n $(JOBS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
 
 test-all: install  ## all tests
-	$(BIN)/python -m pytest -n $(JOBS) -m 'not gpu'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -m 'not gpu'
 
 lint: install  ## ruff and pyright
 	$(BIN)/ruff check
