@@ -79,7 +79,7 @@ def recurrence(
         output (T, B, H); h_n, c_n (B, H); the batch's moments, detached (empty if given).
     """
     steps = input.shape[0]
-    live = None if lengths is None else _live_rows(lengths, steps)  # (T, B, 1)
+    live = None if lengths is None else live_rows(lengths, steps)  # (T, B, 1)
     counted = None if count_padding else live
     if counted is not None and input.is_floating_point():
         # Whatever lies in the padding, even NaN, must not reach a gradient through a zero factor.
@@ -173,6 +173,6 @@ def _input_term(input: Tensor, weight_ih: Tensor) -> Tensor:
     return F.embedding(input, weight_ih.t())
 
 
-def _live_rows(lengths: Tensor, steps: int) -> Tensor:
+def live_rows(lengths: Tensor, steps: int) -> Tensor:
     """(T, B, 1) booleans: is sequence b still running at step t?"""
     return (torch.arange(steps, device=lengths.device)[:, None] < lengths)[:, :, None]

@@ -1,0 +1,125 @@
+"""Compile the CPU kernel on first use, and keep it for every later process.
+
+The cache is keyed by the sources, the version of PyTorch, the compiler's flags and the instruction
+set, so a home directory shared by unlike machines holds one library for each and loads the right
+one. Only one process builds at a time; the others wait and find it done.
+"""
+
+import contextlib
+import functools
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import sysconfig
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+_log = logging.getLogger(__name__)
+
+_CSRC = Path(__file__).with_name("csrc")
+_NAME = "bnrnn_cpu"
+_FLAGS = (
+    "-O3", "-std=c++20", "-fopenmp", "-fno-math-errno", "-fno-trapping-math",
+    "-ffp-contract=fast",
+)  # fmt: skip
+# By what PyTorch found this machine to have, not by the compiler's idea of "native".
+_INSTRUCTIONS = {
+    "AVX512": ("-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mavx2", "-mfma"),
+    "AVX2": ("-mavx2", "-mfma"),
+}
+
+
+class BuildError(Exception):
+    """The kernel could not be built or loaded; the message says why, in one line."""
+
+
+@functools.cache
+def load() -> None:
+    """Make `torch.ops.bnrnn_cpu` available, building it if need be.
+
+    Raises:
+        BuildError: no compiler, or it failed.
+    """
+    library = _cache() / f"{_NAME}-{_key()}.so"
+    try:
+        if not library.exists():
+            _build(library)
+        torch.ops.load_library(str(library))
+    except (OSError, RuntimeError, ImportError) as error:
+        raise BuildError(_first_line(error)) from error
+
+
+def flags() -> tuple[str, ...]:
+    return _FLAGS + _INSTRUCTIONS.get(torch.backends.cpu.get_cpu_capability(), ())
+
+
+def _cache() -> Path:
+    root = os.environ.get("TORCH_EXTENSIONS_DIR") or Path(
+        os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    )
+    return Path(root) / "bnrnn"
+
+
+def _key() -> str:
+    digest = hashlib.sha256()
+    for source in sorted(_CSRC.iterdir()):
+        digest.update(source.name.encode() + b"\0" + source.read_bytes())
+    for fact in (torch.__version__, platform.machine(), *flags()):
+        digest.update(fact.encode() + b"\0")
+    return digest.hexdigest()[:16]
+
+
+def _build(library: Path) -> None:
+    library.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(library.with_suffix(".lock")):
+        if library.exists():  # another process was faster
+            return
+        _log.info("Compiling the CPU kernel: once, half a minute or so")
+        # Not at the top: it is slow to import, and needed once in a machine's life.
+        from torch.utils import cpp_extension
+
+        with tempfile.TemporaryDirectory(dir=library.parent) as folder, _ninja_on_path():
+            cpp_extension.load(
+                name=_NAME,
+                sources=[str(source) for source in sorted(_CSRC.glob("*.cpp"))],
+                extra_cflags=list(flags()),
+                build_directory=folder,
+                is_python_module=False,
+                is_standalone=False,
+                with_cuda=False,
+            )
+            os.replace(Path(folder, f"{_NAME}.so"), library)
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold the lock, which the system takes back from a process that dies."""
+    import fcntl  # POSIX only: elsewhere ImportError, so the reference is used
+
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def _ninja_on_path() -> Iterator[None]:
+    """A virtual environment that was not activated has its ninja beside its Python."""
+    before = os.environ.get("PATH", "")
+    if shutil.which("ninja") is None:
+        os.environ["PATH"] = os.pathsep.join([sysconfig.get_path("scripts"), before])
+    try:
+        yield
+    finally:
+        os.environ["PATH"] = before
+
+
+def _first_line(error: BaseException) -> str:
+    """The compiler's first complaint, if there is one."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    complaints = [line for line in lines if "error:" in line or "not found" in line]
+    return (complaints or lines or [type(error).__name__])[0][:200]

@@ -1,0 +1,88 @@
+// The recurrence of one layer and direction over all time steps, forward and backward.
+//
+// Dimensions: T time, B batch, D input, H hidden; W is B rounded up to whole vectors. States are
+// feature-major, (H, W): the batch of one hidden unit is contiguous, so its statistics, gates and
+// cell are worked out from the first-level cache right after the product that made them. Each
+// thread owns a range of hidden units, all four gates of each and the whole batch; only h_t
+// (forward) and the gradient of W_h h_{t-1} (backward) pass between threads, one barrier a step.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace bnrnn {
+
+// One place for normalisation. Empty where gamma is null: then the term passes unchanged.
+template <typename T>
+struct Slot {
+  const T* gamma = nullptr;  // (features,)
+  T* mean = nullptr;         // (rows, features); step t uses row min(t, rows - 1)
+  T* var = nullptr;
+  ptrdiff_t rows = 0;
+  bool per_step = false;    // the forward pass computes row t from the batch of step t
+  T* grad_gamma = nullptr;  // (features,)
+};
+
+template <typename T>
+struct Problem {
+  ptrdiff_t steps, batch, width, hidden, input_size;
+  int threads;
+  T eps;
+  bool keep;  // for a backward pass: keep every step, not just the current one
+
+  // The input term W_x x_t, one of three:
+  const T* term = nullptr;         // (T, B, 4H), computed already
+  const int64_t* index = nullptr;  // (T, B) one-hot inputs, with columns (D, 4H): W_x transposed
+  const T* columns = nullptr;
+  const T* narrow = nullptr;  // (T, D, W) with few features, and weight_ih (4H, D)
+  const T* weight_ih = nullptr;
+  // Whole-sequence statistics of the input term; null: per step, given or none.
+  const T* sequence_weights = nullptr;  // of the rows of term (T * B) or of columns (D)
+  T sequence_total = 0;                 // their sum
+
+  const T* weight_hh;        // (4H, H)
+  const T* bias = nullptr;   // (4H,)
+  const T* beta_c = nullptr;  // (H,)
+  Slot<T> ih, hh, c;
+
+  // Rows of W, one for each step or one for all (stride 0).
+  const T* live;              // 1: this sequence still runs
+  const T* counted;           // 1: it counts in per-step statistics
+  const T* inverse_count;     // 1 / the sum of counted, an element a step
+  ptrdiff_t mask_stride, count_stride;
+
+  // keep: (T, 4H, W), (T + 1, H, W), (T + 1, H, W). Else (4H, W), (2, H, W), (1, H, W).
+  T* recurrent;  // W_h h_{t-1}
+  T* states;     // h_{t-1}, the last one h_n
+  T* cells;      // c_{t-1}, the last one c_n
+
+  T* output = nullptr;  // (T, B, H)
+
+  // Backward.
+  const T* grad_output = nullptr;  // (T, B, H)
+  T* grad_recurrent = nullptr;     // (T, 4H, W); may be the memory of `recurrent`
+  T* grad_state = nullptr;         // (H, W): of h_n, at the end of h_0
+  T* grad_cell = nullptr;          // (H, W): of c_n, at the end of c_0
+  T* grad_term = nullptr;          // (T, B, 4H)
+  T* grad_columns = nullptr;       // (D, 4H), zero at first
+  T* grad_weight_ih = nullptr;     // (4H, D), zero at first
+  T* grad_weight_hh = nullptr;     // (4H, columns of grad_weight_hh)
+  ptrdiff_t grad_weight_columns = 0;  // H rounded up to whole vectors
+  T* grad_bias = nullptr;             // (4H,), zero at first
+  T* grad_beta_c = nullptr;           // (H,), zero at first
+
+  T* packed;  // forward: packed_size(...), backward likewise
+};
+
+// Elements of the packed copy of W_h, for either pass.
+ptrdiff_t packed_size(ptrdiff_t hidden, int threads);
+
+int lanes(bool is_double);
+
+template <typename T>
+void forward(const Problem<T>& problem);
+
+template <typename T>
+void backward(const Problem<T>& problem);
+
+}  // namespace bnrnn
