@@ -109,7 +109,7 @@ BNRNN_INLINE Vector<T> zero() {
 
 template <typename T>
 BNRNN_INLINE Vector<T> broadcast(T x) {
-  return zero<T>() + x;
+  return x - zero<T>();  // exact, even of -0
 }
 
 // Halves added to halves, always in the same order.
