@@ -16,7 +16,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from bnrnn import allocator, config_errors
+from bnrnn import allocator, config_errors, kernels
 from bnrnn import config as settings
 from bnrnn.config import Config
 from bnrnn.errors import BnrnnError, CheckpointError, ConfigError, OutputError
@@ -85,6 +85,7 @@ def _job(cfg: DictConfig) -> None:
 def _dispatch(config: Config, run: RunDirectory) -> None:
     allocator.keep_large_blocks()
     device = choose_device(config.device)
+    check_kernel(config.kernel, device)
     torch.set_num_threads(config.threads or _THREADS)  # a job of a sweep leaves it to the next
     torch.use_deterministic_algorithms(device.type == "cpu")
     if config.mode == "train":
@@ -168,6 +169,19 @@ def choose_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"device={name}: there are {torch.cuda.device_count()} CUDA devices here")
     return device
+
+
+def check_kernel(name: str, device: torch.device) -> None:
+    """
+    Raises:
+        ConfigError: there is no such kernel, or it cannot serve here.
+    """
+    if name == "auto":
+        return  # chosen when it is needed
+    try:
+        kernels.choose(name, device, torch.float32)
+    except (ValueError, kernels.BuildError) as error:
+        raise ConfigError(f"kernel={name}: {error}") from error
 
 
 def _replay(arguments: list[str]) -> list[str]:

@@ -12,6 +12,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from bnrnn.errors import ConfigError
+from bnrnn.kernels import KERNELS
 
 
 def _require(condition: bool, key: str, value: Any, allowed: str) -> None:
@@ -221,6 +222,7 @@ class Config:
     def __post_init__(self) -> None:
         _choice("mode", self.mode, *MODES)
         _choice("selection", self.selection, "population", "batch")
+        _choice("kernel", self.kernel, "auto", *KERNELS)
         _require(0 <= self.seed < 2**32, "seed", self.seed, "in 0..4294967295")
         _positive(
             "", self, "threads", "max_epochs", "max_steps", "validate_every", "patience",

@@ -259,7 +259,7 @@ def progress_line(state: LoopState, task: Task, found: dict[str, dict[str, float
 def kernel_name(model: nn.Module) -> str:
     """Which code runs the recurrence: recorded with every result."""
     lstms = [module for module in model.modules() if isinstance(module, BNLSTM)]
-    return ", ".join(sorted({"torch.lstm" if m.is_plain else m.kernel for m in lstms}))
+    return ", ".join(sorted({lstm.active_kernel for lstm in lstms}))
 
 
 def save_last(

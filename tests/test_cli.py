@@ -105,7 +105,7 @@ def test_a_run_directory_holds_what_it_should(tmp_path, text):
 
     result = json.loads((run / "result.json").read_text())
     assert result["steps"] == 6
-    assert result["kernel"] == "reference"
+    assert result["kernel"] == "cpu"
     assert result["calibrated"] > 2  # the whole training set, not the sample of a validation
     assert set(result) >= {"seed", "torch", "bnrnn", "commit", "machine", "wall_seconds", "command"}
     config = yaml.safe_load((run / "config.yaml").read_text())

@@ -71,13 +71,11 @@ def recurrence(
     if torch.is_grad_enabled() and differentiable:
         results = _Recurrence.apply(call, *tensors)
     else:
-        results = _results(call, _run(call, False, *tensors))
+        results = _results(call, _run(call, False, *tensors), False)
     output, h_n, c_n, *moments = results
-    pairs = (
-        None if mean is None else Moments(mean, var)
-        for mean, var in zip(moments[::2], moments[1::2], strict=True)
-    )
-    return output, h_n, c_n, TermMoments(*pairs)
+    pairs = zip(moments[::2], moments[1::2], strict=True)
+    found = (None if mean is None else Moments(mean, var) for mean, var in pairs)
+    return output, h_n, c_n, TermMoments(*found)
 
 
 class _Call(NamedTuple):
@@ -95,7 +93,7 @@ class _Recurrence(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, call: _Call, *tensors: Tensor | None) -> Any:
         arrays = _run(call, True, *tensors)
-        results = _results(call, arrays)
+        results = _results(call, arrays, True)
         ctx.mark_non_differentiable(*(moments for moments in results[3:] if moments is not None))
         ctx.set_materialize_grads(False)
         ctx.call = call
@@ -107,7 +105,7 @@ class _Recurrence(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor | None) -> Any:
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         call: _Call = ctx.call
         arrays = dict(zip(ctx.names, ctx.saved_tensors, strict=True))
         grad_output, grad_h_n, grad_c_n = grads[:3]
@@ -117,7 +115,7 @@ class _Recurrence(torch.autograd.Function):
 
         if grad_output is not None:
             arrays["grad_output"] = grad_output.contiguous()
-        keep_graph = torch._C._autograd._get_current_graph_task_keep_graph()
+        keep_graph = torch._C._autograd._get_current_graph_task_keep_graph()  # pyright: ignore
         recurrent = arrays["recurrent"]
         arrays["grad_recurrent"] = torch.empty_like(recurrent) if keep_graph else recurrent
         arrays["grad_state"] = _feature_major(grad_h_n, weight_hh.new_zeros(hidden, width))
@@ -173,16 +171,12 @@ def _run(call: _Call, keep: bool, *tensors: Tensor | None) -> dict[str, Tensor]:
     return arrays
 
 
-def _results(call: _Call, arrays: dict[str, Tensor]) -> tuple[Tensor | None, ...]:
-    """output, h_n, c_n and the moments the pass computed."""
-    rows, hidden, _ = arrays["states"].shape
-    last = {
-        "states": call.steps if rows > call.steps else call.steps % 2,
-        "cells": len(arrays["cells"]) - 1,
-    }
+def _results(call: _Call, arrays: dict[str, Tensor], keep: bool) -> tuple[Any, ...]:
+    """output, h_n, c_n and the moments that the pass computed, mean and variance of each term."""
+    last_state = call.steps if keep else call.steps % 2
     h_n, c_n = (
-        arrays[name][row, :, : call.batch].t().clone(memory_format=torch.contiguous_format)
-        for name, row in last.items()
+        state[:, : call.batch].t().clone(memory_format=torch.contiguous_format)
+        for state in (arrays["states"][last_state], arrays["cells"][-1])
     )
     moments: list[Tensor | None] = []
     for term in TermMoments._fields:

@@ -57,7 +57,9 @@ class BNLSTM(nn.Module):
         forget_bias: initial bias of the forget gate.
         recurrent_init: "orthogonal", or "identity": the block of g is the identity and those of
             i, f, o are orthogonal, as in the authors' code for MNIST.
-        kernel: "auto", or a name in `bnrnn.kernels.KERNELS`.
+        kernel: "auto", the fastest there is for the device and dtype, or one by name: "cpu",
+            compiled on first use, or "reference". Where nothing is normalised `torch.nn.LSTM`'s
+            own code runs.
 
     Parameters, for layer k, and again with suffix `_reverse` (gates in the order i, f, g, o):
         weight_ih_l{k}: (4H, D), or (4H, num_directions * H) for k > 0; orthogonal.
@@ -141,7 +143,11 @@ class BNLSTM(nn.Module):
         self.init_noise, self.learned_state = init_noise, learned_state
         self.cell_bias, self.count_padding = cell_bias, count_padding
         self.forget_bias, self.recurrent_init = forget_bias, recurrent_init
-        self.kernel = kernels.choose(kernel)
+        if kernel != "auto" and kernel not in kernels.KERNELS:
+            raise ValueError(
+                f"kernel must be one of auto, {', '.join(kernels.KERNELS)}; got {kernel!r}"
+            )
+        self.kernel = kernel
 
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         four_h = 4 * hidden_size
@@ -185,6 +191,18 @@ class BNLSTM(nn.Module):
     def is_plain(self) -> bool:
         """Nothing is normalised or added: the module is `torch.nn.LSTM`."""
         return self.normalization[:3] == ("none", "none", "none") and not self.cell_bias
+
+    @property
+    def active_kernel(self) -> str:
+        """The code that runs the recurrence where the weights are now.
+
+        Raises:
+            ValueError, BuildError: `kernel` cannot serve there.
+        """
+        weight = self.get_parameter("weight_hh_l0")
+        if self.is_plain:
+            return "torch.lstm"
+        return kernels.choose(self.kernel, weight.device, weight.dtype)
 
     @property
     def normalizes_frames(self) -> bool:
