@@ -22,7 +22,7 @@ from bnrnn.kernels.reference import Moments, Normalization, TermMoments, Weights
 
 # Up to this many features W_x x_t costs less to compute twice than to keep.
 _NARROW = 4
-# Multiply-adds a step below which another thread costs more than it brings.
+# Multiply-adds below which another thread costs more than it brings.
 _WORK_A_THREAD = 100_000
 
 
@@ -56,7 +56,8 @@ def recurrence(
     elif input.shape[2] <= _NARROW and not sequence and not input.requires_grad:
         given["narrow"] = F.pad(input.transpose(1, 2), (0, width - batch)).contiguous()
     else:
-        term, weight_ih = input @ weight_ih.t(), None
+        frames = _InputTerm.apply(input.flatten(0, 1), weight_ih)
+        term, weight_ih = frames.view(steps, batch, -1), None
     if sequence:
         given["sequence_weights"] = _sequence_weights(input, weights, live)
     if population is not None:
@@ -89,6 +90,32 @@ class _Call(NamedTuple):
     given: dict[str, Tensor]
 
 
+class _InputTerm(torch.autograd.Function):
+    """x W_x^T, for x (frames, D)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight_ih: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight_ih)
+        return _multiply(x, weight_ih.t())
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        x, weight_ih = ctx.saved_tensors
+        of_x = _multiply(grad, weight_ih) if ctx.needs_input_grad[0] else None
+        of_weight_ih = _multiply(grad.t(), x) if ctx.needs_input_grad[1] else None
+        return of_x, of_weight_ih
+
+
+def _multiply(a: Tensor, b: Tensor) -> Tensor:
+    return torch.ops.bnrnn_cpu.multiply(a, b, _threads(a.shape[0] * b.numel()))
+
+
+def _threads(work: int) -> int:
+    """How many to use for so many multiply-adds between two waits."""
+    return max(1, min(torch.get_num_threads(), work // _WORK_A_THREAD))
+
+
 class _Recurrence(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, call: _Call, *tensors: Tensor | None) -> Any:
@@ -98,7 +125,7 @@ class _Recurrence(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.call = call
         # Nothing but what the backward pass reads.
-        del arrays["output"], arrays["packed"]
+        del arrays["output"], arrays["packed"], arrays["panels"]
         ctx.names = list(arrays)
         ctx.save_for_backward(*arrays.values())
         return results
@@ -187,10 +214,12 @@ def _results(call: _Call, arrays: dict[str, Tensor], keep: bool) -> tuple[Any, .
 
 def _call_kernel(operator: Any, call: _Call, arrays: dict[str, Tensor], *keep: bool) -> None:
     weight_hh = arrays["weight_hh"]
-    work = weight_hh.numel() * call.width // _WORK_A_THREAD
-    threads = max(1, min(torch.get_num_threads(), work, weight_hh.shape[1]))
-    size = torch.ops.bnrnn_cpu.packed_size(weight_hh.shape[1], threads)
+    hidden = weight_hh.shape[1]
+    threads = min(_threads(weight_hh.numel() * call.width), hidden)
+    size = torch.ops.bnrnn_cpu.packed_size(hidden, threads)
     arrays["packed"] = weight_hh.new_empty(size)
+    depth = hidden if operator is torch.ops.bnrnn_cpu.forward else 4 * hidden
+    arrays["panels"] = weight_hh.new_empty(2, depth, call.width)
     eps = call.normalization.eps
     operator(arrays, call.steps, call.batch, eps, call.by_batch, *keep, threads)
 

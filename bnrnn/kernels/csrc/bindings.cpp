@@ -1,12 +1,14 @@
-// The operators that Python calls: bnrnn_cpu::forward, backward, packed_size and lanes.
+// The operators that Python calls: bnrnn_cpu::forward, backward, multiply, packed_size and lanes.
 //
 // Tensors come by name, as bnrnn/kernels/cpu.py calls them; those left out are not there.
 
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
 #include <torch/library.h>
 
 #include <string>
 
+#include "multiply.h"
 #include "recurrence.h"
 
 namespace {
@@ -91,6 +93,7 @@ bnrnn::Problem<T> problem_of(const Named& tensors, int64_t steps, int64_t batch,
   p.grad_bias = tensors.data<T>("grad_bias");
   p.grad_beta_c = tensors.data<T>("grad_beta_c");
   p.packed = tensors.data<T>("packed");
+  p.panels = tensors.data<T>("panels");
   return p;
 }
 
@@ -114,6 +117,23 @@ void backward(const Tensors& tensors, int64_t steps, int64_t batch, double eps, 
   }
 }
 
+template <typename T>
+bnrnn::Matrix<const T> matrix(const at::Tensor& m) {
+  return {m.const_data_ptr<T>(), m.size(0), m.size(1), m.stride(0), m.stride(1)};
+}
+
+at::Tensor multiply(const at::Tensor& a, const at::Tensor& b, int64_t threads) {
+  TORCH_CHECK(a.size(1) == b.size(0), "multiply: ", a.sizes(), " by ", b.sizes());
+  const at::Tensor c = at::empty({a.size(0), b.size(1)}, a.options());
+  const int n = static_cast<int>(threads);
+  if (a.scalar_type() == at::kDouble) {
+    bnrnn::multiply(matrix<double>(a), matrix<double>(b), c.data_ptr<double>(), n);
+  } else {
+    bnrnn::multiply(matrix<float>(a), matrix<float>(b), c.data_ptr<float>(), n);
+  }
+  return c;
+}
+
 int64_t packed_size(int64_t hidden, int64_t threads) {
   return bnrnn::packed_size(hidden, static_cast<int>(threads));
 }
@@ -131,6 +151,7 @@ TORCH_LIBRARY(bnrnn_cpu, m) {
       "backward(Dict(str, Tensor) tensors, int steps, int batch, float eps, bool by_batch, "
       "int threads) -> ()",
       backward);
+  m.def("multiply(Tensor a, Tensor b, int threads) -> Tensor", multiply);
   m.def("packed_size(int hidden, int threads) -> int", packed_size);
   m.def("lanes(bool is_double) -> int", lanes);
 }

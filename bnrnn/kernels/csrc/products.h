@@ -76,4 +76,79 @@ TileProduct<T> tile_of(int rows, int vectors) {
   }
 }
 
+struct Range {
+  ptrdiff_t begin, end;
+  ptrdiff_t size() const { return end - begin; }
+};
+
+// Part `i` of `parts` about equal ones.
+inline Range part(Range whole, ptrdiff_t parts, ptrdiff_t i) {
+  const ptrdiff_t n = whole.size();
+  return {whole.begin + n * i / parts, whole.begin + n * (i + 1) / parts};
+}
+
+inline ptrdiff_t ceil_div(ptrdiff_t a, ptrdiff_t b) { return (a + b - 1) / b; }
+
+inline ptrdiff_t whole_tiles(ptrdiff_t rows) { return ceil_div(rows, kTileRows) * kTileRows; }
+
+// The columns of a (W,) row in chunks of at most kTileVectors vectors, as equal as can be.
+template <typename T, typename Visit>
+void for_column_chunks(ptrdiff_t width, Visit&& visit) {
+  const ptrdiff_t vectors = width / kLanes<T>, chunks = ceil_div(vectors, kTileVectors);
+  for (ptrdiff_t i = 0; i < chunks; ++i) {
+    const Range chunk = part({0, vectors}, chunks, i);
+    visit(chunk.begin * kLanes<T>, static_cast<int>(chunk.size()));
+  }
+}
+
+// Rows `rows` of a matrix in panels for tile_product: [block of kDepth][tile][k][kTileRows], with
+// at(row, k) the element. Rows beyond the last are left out of the last tile.
+template <typename T, typename At>
+void pack(T* packed, ptrdiff_t rows, ptrdiff_t depth, At&& at) {
+  for (ptrdiff_t k0 = 0; k0 < depth; k0 += kDepth) {
+    const ptrdiff_t deep = std::min(kDepth, depth - k0);
+    for (ptrdiff_t r0 = 0; r0 < rows; r0 += kTileRows) {
+      const ptrdiff_t count = std::min<ptrdiff_t>(kTileRows, rows - r0);
+      for (ptrdiff_t k = 0; k < deep; ++k) {
+        for (ptrdiff_t r = 0; r < count; ++r) packed[k * kTileRows + r] = at(r0 + r, k0 + k);
+      }
+      packed += deep * kTileRows;
+    }
+  }
+}
+
+// The right operand of packed_product, (depth, width), is laid out chunk by chunk of columns, so that
+// what a tile reads is contiguous whatever the width: rows a power of two apart would share a few
+// sets of the cache.
+template <typename T, typename Row>
+void pack_right_row(T* panel, ptrdiff_t depth, ptrdiff_t width, ptrdiff_t k, Row&& row) {
+  for_column_chunks<T>(width, [&](ptrdiff_t column, int vectors) {
+    T* to = panel + column * depth + k * vectors * kLanes<T>;
+    for (int n = 0; n < vectors; ++n) {
+      store(to + n * kLanes<T>, row(column + n * kLanes<T>));
+    }
+  });
+}
+
+// c[row][0..width) (+)= packed (rows, depth) times right (depth, width).
+template <typename T>
+void packed_product(
+    const T* packed, ptrdiff_t rows, ptrdiff_t depth, const T* right, ptrdiff_t width, T* const* c,
+    bool add) {
+  for (ptrdiff_t k0 = 0; k0 < depth; k0 += kDepth) {
+    const ptrdiff_t deep = std::min(kDepth, depth - k0);
+    for_column_chunks<T>(width, [&](ptrdiff_t column, int vectors) {
+      const ptrdiff_t across = vectors * kLanes<T>;
+      const T* tile = packed;
+      for (ptrdiff_t r0 = 0; r0 < rows; r0 += kTileRows, tile += deep * kTileRows) {
+        const int count = static_cast<int>(std::min<ptrdiff_t>(kTileRows, rows - r0));
+        tile_of<T>(count, vectors)(
+            tile, 1, kTileRows, right + column * depth + k0 * across, across, deep, c + r0, column,
+            add || k0 > 0);
+      }
+    });
+    packed += whole_tiles(rows) * deep;
+  }
+}
+
 }  // namespace bnrnn

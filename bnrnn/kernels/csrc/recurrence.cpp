@@ -52,67 +52,6 @@ class Barrier {
   alignas(64) std::atomic<unsigned> round_{0};
 };
 
-struct Range {
-  ptrdiff_t begin, end;
-  ptrdiff_t size() const { return end - begin; }
-};
-
-// Part `i` of `parts` about equal ones.
-Range part(Range whole, ptrdiff_t parts, ptrdiff_t i) {
-  const ptrdiff_t n = whole.size();
-  return {whole.begin + n * i / parts, whole.begin + n * (i + 1) / parts};
-}
-
-ptrdiff_t ceil_div(ptrdiff_t a, ptrdiff_t b) { return (a + b - 1) / b; }
-
-ptrdiff_t whole_tiles(ptrdiff_t rows) { return ceil_div(rows, kTileRows) * kTileRows; }
-
-// The columns of a (W,) row in chunks of at most kTileVectors vectors, as equal as can be.
-template <typename T, typename Visit>
-void for_column_chunks(ptrdiff_t width, Visit&& visit) {
-  const ptrdiff_t vectors = width / kLanes<T>, chunks = ceil_div(vectors, kTileVectors);
-  for (ptrdiff_t i = 0; i < chunks; ++i) {
-    const Range chunk = part({0, vectors}, chunks, i);
-    visit(chunk.begin * kLanes<T>, static_cast<int>(chunk.size()));
-  }
-}
-
-// Rows `rows` of a matrix in panels for tile_product: [block of kDepth][tile][k][kTileRows], with
-// at(row, k) the element. Rows beyond the last are left out of the last tile.
-template <typename T, typename At>
-void pack(T* packed, ptrdiff_t rows, ptrdiff_t depth, At&& at) {
-  for (ptrdiff_t k0 = 0; k0 < depth; k0 += kDepth) {
-    const ptrdiff_t deep = std::min(kDepth, depth - k0);
-    for (ptrdiff_t r0 = 0; r0 < rows; r0 += kTileRows) {
-      const ptrdiff_t count = std::min<ptrdiff_t>(kTileRows, rows - r0);
-      for (ptrdiff_t k = 0; k < deep; ++k) {
-        for (ptrdiff_t r = 0; r < count; ++r) packed[k * kTileRows + r] = at(r0 + r, k0 + k);
-      }
-      packed += deep * kTileRows;
-    }
-  }
-}
-
-// c[row][0..width) (+)= packed (rows, depth) times right (depth, width).
-template <typename T>
-void packed_product(
-    const T* packed, ptrdiff_t rows, ptrdiff_t depth, const T* right, ptrdiff_t width, T* const* c,
-    bool add) {
-  for (ptrdiff_t k0 = 0; k0 < depth; k0 += kDepth) {
-    const ptrdiff_t deep = std::min(kDepth, depth - k0);
-    for_column_chunks<T>(width, [&](ptrdiff_t column, int vectors) {
-      const T* tile = packed;
-      for (ptrdiff_t r0 = 0; r0 < rows; r0 += kTileRows, tile += deep * kTileRows) {
-        const int count = static_cast<int>(std::min<ptrdiff_t>(kTileRows, rows - r0));
-        tile_of<T>(count, vectors)(
-            tile, 1, kTileRows, right + k0 * width + column, width, deep, c + r0, column,
-            add || k0 > 0);
-      }
-    });
-    packed += whole_tiles(rows) * deep;
-  }
-}
-
 // What turns a term y into BN(y; gamma, 0): (y - mean) * rstd * gamma.
 template <typename T>
 struct Standard {
@@ -156,6 +95,7 @@ class Worker {
       });
     });
     if (p.sequence_weights != nullptr) sequence_moments();
+    for (ptrdiff_t j = units.begin; j < units.end; ++j) put_state(0, j);
     for (ptrdiff_t t = 0; t < p.steps; ++t) {
       barrier.wait();  // h_{t-1} is whole
       for_groups([&](Range group, T* panel) {
@@ -163,7 +103,7 @@ class Worker {
         for (ptrdiff_t row = 0; row < kGates * group.size(); ++row) {
           rows[row] = recurrent_at(t) + feature(group, row) * W;
         }
-        packed_product(panel, kGates * group.size(), H, state_at(t), W, rows, false);
+        packed_product(panel, kGates * group.size(), H, panel_at(t, H), W, rows, false);
         input_term(t, group);
         for (ptrdiff_t j = group.begin; j < group.end; ++j) forward_unit(t, group, j);
         put_output(t, group);
@@ -190,7 +130,7 @@ class Worker {
       barrier.wait();  // the gradient of W_h h_{t-1} is whole
       // backward_unit left in grad_state what does not pass through W_h.
       packed_product(
-          packed, units.size(), features, p.grad_recurrent + t * features * W, W, rows.data(),
+          packed, units.size(), features, panel_at(t, features), W, rows.data(),
           p.mask_stride != 0);
     }
     if (p.sequence_weights != nullptr) sequence_gradient();
@@ -207,6 +147,14 @@ class Worker {
   T* cell_at(ptrdiff_t t) const { return p.cells + (p.keep ? t * H * W : 0); }
   const T* live_at(ptrdiff_t t) const { return p.live + t * p.mask_stride; }
   const T* counted_at(ptrdiff_t t) const { return p.counted + t * p.mask_stride; }
+
+  // Two take turns: a fast thread may write the next step's while a slow one still reads this one's.
+  T* panel_at(ptrdiff_t t, ptrdiff_t depth) const { return p.panels + t % 2 * depth * W; }
+
+  void put_state(ptrdiff_t t, ptrdiff_t j) const {
+    const T* state = state_at(t) + j * W;
+    pack_right_row(panel_at(t, H), H, W, j, [&](ptrdiff_t b) { return load(state + b); });
+  }
 
   // Of the rows of a group, gate after gate: which feature of 4H.
   ptrdiff_t feature(Range group, ptrdiff_t row) const {
@@ -344,6 +292,7 @@ class Worker {
       store(c_after + b, runs ? c : load(c_before + b));
       store(h_after + b, runs ? h : load(h_before + b));
     }
+    put_state(t + 1, j);
   }
 
   void put_output(ptrdiff_t t, Range group) {
@@ -463,13 +412,15 @@ class Worker {
       // sequence_gradient.
       const T x_scale = p.sequence_weights != nullptr ? 1 : of_x[gate].scale();
       const T h_scale = of_h[gate].scale();
-      for (ptrdiff_t b = 0; b < W; b += kLanes<T>) {
+      pack_right_row(panel_at(t, kGates * H), kGates * H, W, k, [&](ptrdiff_t b) {
         const Vector<T> m = load(counted + b), of_z = load(dz[gate] + b);
-        store(da_h[gate] + b,
-              (of_z - m * (mean_h + load(h[gate] + b) * mean_h_hat)) * h_scale);
+        const Vector<T> of_product =
+            (of_z - m * (mean_h + load(h[gate] + b) * mean_h_hat)) * h_scale;
+        store(da_h[gate] + b, of_product);
         store(da_x[gate] + b,
               (of_z - m * (mean_x + load(x[gate] + b) * mean_x_hat)) * x_scale);
-      }
+        return of_product;
+      });
     }
   }
 

@@ -71,7 +71,10 @@ struct Problem {
   T* grad_bias = nullptr;             // (4H,), zero at first
   T* grad_beta_c = nullptr;           // (H,), zero at first
 
-  T* packed;  // forward: packed_size(...), backward likewise
+  T* packed;  // W_h as products.h packs it: packed_size(...)
+  // The right operand of a step's product and of the next one's: h_{t-1}, 2 (H, W), or in the
+  // backward pass the gradient of W_h h_{t-1}, 2 (4H, W); laid out as in products.h.
+  T* panels;
 };
 
 // Elements of the packed copy of W_h, for either pass.

@@ -1,0 +1,72 @@
+#include "multiply.h"
+
+#include <omp.h>
+
+#include <vector>
+
+#include "products.h"
+
+namespace bnrnn {
+namespace {
+
+constexpr ptrdiff_t kRows = 252;  // a block of the result and its operands fit the second level
+template <typename T>
+constexpr ptrdiff_t kColumns = 4 * kTileVectors * kLanes<T>;
+
+// One block of c, over all of k.
+template <typename T>
+class Block {
+ public:
+  Block() : left(kRows * kDepth), right(kDepth * kColumns<T>), result(kRows * kColumns<T>) {}
+
+  void multiply(const Matrix<const T>& a, const Matrix<const T>& b, T* c, Range rows,
+                Range columns) {
+    const ptrdiff_t width = ceil_div(columns.size(), kLanes<T>) * kLanes<T>;
+    T* to[kRows];
+    for (ptrdiff_t r = 0; r < kRows; ++r) to[r] = result.data() + r * kColumns<T>;
+    for (ptrdiff_t k0 = 0; k0 < a.columns; k0 += kDepth) {
+      const ptrdiff_t deep = std::min(kDepth, a.columns - k0);
+      pack(left.data(), rows.size(), deep,
+           [&](ptrdiff_t r, ptrdiff_t k) { return a.at(rows.begin + r, k0 + k); });
+      for (ptrdiff_t k = 0; k < deep; ++k) {
+        pack_right_row(right.data(), deep, width, k, [&](ptrdiff_t j) {
+          const int n = static_cast<int>(std::min<ptrdiff_t>(kLanes<T>, columns.size() - j));
+          const T* from = &b.at(k0 + k, columns.begin + j);
+          if (b.column_stride == 1) return load_first(from, n);
+          T lanes[kLanes<T>] = {};
+          for (int i = 0; i < n; ++i) lanes[i] = from[i * b.column_stride];
+          return load(lanes);
+        });
+      }
+      packed_product(left.data(), rows.size(), deep, right.data(), width, to, k0 > 0);
+    }
+    for (ptrdiff_t r = 0; r < rows.size(); ++r) {
+      std::copy_n(to[r], columns.size(), c + (rows.begin + r) * b.columns + columns.begin);
+    }
+  }
+
+ private:
+  std::vector<T> left, right, result;
+};
+
+}  // namespace
+
+template <typename T>
+void multiply(Matrix<const T> a, Matrix<const T> b, T* c, int threads) {
+  const ptrdiff_t across = ceil_div(b.columns, kColumns<T>);
+  const ptrdiff_t down = std::max(ceil_div(a.rows, kRows), ceil_div(threads, across));
+#pragma omp parallel num_threads(threads)
+  {
+    Block<T> block;
+#pragma omp for schedule(static)
+    for (ptrdiff_t i = 0; i < down * across; ++i) {
+      block.multiply(a, b, c, part({0, a.rows}, down, i / across),
+                     part({0, b.columns}, across, i % across));
+    }
+  }
+}
+
+template void multiply(Matrix<const float>, Matrix<const float>, float*, int);
+template void multiply(Matrix<const double>, Matrix<const double>, double*, int);
+
+}  // namespace bnrnn
