@@ -134,9 +134,7 @@ class Worker {
           p.mask_stride != 0);
     }
     if (p.sequence_weights != nullptr) sequence_gradient();
-    for (int gate = 0; gate < kGates; ++gate) {
-      grad_weight_hh({gate * H + units.begin, gate * H + units.end});
-    }
+    grad_weight_hh();
   }
 
  private:
@@ -513,39 +511,45 @@ class Worker {
     }
   }
 
-  // Rows `rows` of the sum over t of (gradient of W_h h_{t-1}) h_{t-1}^T, blocked for the cache:
-  // the block of the result and the panel of states stay in the second level.
-  void grad_weight_hh(Range rows) const {
-    constexpr ptrdiff_t kRows = 252, kColumns = 4 * kTileVectors * kLanes<T>;
+  // The sum over t of (gradient of W_h h_{t-1}) h_{t-1}^T, blocked for the cache: a block of the
+  // result (all gates of some units, some columns) and the panel of states stay in the second level.
+  void grad_weight_hh() const {
+    constexpr ptrdiff_t kUnits = 126, kColumns = 4 * kTileVectors * kLanes<T>;
     const ptrdiff_t steps_a_block = std::max<ptrdiff_t>(1, kDepth / p.batch);
     std::vector<T> panel(steps_a_block * p.batch * kColumns);
-    for (ptrdiff_t r0 = rows.begin; r0 < rows.end; r0 += kRows) {
-      const ptrdiff_t row_count = std::min(kRows, rows.end - r0);
+    for (ptrdiff_t j0 = units.begin; j0 < units.end; j0 += kUnits) {
+      const Range some = {j0, std::min(j0 + kUnits, units.end)};
       for (ptrdiff_t k0 = 0; k0 < p.grad_weight_columns; k0 += kColumns) {
-        const ptrdiff_t column_count = std::min(kColumns, p.grad_weight_columns - k0);
+        const Range columns = {k0, std::min(k0 + kColumns, p.grad_weight_columns)};
         for (ptrdiff_t t0 = 0; t0 < p.steps; t0 += steps_a_block) {
-          const ptrdiff_t t1 = std::min(p.steps, t0 + steps_a_block);
-          turned_states(panel.data(), {t0, t1}, {k0, k0 + column_count});
-          const T* block = panel.data();
-          for_column_chunks<T>(column_count, [&](ptrdiff_t column, int vectors) {
-            const ptrdiff_t across = vectors * kLanes<T>;
-            for (ptrdiff_t r = 0; r < row_count; r += kTileRows) {
-              const int count = static_cast<int>(std::min<ptrdiff_t>(kTileRows, row_count - r));
-              T* c[kTileRows];
-              for (int i = 0; i < count; ++i) {
-                c[i] = p.grad_weight_hh + (r0 + r + i) * p.grad_weight_columns + k0;
-              }
-              for (ptrdiff_t t = t0; t < t1; ++t) {
-                tile_of<T>(count, vectors)(
-                    p.grad_recurrent + (t * kGates * H + r0 + r) * W, W, 1,
-                    block + (t - t0) * p.batch * across, across, p.batch, c, column, t > 0);
-              }
-            }
-            block += (t1 - t0) * p.batch * across;
-          });
+          const Range steps = {t0, std::min(t0 + steps_a_block, p.steps)};
+          turned_states(panel.data(), steps, columns);
+          for (int gate = 0; gate < kGates; ++gate) {
+            grad_weight_block({gate * H + some.begin, gate * H + some.end}, columns, steps,
+                              panel.data());
+          }
         }
       }
     }
+  }
+
+  void grad_weight_block(Range rows, Range columns, Range steps, const T* panel) const {
+    for_column_chunks<T>(columns.size(), [&](ptrdiff_t column, int vectors) {
+      const ptrdiff_t across = vectors * kLanes<T>;
+      for (ptrdiff_t r = rows.begin; r < rows.end; r += kTileRows) {
+        const int count = static_cast<int>(std::min<ptrdiff_t>(kTileRows, rows.end - r));
+        T* c[kTileRows];
+        for (int i = 0; i < count; ++i) {
+          c[i] = p.grad_weight_hh + (r + i) * p.grad_weight_columns + columns.begin;
+        }
+        for (ptrdiff_t t = steps.begin; t < steps.end; ++t) {
+          tile_of<T>(count, vectors)(
+              p.grad_recurrent + (t * kGates * H + r) * W, W, 1,
+              panel + (t - steps.begin) * p.batch * across, across, p.batch, c, column, t > 0);
+        }
+      }
+      panel += steps.size() * p.batch * across;
+    });
   }
 
   // h_{t-1} of some steps and units as [chunk of columns][t][b][unit]; zero beyond H.
