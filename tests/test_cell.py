@@ -1,16 +1,23 @@
 """The recurrence against the paper's equations, in values and in gradients."""
 
+import functools
 import itertools
 
 import numpy as np
 import pytest
 import torch
 
-from bnrnn.kernels import Moments, Normalization, TermMoments, Weights, recurrence
+from bnrnn import kernels
+from bnrnn.kernels import Moments, Normalization, TermMoments, Weights
 from tests.equations import bn_lstm
 
 T, B, D, H = 7, 5, 3, 4
 SLOTS = list(itertools.product(["none", "frame", "sequence"], ["none", "frame"], ["none", "frame"]))
+
+
+@pytest.fixture(params=list(kernels.KERNELS))
+def recurrence(request):
+    return functools.partial(kernels.recurrence, kernel=request.param)
 
 
 def make_weights(norms, bias=True, beta_c=False, seed=0):
@@ -51,7 +58,7 @@ def assert_same(ours, theirs):
 
 @pytest.mark.parametrize("norms", SLOTS)
 @pytest.mark.parametrize("padding", ["none", "left out", "counted"])
-def test_values_and_moments_are_those_of_the_equations(norms, padding):
+def test_values_and_moments_are_those_of_the_equations(recurrence, norms, padding):
     x, h, c = inputs()
     weights = make_weights(norms)
     lengths = None if padding == "none" else torch.tensor([T, 2, 4, T - 1, 1])
@@ -74,7 +81,7 @@ def test_values_and_moments_are_those_of_the_equations(norms, padding):
 
 
 @pytest.mark.parametrize("norms", SLOTS)
-def test_given_statistics_are_used_and_the_last_row_beyond_them(norms):
+def test_given_statistics_are_used_and_the_last_row_beyond_them(recurrence, norms):
     x, h, c = inputs()
     weights = make_weights(norms)
     generator = torch.Generator().manual_seed(2)
@@ -94,7 +101,7 @@ def test_given_statistics_are_used_and_the_last_row_beyond_them(norms):
         assert_same(ours, theirs)
 
 
-def test_one_hot_indices_are_one_hot_vectors():
+def test_one_hot_indices_are_one_hot_vectors(recurrence):
     _, h, c = inputs()
     weights = make_weights(("frame", "frame", "frame"))
     indices = torch.randint(D, (T, B))
@@ -107,7 +114,7 @@ def test_one_hot_indices_are_one_hot_vectors():
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
-def test_a_cell_bias_without_normalization_is_the_authors_baseline():
+def test_a_cell_bias_without_normalization_is_the_authors_baseline(recurrence):
     x, h, c = inputs()
     weights = make_weights(("none", "none", "none"), beta_c=True)
     norms = {"ih": "none", "hh": "none", "c": "none"}
@@ -118,7 +125,7 @@ def test_a_cell_bias_without_normalization_is_the_authors_baseline():
 
 @pytest.mark.parametrize("norms", SLOTS)
 @pytest.mark.parametrize("padded", [False, True])
-def test_gradients(norms, padded):
+def test_gradients(recurrence, norms, padded):
     x, h, c = inputs()
     x = x[:4]
     lengths = torch.tensor([4, 2, 4, 3, 1]) if padded else None
@@ -134,7 +141,7 @@ def test_gradients(norms, padded):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_dtype_is_kept(dtype):
+def test_dtype_is_kept(recurrence, dtype):
     x, h, c = (v.to(dtype) for v in inputs())
     weights = Weights(*(v.to(dtype) for v in make_weights(("frame", "frame", "frame"))))
     output, _, _, moments = recurrence(x, h, c, weights, Normalization())
@@ -143,7 +150,7 @@ def test_dtype_is_kept(dtype):
 
 
 @pytest.mark.parametrize("norms", [("frame", "frame", "frame"), ("sequence", "frame", "frame")])
-def test_padding_content_never_matters_where_padding_is_not_counted(norms):
+def test_padding_content_never_matters_where_padding_is_not_counted(recurrence, norms):
     x, h, c = inputs()
     weights = make_weights(norms)
     lengths = torch.tensor([T, 2, 4, T - 1, 1])
@@ -161,7 +168,7 @@ def test_padding_content_never_matters_where_padding_is_not_counted(norms):
         assert torch.equal(zeros, nans)
 
 
-def test_padding_steps_at_the_end_change_nothing():
+def test_padding_steps_at_the_end_change_nothing(recurrence):
     x, h, c = inputs()
     weights = make_weights(("frame", "frame", "frame"))
     lengths = torch.tensor([4, 2, 4, 3, 1])

@@ -57,7 +57,7 @@ def _compiled() -> bool:
     try:
         build.load()
     except BuildError as error:
-        _log.warning("No compiled CPU kernel, so the slower reference serves: %s", error)
+        _log.warning("No compiled CPU kernel, so the slower reference serves; %s", error)
         return False
     return True
 

@@ -45,33 +45,34 @@ def load() -> None:
     Raises:
         BuildError: no compiler, or it failed.
     """
-    library = _cache() / f"{_NAME}-{_key()}.so"
+    library = library_path()
     try:
         if not library.exists():
             _build(library)
-        torch.ops.load_library(str(library))
     except (OSError, RuntimeError, ImportError) as error:
-        raise BuildError(_first_line(error)) from error
+        raise BuildError(
+            f"it takes a C++ compiler (c++, or what CXX names) to build: {_first_line(error)}"
+        ) from error
+    try:
+        torch.ops.load_library(str(library))
+    except (OSError, RuntimeError) as error:
+        raise BuildError(f"{library} cannot be loaded: delete it to have it built anew") from error
 
 
 def flags() -> tuple[str, ...]:
     return _FLAGS + _INSTRUCTIONS.get(torch.backends.cpu.get_cpu_capability(), ())
 
 
-def _cache() -> Path:
-    root = os.environ.get("TORCH_EXTENSIONS_DIR") or Path(
-        os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    )
-    return Path(root) / "bnrnn"
-
-
-def _key() -> str:
+def library_path() -> Path:
+    """Where the library for this machine is or will be: in TORCH_EXTENSIONS_DIR or ~/.cache."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or cache)
     digest = hashlib.sha256()
     for source in sorted(_CSRC.iterdir()):
         digest.update(source.name.encode() + b"\0" + source.read_bytes())
     for fact in (torch.__version__, platform.machine(), *flags()):
         digest.update(fact.encode() + b"\0")
-    return digest.hexdigest()[:16]
+    return root / "bnrnn" / f"{_NAME}-{digest.hexdigest()[:16]}.so"
 
 
 def _build(library: Path) -> None:
@@ -83,7 +84,7 @@ def _build(library: Path) -> None:
         # Not at the top: it is slow to import, and needed once in a machine's life.
         from torch.utils import cpp_extension
 
-        with tempfile.TemporaryDirectory(dir=library.parent) as folder, _ninja_on_path():
+        with tempfile.TemporaryDirectory(dir=library.parent) as folder, _quietly():
             cpp_extension.load(
                 name=_NAME,
                 sources=[str(source) for source in sorted(_CSRC.glob("*.cpp"))],
@@ -107,15 +108,18 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _ninja_on_path() -> Iterator[None]:
-    """A virtual environment that was not activated has its ninja beside its Python."""
-    before = os.environ.get("PATH", "")
-    if shutil.which("ninja") is None:
-        os.environ["PATH"] = os.pathsep.join([sysconfig.get_path("scripts"), before])
+def _quietly() -> Iterator[None]:
+    """Find ninja, and keep PyTorch's log to errors: who called says what failed, in a line."""
+    path, torch_log = os.environ.get("PATH", ""), logging.getLogger("torch.utils.cpp_extension")
+    level = torch_log.level
+    if shutil.which("ninja") is None:  # it is beside the Python of a virtual environment
+        os.environ["PATH"] = os.pathsep.join([sysconfig.get_path("scripts"), path])
+    torch_log.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        os.environ["PATH"] = before
+        os.environ["PATH"] = path
+        torch_log.setLevel(level)
 
 
 def _first_line(error: BaseException) -> str:
