@@ -46,7 +46,10 @@ results: install  ## results/ again, from the runs under outputs/
 	$(BIN)/python -m bnrnn.report.results outputs results
 	if [ -d outputs/demo ]; then $(BIN)/python -m bnrnn.report.compare outputs/demo results/figures/demo.png; fi
 
+bench: install  ## results/bench/: what a training step costs, ours against nn.LSTM and others; ten minutes
+	$(BIN)/python -m bench.recurrence results/bench
+
 clean:  ## remove .venv, builds and caches; never data or runs
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
 
-.PHONY: help install demo test test-all lint format wheel results clean
+.PHONY: help install demo test test-all lint format wheel results bench clean

@@ -203,13 +203,13 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Op
     parameters = model.parameters()
     if isinstance(config, AdamConfig):
         betas = (config.beta1, config.beta2)
-        return torch.optim.Adam(parameters, config.lr, betas, config.eps)
+        return torch.optim.Adam(parameters, config.lr, betas, config.eps, fused=True)
     if isinstance(config, RMSPropConfig):
         return torch.optim.RMSprop(
             parameters, config.lr, config.decay, config.eps, momentum=config.momentum
         )
     if isinstance(config, SGDConfig):
-        return torch.optim.SGD(parameters, config.lr, config.momentum)
+        return torch.optim.SGD(parameters, config.lr, config.momentum, fused=True)
     raise TypeError(f"no optimizer for {type(config).__name__}")
 
 

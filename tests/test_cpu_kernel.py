@@ -163,6 +163,15 @@ def test_random_problems_in_single_precision(seed):
         assert ours[name] < 1e-5 + 3 * theirs[name], (name, ours[name], theirs[name])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("hidden", [3, 70, 133])
+def test_a_single_sequence(dtype, hidden):
+    case = problem(6, 1, 5, hidden, dtype=dtype, given=True, one_hot=True)
+    truth = run(reference.recurrence, in_double(case))
+    for name, off in distances(run(compiled.recurrence, case), truth).items():
+        assert off < (1e-10 if dtype == torch.float64 else 1e-5), (name, off)
+
+
 # Beyond every block that the kernel works in: depth, columns, units, steps, groups of threads.
 @pytest.mark.parametrize(
     ("shape", "one_hot"),

@@ -51,7 +51,7 @@ def validation_curves(
     _label(axes, runs[0].metric, "training steps")
     if note:
         axes.set_title(note, fontsize=10, loc="left")
-    _save(figure, path)
+    save(figure, path)
 
 
 def steps_and_seconds(runs: list[Run], path: Path) -> None:
@@ -69,7 +69,7 @@ def steps_and_seconds(runs: list[Run], path: Path) -> None:
     _label(left, runs[0].metric, "training steps")
     _label(right, runs[0].metric, "seconds, validation included")
     right.set_ylabel("")
-    _save(figure, path)
+    save(figure, path)
 
 
 def _label(axes: Axes, metric: str, x_label: str) -> None:
@@ -80,7 +80,7 @@ def _label(axes: Axes, metric: str, x_label: str) -> None:
     axes.legend(frameon=False)
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
     plt.close(figure)

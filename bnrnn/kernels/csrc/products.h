@@ -117,6 +117,22 @@ void pack(T* packed, ptrdiff_t rows, ptrdiff_t depth, At&& at) {
   }
 }
 
+// For a single sequence, as a text is streamed: no tile, each weight is read once.
+template <typename T>
+T dot(const T* a, const T* b, ptrdiff_t n) {
+  constexpr int lanes = kLanes<T>, kSums = 4;
+  Vector<T> sums[kSums] = {};
+  ptrdiff_t k = 0;
+  for (; k + kSums * lanes <= n; k += kSums * lanes) {
+    for (int i = 0; i < kSums; ++i) sums[i] += load(a + k + i * lanes) * load(b + k + i * lanes);
+  }
+  for (; k < n; k += lanes) {
+    const int rest = static_cast<int>(std::min<ptrdiff_t>(lanes, n - k));
+    sums[0] += load_first(a + k, rest) * load_first(b + k, rest);
+  }
+  return sum<T>((sums[0] + sums[1]) + (sums[2] + sums[3]));
+}
+
 // The right operand of packed_product, (depth, width), is laid out chunk by chunk of columns, so that
 // what a tile reads is contiguous whatever the width: rows a power of two apart would share a few
 // sets of the cache.

@@ -89,11 +89,13 @@ class Worker {
   }
 
   void forward() {
-    for_groups([&](Range group, T* panel) {
-      pack(panel, kGates * group.size(), H, [&](ptrdiff_t row, ptrdiff_t k) {
-        return p.weight_hh[feature(group, row) * H + k];
+    if (p.batch > 1) {
+      for_groups([&](Range group, T* panel) {
+        pack(panel, kGates * group.size(), H, [&](ptrdiff_t row, ptrdiff_t k) {
+          return p.weight_hh[feature(group, row) * H + k];
+        });
       });
-    });
+    }
     if (p.sequence_weights != nullptr) sequence_moments();
     for (ptrdiff_t j = units.begin; j < units.end; ++j) put_state(0, j);
     for (ptrdiff_t t = 0; t < p.steps; ++t) {
@@ -103,7 +105,15 @@ class Worker {
         for (ptrdiff_t row = 0; row < kGates * group.size(); ++row) {
           rows[row] = recurrent_at(t) + feature(group, row) * W;
         }
-        packed_product(panel, kGates * group.size(), H, panel_at(t, H), W, rows, false);
+        if (p.batch > 1) {
+          packed_product(panel, kGates * group.size(), H, panel_at(t, H), W, rows, false);
+        } else {
+          for (ptrdiff_t row = 0; row < kGates * group.size(); ++row) {
+            const T* weights = p.weight_hh + feature(group, row) * H;
+            store(rows[row], zero<T>());
+            rows[row][0] = dot(weights, panel_at(t, H), H);
+          }
+        }
         input_term(t, group);
         for (ptrdiff_t j = group.begin; j < group.end; ++j) forward_unit(t, group, j);
         put_output(t, group);
@@ -151,6 +161,10 @@ class Worker {
 
   void put_state(ptrdiff_t t, ptrdiff_t j) const {
     const T* state = state_at(t) + j * W;
+    if (p.batch == 1) {
+      panel_at(t, H)[j] = *state;
+      return;
+    }
     pack_right_row(panel_at(t, H), H, W, j, [&](ptrdiff_t b) { return load(state + b); });
   }
 

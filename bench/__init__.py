@@ -1,0 +1,1 @@
+"""Benchmarks. They measure, they never assert: see `make bench`."""

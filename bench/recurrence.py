@@ -1,0 +1,245 @@
+"""What a training step of the recurrence costs: ours, `nn.LSTM`, our reference, a plain loop.
+
+    python -m bench.recurrence [OUT]         # OUT: results/bench
+
+A training step is the module's forward and backward pass with all gradients, one layer, float32.
+All run in one process, in turn, so that ratios mean something on a machine that others use too;
+what is written is the median and the range. Peak memory is of one step in a process of its own.
+"""
+
+import argparse
+import gc
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from bench.plain_loop import PlainLoopBNLSTM
+from bnrnn import BNLSTM
+from bnrnn.allocator import keep_large_blocks
+from bnrnn.files import write_atomic, write_json
+from bnrnn.provenance import commit, machine
+
+OURS, TORCH, REFERENCE, PLAIN = "bnrnn", "nn.LSTM", "bnrnn, reference", "plain loop"
+SUBJECTS = (OURS, TORCH, REFERENCE, PLAIN)
+
+
+@dataclass(frozen=True)
+class Shape:
+    steps: int
+    batch: int
+    features: int  # 1: pixels; more: one-hot characters
+    hidden: int
+
+    def __str__(self) -> str:
+        return f"T {self.steps}, B {self.batch}, D {self.features}, H {self.hidden}"
+
+
+PAPER = {
+    "pMNIST": Shape(784, 100, 1, 100),
+    "PTB": Shape(100, 64, 50, 1000),
+    "text8": Shape(180, 128, 27, 2000),
+}
+_WARM_UP = 2
+ROUNDS = {"pMNIST": 15, "PTB": 9, "text8": 3}
+MIDDLE = Shape(200, 64, 50, 256)
+GROWTH = {
+    "steps": (25, 50, 100, 200, 400, 800),
+    "batch": (8, 16, 32, 64, 128, 256),
+    "hidden": (32, 64, 128, 256, 512, 1024),
+}
+
+
+@dataclass
+class Timing:
+    forward: list[float]  # seconds, one a round
+    backward: list[float]
+
+    @property
+    def step(self) -> list[float]:
+        return [f + b for f, b in zip(self.forward, self.backward, strict=True)]
+
+
+def build(subject: str, shape: Shape) -> tuple[nn.Module, Callable[[], Tensor]]:
+    """The module, and its forward pass: (T, B, H)."""
+    torch.manual_seed(0)
+    if shape.features == 1:
+        indices = vectors = torch.rand(shape.steps, shape.batch, 1)
+    else:
+        indices = torch.randint(shape.features, (shape.steps, shape.batch))
+        vectors = F.one_hot(indices, shape.features).float()
+    if subject == TORCH:
+        module = nn.LSTM(shape.features, shape.hidden)
+        return module, lambda: module(vectors)[0]
+    if subject == PLAIN:
+        module = PlainLoopBNLSTM(shape.features, shape.hidden, shape.steps)
+        return module, lambda: module(vectors)
+    kernel = "cpu" if subject == OURS else "reference"
+    module = BNLSTM(shape.features, shape.hidden, kernel=kernel)
+    return module, lambda: module(indices)[0]
+
+
+def measure(shape: Shape, rounds: int, subjects: tuple[str, ...] = SUBJECTS) -> dict[str, Timing]:
+    built = {subject: build(subject, shape) for subject in subjects}
+    gradient = torch.randn(shape.steps, shape.batch, shape.hidden)
+    timings = {subject: Timing([], []) for subject in subjects}
+    for round in range(rounds + _WARM_UP):
+        for subject, (module, forward) in built.items():
+            module.zero_grad(set_to_none=True)
+            gc.collect()
+            began = time.perf_counter()
+            output = forward()
+            middle = time.perf_counter()
+            output.backward(gradient)
+            end = time.perf_counter()
+            if round >= _WARM_UP:
+                timings[subject].forward.append(middle - began)
+                timings[subject].backward.append(end - middle)
+    return timings
+
+
+def peak_memory(subject: str, shape: Shape) -> float:
+    """MiB that a training step needs beyond the module and its data, in a new process."""
+    call = f"from bench.recurrence import *; print(peak_here({subject!r}, {shape!r}))"
+    done = subprocess.run(
+        [sys.executable, "-c", call], capture_output=True, text=True, check=True,
+        cwd=Path(__file__).parent.parent,
+    )  # fmt: skip
+    return float(done.stdout)
+
+
+def peak_here(subject: str, shape: Shape) -> float:
+    keep_large_blocks()
+    # The code that the first step loads is not what the step needs.
+    for small in (Shape(2, 2, shape.features, 4), Shape(2, 64, shape.features, 256)):
+        build(subject, small)[1]().sum().backward()
+    module, forward = build(subject, shape)
+    gradient = torch.randn(shape.steps, shape.batch, shape.hidden)
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+    before = _status("VmRSS")
+    forward().backward(gradient)
+    assert all(parameter.grad is not None for parameter in module.parameters())
+    return (_status("VmHWM") - before) / 1024
+
+
+def _status(field: str) -> int:
+    """kB."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1])
+    raise RuntimeError(f"no {field} in /proc/self/status")
+
+
+def summary(timings: dict[str, Timing], memory: dict[str, float] | None = None) -> dict[str, Any]:
+    return {
+        subject: {
+            "forward": statistics.median(timing.forward),
+            "backward": statistics.median(timing.backward),
+            "step": statistics.median(timing.step),
+            "step_range": [min(timing.step), max(timing.step)],
+            "memory_mib": None if memory is None else round(memory[subject]),
+        }
+        for subject, timing in timings.items()
+    }
+
+
+def table(name: str, shape: Shape, rows: dict[str, Any], rounds: int) -> str:
+    lines = [
+        f"### {name}: {shape}",
+        "",
+        f"Median of {rounds}; in parentheses the range.",
+        "",
+        "| | forward, ms | backward, ms | training step, ms | of `nn.LSTM`'s | peak memory, MiB |",
+        "|---|---|---|---|---|---|",
+    ]
+    for subject, row in rows.items():
+        low, high = (1000 * x for x in row["step_range"])
+        ratio = row["step"] / rows[TORCH]["step"]
+        lines.append(
+            f"| {subject} | {1000 * row['forward']:.0f} | {1000 * row['backward']:.0f} "
+            f"| {1000 * row['step']:.0f} ({low:.0f} to {high:.0f}) | **{ratio:.2f}** "
+            f"| {row['memory_mib']:,} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def figure(growth: dict[str, list[dict[str, Any]]], path: Path) -> None:
+    from bnrnn.report.figures import plt, save
+
+    titles = {"steps": "time steps T", "batch": "batch size B", "hidden": "hidden units H"}
+    colours = {OURS: "#D55E00", TORCH: "#0072B2", REFERENCE: "#E69F00", PLAIN: "#555555"}
+    canvas, panels = plt.subplots(1, 3, figsize=(11, 3.8), layout="constrained", sharey=True)
+    for axes, (what, points) in zip(panels, growth.items(), strict=True):
+        sizes = [point[what] for point in points]
+        for subject in SUBJECTS:
+            cost = [1000 * point["subjects"][subject]["step"] for point in points]
+            axes.plot(sizes, cost, color=colours[subject], label=subject, marker="o", markersize=3)
+        others = [f"{k[0].upper()} {v}" for k, v in asdict(MIDDLE).items()
+                  if k not in (what, "features")]  # fmt: skip
+        others = [text.replace("S ", "T ") for text in others]
+        axes.set(xscale="log", yscale="log", xlabel=titles[what])
+        axes.set_xticks(sizes, [str(size) for size in sizes])
+        axes.minorticks_off()
+        axes.set_title(", ".join(others), fontsize=9, loc="left")
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("training step, ms")
+    panels[0].legend(frameon=False)
+    save(canvas, path)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("out", nargs="?", default="results/bench", type=Path)
+    parser.add_argument("--shapes", nargs="*", default=list(PAPER), choices=list(PAPER))
+    parser.add_argument("--rounds", type=int, help="instead of 15, 9 and 3")
+    parser.add_argument("--no-growth", action="store_true", help="leave out the figure")
+    options = parser.parse_args(arguments)
+    keep_large_blocks()
+    facts = {
+        "machine": machine(torch.device("cpu")), "threads": torch.get_num_threads(),
+        "torch": torch.__version__, "commit": commit(),
+    }  # fmt: skip
+    shapes: dict[str, Any] = {}
+    text = [
+        "# What a training step of the recurrence costs",
+        "",
+        "Written by `make bench`. Forward and backward of one layer with all gradients, float32. "
+        f"{facts['machine']}, {facts['threads']} threads, PyTorch {facts['torch']}, commit "
+        f"{facts['commit']}. All subjects in turn in one process, with the same allocator setting.",
+        "",
+    ]
+    for name in options.shapes:
+        shape, rounds = PAPER[name], options.rounds or ROUNDS[name]
+        tqdm.write(f"{name}: {shape}", file=sys.stderr)
+        memory = {subject: peak_memory(subject, shape) for subject in SUBJECTS}
+        rows = summary(measure(shape, rounds), memory)
+        shapes[name] = {**asdict(shape), "rounds": rounds, "subjects": rows}
+        text.append(table(name, shape, rows, rounds))
+        print(text[-1])
+    growth: dict[str, list[dict[str, Any]]] = {}
+    if not options.no_growth:
+        for what, sizes in GROWTH.items():
+            for size in tqdm(sizes, desc=what, leave=False, disable=None):
+                shape = Shape(**{**asdict(MIDDLE), what: size})
+                timings = summary(measure(shape, options.rounds or 3))
+                growth.setdefault(what, []).append({**asdict(shape), "subjects": timings})
+        figure(growth, options.out / "growth.png")
+        text += ["### How the cost grows", "", "![cost against T, B and H](growth.png)", ""]
+    options.out.mkdir(parents=True, exist_ok=True)
+    write_json(options.out / "recurrence.json", {**facts, "shapes": shapes, "growth": growth})
+    write_atomic(options.out / "README.md", "\n".join(text).encode())
+
+
+if __name__ == "__main__":
+    main()
