@@ -1,5 +1,6 @@
 """What the README tells people to type works."""
 
+import json
 import re
 import shlex
 import subprocess
@@ -63,6 +64,19 @@ def test_the_library_example():
     scope = {}
     exec(example, scope)
     assert scope["output"].shape == (80, 1, 100)
+
+
+def test_the_speed_table_is_what_was_measured():
+    measured = json.loads((ROOT / "results" / "bench" / "recurrence.json").read_text())["shapes"]
+    rows = re.findall(
+        r"^\| .*: T (\d+), B (\d+), H (\d+) \| (.*) \| (.*) \|$", README, re.MULTILINE
+    )
+    assert len(rows) == len(measured)
+    for (*sizes, ours, loop), shape in zip(rows, measured.values(), strict=True):
+        assert sizes == [str(shape[k]) for k in ("steps", "batch", "hidden")]
+        steps = {subject: row["step"] for subject, row in shape["subjects"].items()}
+        assert ours == f"{steps['bnrnn'] / steps['nn.LSTM']:.2f}"
+        assert loop == f"{steps['plain loop'] / steps['nn.LSTM']:.2f}"
 
 
 def test_every_make_target_is_one():
