@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,7 @@ def arguments(command, run):
 def run(tmp_path_factory):
     """A small finished run on Penn Treebank."""
     folder = tmp_path_factory.mktemp("run")
-    command = ["bnrnn", "task=ptb", "model=bnlstm", f"data_dir={DATA}", *CHARACTERS]
+    command = [sys.executable, "-m", "bnrnn", "task=ptb", "model=bnlstm", f"data_dir={DATA}", *CHARACTERS]
     subprocess.run(command, cwd=folder, check=True, capture_output=True)
     return next(folder.glob("outputs/ptb/bnlstm/*"))
 
