@@ -295,6 +295,27 @@ def test_stopped_by_a_signal_and_resumed_equals_uninterrupted(tmp_path, text, si
     assert not [f for f in run.iterdir() if f.name.startswith(".") and f.name != ".hydra"]
 
 
+def test_a_finished_run_that_goes_on_is_unfinished(tmp_path, text):
+    arguments = ["task=text", f"path={text}", *TINY]
+    bnrnn(tmp_path, *arguments)
+    run = only_run(tmp_path / "outputs")
+    assert (run / "result.json").exists()
+    environment = {**os.environ, "BNRNN_CACHE_DIR": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        command(f"resume={run}", "max_steps=1000000", "max_epochs=1000000"),
+        cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while (run / "result.json").exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.terminate()
+    process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert not (run / "result.json").exists()
+
+
 def test_resume_auto_starts_goes_on_and_says_when_finished(tmp_path, text):
     arguments = ["task=text", f"path={text}", *TINY, "resume=auto"]
     bnrnn(tmp_path, *arguments, "max_steps=3")
