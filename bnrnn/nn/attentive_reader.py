@@ -1,0 +1,362 @@
+"""`AttentiveReader`: question answering over a passage by attention (paper, section 5.4)."""
+
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bnrnn.kernels.reference import live_rows
+from bnrnn.nn.feature_norm import FeatureNorm
+from bnrnn.nn.lstm import BNLSTM, InputNorm, StepNorm
+
+Init = Literal["sound", "official_code"]
+
+# What each model of the paper's section 5.4 normalises; all but the last read forwards only.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "attentive_lstm": {
+        "input_norm": "none", "recurrent_norm": "none", "cell_norm": "none",
+        "attention_norm": False, "bidirectional": False,
+    },
+    "attentive_bnlstm": {
+        "input_norm": "frame", "recurrent_norm": "frame", "cell_norm": "frame",
+        "attention_norm": False, "bidirectional": False,
+    },
+    "attentive_bn_everywhere": {
+        "input_norm": "frame", "recurrent_norm": "frame", "cell_norm": "frame",
+        "attention_norm": True, "bidirectional": False,
+    },
+    "attentive_bne_star": {
+        "input_norm": "sequence", "recurrent_norm": "frame", "cell_norm": "frame",
+        "attention_norm": True, "bidirectional": False,
+    },
+    "attentive_bne_star_star": {
+        "input_norm": "sequence", "recurrent_norm": "frame", "cell_norm": "frame",
+        "attention_norm": True, "bidirectional": True,
+    },
+}  # fmt: skip
+
+
+class AttentiveReader(nn.Module):
+    """The Attentive Reader of Hermann et al. 2015, as Cooijmans et al. 2017 changed it.
+
+    With d_t the states of an LSTM over the passage (T steps), c wide, and u the last state of
+    another over the question (each LSTM one or two directions of H units, and c = H or 2H):
+
+        s_t = (B^T d_t) · (B^T u)
+        M_t = tanh(BN(W_d d_t; γ, b_d) + BN(W_u u; γ, 0) + s_t 1)
+        α   = softmax_t(w · M_t)                 over the passage's words, 0 at its padding
+        r   = Σ_t α_t d_t
+        d̄   = mean_t d_t                         over the passage's words
+        g   = tanh(BN(W_c r; γ, 0) + BN(W_q u; γ, b_q) + BN(W_m d̄; γ, 0))
+        logits = W_o g + b_o                     over the whole vocabulary
+
+    Each BN has its own γ and statistics. Without `attention_norm` there is none of them: the terms
+    are added up as they are, with the biases b_d and b_q. s_t is never normalised. Hermann et al.
+    have neither s_t nor d̄; both are in the code of Cooijmans et al., not in their text, and so is
+    the dropout. `VARIANTS` has the settings of the five models of their section 5.4.
+
+    Args:
+        vocabulary: V, the number of word ids; also the number of answers.
+        hidden_size: H: the width of word vectors, LSTM states (each direction), attention and g.
+        bidirectional: let both encoders read backwards too, each unpadded sequence by itself.
+        input_norm, recurrent_norm, cell_norm: of both encoders, see `BNLSTM`.
+        attention_norm: normalise the two terms of the attention and the three of g.
+        gamma_init: initial γ everywhere.
+        eps: ε, added to the variance everywhere.
+        momentum: weight of a minibatch in the running averages.
+        max_length: keep per-step statistics for at most this many steps. None: for as many as
+            training has.
+        dropout: probability of dropping an element of a word vector or of g; the others are
+            scaled up.
+        mean_passage: add the term of d̄ to g.
+        similarity: add s_t to the attention.
+        mask_attention_statistics: leave padding out of the statistics of W_d d_t. Otherwise each
+            padding position counts, with the state that the forward encoder ended in and zeros for
+            the backward one, as in the authors' code.
+        count_padding: let the sequences that have ended count in the encoders' per-step
+            statistics, as in the authors' code. Without, the longest sequence of a batch ends
+            alone, where BN leaves nothing of it but β: the longest question's u would say nothing.
+        init: "sound", or "official_code": as in the authors' code, where matrices of one shape
+            start out equal, whatever the seed, and the LSTMs' are a twentieth of orthogonal ones.
+        learned_state: learn the encoders' h_0 instead of zeros; c_0 stays zero. Only where the
+            recurrent term is not normalised: BN takes out what all rows share, so that h_0 would
+            have no effect and no gradient but rounding errors, which Adam would scale up.
+        forget_bias: initial bias of the forget gates; 0 in the authors' code.
+        kernel: of both encoders, see `BNLSTM`.
+
+    Parameters, by "sound" | "official_code", the latter with D(n) an n x n orthogonal matrix times
+    0.05 and U(m, n) uniform in ±sqrt(6 / (m + n + 1)):
+        embedding.weight: (V, H), shared by passage and question; N(0, 1) | U(V, H).
+        passage_encoder, question_encoder: see `BNLSTM` | every gate's W_x and W_h is D(H).
+        bilinear: B, (c, c); orthogonal | D(c). If `similarity`.
+        attention_passage.linear.weight: W_d, (H, c); orthogonal | D(H) if c = H, else U(c, H).
+        attention_question.linear.weight: W_u, (H, c); orthogonal | U(c, H).
+        attention_score.weight: w, (1, H); uniform in ±1 / sqrt(H) | the same.
+        joint_attended, joint_question, joint_mean (if `mean_passage`), each `.linear.weight`:
+            W_c, W_q, W_m, (H, c); orthogonal | U(c, H).
+        output.weight, output.bias: W_o, (V, H), and b_o, (V,); orthogonal | U(H, V), and 0.
+        Of each term, `.norm.gamma` if `attention_norm`, (H,); `gamma_init`.
+        attention_passage and joint_question: b_d and b_q, `.norm.beta` if `attention_norm`, else
+            `.linear.bias`, (H,); 0.
+
+    Raises:
+        ValueError: an argument is out of range.
+
+    Example::
+
+        reader = AttentiveReader(
+            vocabulary=1000, hidden_size=240, **VARIANTS["attentive_bne_star_star"]
+        )
+        logits, attention = reader(passage, passage_lengths, question, question_lengths)
+    """
+
+    def __init__(
+        self,
+        *,
+        vocabulary: int,
+        hidden_size: int,
+        bidirectional: bool = False,
+        input_norm: InputNorm = "none",
+        recurrent_norm: StepNorm = "none",
+        cell_norm: StepNorm = "none",
+        attention_norm: bool = False,
+        gamma_init: float = 0.1,
+        eps: float = 1e-5,
+        momentum: float = 0.1,
+        max_length: int | None = None,
+        dropout: float = 0.5,
+        mean_passage: bool = True,
+        similarity: bool = True,
+        mask_attention_statistics: bool = True,
+        count_padding: bool = True,
+        init: Init = "sound",
+        learned_state: bool = True,
+        forget_bias: float = 0.0,
+        kernel: str = "auto",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        for name, value in (("vocabulary", vocabulary), ("hidden_size", hidden_size)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), got {dropout}")
+        if init not in ("sound", "official_code"):
+            raise ValueError(f"init must be one of sound, official_code; got {init!r}")
+        self.vocabulary, self.hidden_size, self.bidirectional = (
+            vocabulary, hidden_size, bidirectional,
+        )  # fmt: skip
+        self.attention_norm, self.dropout = attention_norm, dropout
+        self.mask_attention_statistics, self.init = mask_attention_statistics, init
+
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        width = hidden_size * (2 if bidirectional else 1)  # c
+
+        def encoder() -> BNLSTM:
+            return BNLSTM(
+                hidden_size,
+                hidden_size,
+                bidirectional=bidirectional,
+                input_norm=input_norm,
+                recurrent_norm=recurrent_norm,
+                cell_norm=cell_norm,
+                gamma_init=gamma_init,
+                eps=eps,
+                momentum=momentum,
+                max_length=max_length,
+                learned_state=learned_state and recurrent_norm == "none",
+                count_padding=count_padding,
+                forget_bias=forget_bias,
+                kernel=kernel,
+                **factory,
+            )
+
+        def term(bias: bool) -> _Term:
+            norm = None
+            if attention_norm:
+                norm = FeatureNorm(
+                    hidden_size,
+                    beta=bias,
+                    gamma_init=gamma_init,
+                    eps=eps,
+                    momentum=momentum,
+                    **factory,
+                )
+            # b takes the place of β: another bias in front of BN would cancel.
+            linear = nn.Linear(width, hidden_size, bias=bias and norm is None, **factory)
+            return _Term(linear, norm)
+
+        self.embedding = nn.Embedding(vocabulary, hidden_size, **factory)
+        self.passage_encoder = encoder()
+        self.question_encoder = encoder()
+        self.bilinear = nn.Parameter(torch.empty(width, width, **factory)) if similarity else None
+        self.attention_passage = term(bias=True)
+        self.attention_question = term(bias=False)
+        self.attention_score = nn.Linear(hidden_size, 1, bias=False, **factory)
+        self.joint_attended = term(bias=False)
+        self.joint_question = term(bias=True)
+        self.joint_mean = term(bias=False) if mean_passage else None
+        self.output = nn.Linear(hidden_size, vocabulary, **factory)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Initialise as the class docstring says, and forget all statistics."""
+        for encoder in (self.passage_encoder, self.question_encoder):
+            encoder.reset_parameters()
+            if encoder.learned_state:
+                encoder.initial_cell.requires_grad_(False)
+        for module in self.modules():
+            if isinstance(module, FeatureNorm):
+                module.reset_parameters()
+            elif isinstance(module, nn.Linear):
+                nn.init.orthogonal_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        nn.init.normal_(self.embedding.weight)
+        if self.bilinear is not None:
+            nn.init.orthogonal_(self.bilinear)
+        bound = self.hidden_size**-0.5
+        nn.init.uniform_(self.attention_score.weight, -bound, bound)
+        if self.init == "official_code":
+            self._reset_as_official_code()
+
+    @torch.no_grad()
+    def _reset_as_official_code(self) -> None:
+        """The matrices as the authors' code draws them, each from seed 123 again."""
+        for encoder in (self.passage_encoder, self.question_encoder):
+            for name, parameter in encoder.named_parameters():
+                if name.startswith("weight"):
+                    for gate in parameter.chunk(4):
+                        _fill(gate, _small_orthogonal(self.hidden_size))
+        if self.bilinear is not None:
+            self.bilinear.copy_(torch.from_numpy(_small_orthogonal(len(self.bilinear))))
+        vectors = _uniform(self.vocabulary, self.hidden_size)
+        self.embedding.weight.copy_(torch.from_numpy(vectors))
+        for module in self.modules():
+            if isinstance(module, nn.Linear) and module is not self.attention_score:
+                _fill(module.weight, _uniform(module.in_features, module.out_features))
+        if not self.bidirectional:
+            _fill(self.attention_passage.linear.weight, _small_orthogonal(self.hidden_size))
+
+    def forward(
+        self,
+        passage: Tensor,
+        passage_lengths: Tensor,
+        question: Tensor,
+        question_lengths: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Read a batch of passages and questions.
+
+        Args:
+            passage: (T, B) int64, word ids in 0..V - 1.
+            passage_lengths: (B,) int64 in 1..T. What ids the padding has never matters.
+            question: (Q, B) int64, as `passage`.
+            question_lengths: (B,) int64 in 1..Q.
+
+        Returns:
+            logits: (B, V).
+            attention: α, (T, B); each column adds up to 1, and padding has 0.
+
+        Raises:
+            ValueError: shapes, dtypes or lengths do not fit, or a batch of one example is to be
+                normalised by its own statistics.
+            IndexError: an id is out of range.
+            RuntimeError: evaluation before training or calibration.
+        """
+        _check("passage", passage, passage_lengths)
+        _check("question", question, question_lengths)
+        if passage.shape[1] != question.shape[1]:
+            raise ValueError(f"{passage.shape[1]} passages, but {question.shape[1]} questions")
+        passage_lengths = passage_lengths.to(passage.device)
+        question_lengths = question_lengths.to(question.device)
+
+        d, d_last = self._encode(self.passage_encoder, passage, passage_lengths)
+        _, u = self._encode(self.question_encoder, question, question_lengths)
+        live = live_rows(passage_lengths, len(passage))  # (T, B, 1)
+
+        if self.mask_attention_statistics:
+            document = self.attention_passage(d, live[:, :, 0])
+        else:
+            document = self.attention_passage(torch.where(live, d, self._carried(d_last)))
+        terms = document + self.attention_question(u)
+        if self.bilinear is not None:
+            # s_t as d_t · (B B^T u), which multiplies B with one vector and not with T.
+            s = torch.einsum("tbc,bc->tb", d, u @ self.bilinear @ self.bilinear.t())
+            terms = terms + s[:, :, None]
+        score = self.attention_score(torch.tanh(terms))  # (T, B, 1)
+        attention = score.masked_fill(~live, -torch.inf).softmax(0).squeeze(2)
+
+        r = torch.einsum("tb,tbc->bc", attention, d)
+        joint = self.joint_attended(r) + self.joint_question(u)
+        if self.joint_mean is not None:
+            joint = joint + self.joint_mean(d.sum(0) / passage_lengths[:, None])
+        g = F.dropout(torch.tanh(joint), self.dropout, self.training)
+        return self.output(g), attention
+
+    def _encode(self, encoder: BNLSTM, words: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """States (T, B, c), zero at the padding, and each direction's last, (B, c)."""
+        x = F.dropout(self.embedding(words), self.dropout, self.training)
+        # Padding that counts in per-step statistics is a zero vector, not some word.
+        x = torch.where(live_rows(lengths, len(words)), x, 0.0)
+        states, (h_n, _) = encoder(x, lengths=lengths)
+        return states, torch.cat(h_n.unbind(0), dim=1)
+
+    def _carried(self, last: Tensor) -> Tensor:
+        """What the authors' code has for d_t at padding: the last state forwards; 0 backwards."""
+        if not self.bidirectional:
+            return last
+        forwards, backwards = last.chunk(2, dim=1)
+        return torch.cat([forwards, torch.zeros_like(backwards)], dim=1)
+
+    def extra_repr(self) -> str:
+        return f"init={self.init}, dropout={self.dropout}"
+
+
+class _Term(nn.Module):
+    """One term of a sum that goes into a tanh: W y + b, or BN(W y; γ, b)."""
+
+    def __init__(self, linear: nn.Linear, norm: FeatureNorm | None) -> None:
+        super().__init__()
+        self.linear, self.norm = linear, norm
+
+    def forward(self, y: Tensor, mask: Tensor | None = None) -> Tensor:
+        """y (..., c) -> (..., H); `mask` (...) is what counts in the batch's statistics."""
+        y = self.linear(y)
+        return y if self.norm is None else self.norm(y, mask)
+
+
+def _check(name: str, words: Tensor, lengths: Tensor) -> None:
+    if words.dim() != 2 or words.dtype != torch.long or words.numel() == 0:
+        raise ValueError(
+            f"{name} must be (steps, batch) int64 and not empty; "
+            f"got shape {tuple(words.shape)} of {words.dtype}"
+        )
+    steps, batch = words.shape
+    if lengths.shape != (batch,) or lengths.is_floating_point():
+        raise ValueError(
+            f"{name}_lengths must be ({batch},) integers; "
+            f"got shape {tuple(lengths.shape)} of {lengths.dtype}"
+        )
+    if int(lengths.min()) < 1 or int(lengths.max()) > steps:
+        raise ValueError(f"{name}_lengths must be in 1..{steps}")
+
+
+def _fill(weight: Tensor, matrix: np.ndarray) -> None:
+    """The authors' code multiplies vectors from the left: its matrices are ours transposed."""
+    weight.copy_(torch.from_numpy(matrix.T))
+
+
+def _uniform(rows: int, columns: int) -> np.ndarray:
+    bound = (6 / (rows + columns + 1)) ** 0.5
+    return np.random.RandomState(123).uniform(-bound, bound, (rows, columns))
+
+
+def _small_orthogonal(size: int) -> np.ndarray:
+    u, _, vh = np.linalg.svd(_uniform(size, size))
+    return 0.05 * u @ vh.T
+
+
+__all__ = ["VARIANTS", "AttentiveReader"]

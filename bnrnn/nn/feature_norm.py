@@ -1,0 +1,123 @@
+"""`FeatureNorm`: batch normalisation of a term outside the recurrence."""
+
+import torch
+from torch import Tensor, nn
+
+from bnrnn.kernels import Moments
+from bnrnn.nn.statistics import StepStatistics
+
+
+class FeatureNorm(nn.Module):
+    """BN(y; γ, β) = β + γ ⊙ (y − mean) / sqrt(var + ε), with one mean and variance a feature.
+
+    Unlike `torch.nn.BatchNorm1d` it can leave padding out of the statistics, and its population
+    statistics obey `bnrnn.calibrate` and `bnrnn.batch_statistics`, as those of `BNLSTM` do.
+    Cooijmans et al., "Recurrent Batch Normalization", ICLR 2017, equation 5; section 5.4, where
+    it normalises the terms of the attention.
+
+    Args:
+        features: the size of the last dimension.
+        beta: learn a shift β; otherwise β = 0, for a term to which a bias is added elsewhere.
+        gamma_init: initial γ.
+        eps: ε, added to the variance.
+        momentum: weight of a minibatch in the running averages.
+
+    Parameters:
+        gamma: (features,); `gamma_init`.
+        beta: (features,); 0. Where `beta`.
+
+    Buffers: `statistics`, a `StepStatistics` of one row.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        beta: bool = False,
+        gamma_init: float = 0.1,
+        eps: float = 1e-5,
+        momentum: float = 0.1,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if features < 1:
+            raise ValueError(f"features must be at least 1, got {features}")
+        if eps <= 0:
+            raise ValueError(f"eps must be positive, got {eps}")
+        if not 0 < momentum <= 1:
+            raise ValueError(f"momentum must be in (0, 1], got {momentum}")
+        self.features, self.gamma_init, self.eps = features, gamma_init, eps
+        self.gamma = nn.Parameter(torch.empty(features, device=device, dtype=dtype))
+        self.beta = (
+            nn.Parameter(torch.empty(features, device=device, dtype=dtype)) if beta else None
+        )
+        self.statistics = StepStatistics(features, 1, momentum, device, dtype)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Initialise as the class docstring says, and forget all statistics."""
+        nn.init.constant_(self.gamma, self.gamma_init)
+        if self.beta is not None:
+            nn.init.zeros_(self.beta)
+        self.statistics.reset()
+
+    def forward(self, y: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Normalise over all dimensions but the last.
+
+        Args:
+            y: (..., features).
+            mask: (...) booleans, what counts in the batch's statistics. The rest is normalised by
+                them too, but whatever it holds, even NaN, stays out of them. None: all counts.
+
+        Returns:
+            (..., features).
+
+        Raises:
+            ValueError: shapes do not fit, or fewer than two vectors count where the batch's own
+                statistics are to be taken.
+            RuntimeError: evaluation before training or calibration.
+        """
+        if y.dim() < 2 or y.shape[-1] != self.features:
+            raise ValueError(f"y must be (..., {self.features}), got shape {tuple(y.shape)}")
+        if mask is not None and (mask.dtype != torch.bool or mask.shape != y.shape[:-1]):
+            raise ValueError(
+                f"mask must be booleans of shape {tuple(y.shape[:-1])}, "
+                f"got {mask.dtype} of shape {tuple(mask.shape)}"
+            )
+        if self.statistics.uses_batch:
+            moments = _moments(y.flatten(0, -2), None if mask is None else mask.flatten())
+            if self.statistics.averages:
+                self.statistics.update(moments)
+        else:
+            moments = self.statistics.population()
+        mean, var = moments.mean[0], moments.var[0]
+        normalized = (y - mean) * (self.gamma * torch.rsqrt(var + self.eps))
+        return normalized if self.beta is None else normalized + self.beta
+
+    def extra_repr(self) -> str:
+        return f"{self.features}, beta={self.beta is not None}, eps={self.eps}"
+
+
+def _moments(y: Tensor, mask: Tensor | None) -> Moments:
+    """Mean and biased variance, (1, features) each, of the rows of y (n, features) in `mask`."""
+    n = len(y) if mask is None else int(mask.sum())
+    if n < 2:
+        raise ValueError(
+            f"the statistics of {n} vector{'s' * (n != 1)} say nothing: use at least two, or "
+            "evaluation mode with population statistics"
+        )
+    if mask is None:
+        mean = y.mean(0, keepdim=True)
+        return Moments(mean, (y - mean).square().mean(0, keepdim=True))
+    # Not a product with the mask: NaN times zero is NaN.
+    rows = mask[:, None]
+    mean = torch.where(rows, y, 0.0).sum(0, keepdim=True) / n
+    var = torch.where(rows, y - mean, 0.0).square().sum(0, keepdim=True) / n
+    return Moments(mean, var)
+
+
+__all__ = ["FeatureNorm"]
