@@ -18,16 +18,18 @@ from omegaconf.errors import OmegaConfBaseException
 
 from bnrnn import allocator, config_errors, kernels
 from bnrnn import config as settings
+from bnrnn.answer import answer
 from bnrnn.config import Config
 from bnrnn.errors import BnrnnError, CheckpointError, ConfigError, OutputError
 from bnrnn.evaluate import evaluate, load_best
 from bnrnn.files import write_atomic, write_json
 from bnrnn.interrupt import Interrupted
 from bnrnn.metrics import format_values
+from bnrnn.nn.attentive_reader import AttentiveReader
 from bnrnn.provenance import provenance
 from bnrnn.rundir import RunDirectory, find_matching
 from bnrnn.sample import sample
-from bnrnn.tasks import CharacterModel, CharacterTask, build_task
+from bnrnn.tasks import CharacterModel, CharacterTask, QuestionTask, Task, build_task
 from bnrnn.train import train
 
 log = logging.getLogger(__name__)
@@ -118,6 +120,30 @@ def _dispatch(config: Config, run: RunDirectory) -> None:
         text = sample(model, task, config.sample, config.seed)
         write_atomic(run.path / "sample.txt", text.encode())
         print(text)
+    elif config.mode == "answer":
+        _answer(config, run, task, device)
+
+
+def _answer(config: Config, run: RunDirectory, task: Task, device: torch.device) -> None:
+    assert config.run is not None
+    assert config.question is not None
+    source = Path(config.run)
+    if not isinstance(task, QuestionTask):
+        raise ConfigError(f"mode=answer needs an Attentive Reader, {source} is of another task")
+    model, _ = load_best(config, source, task, device)
+    assert isinstance(model, AttentiveReader)
+    found = answer(model, task, Path(config.question))
+    lines = [" ".join(found.question.question), "", *found.lines()]
+    write_atomic(run.path / "answer.txt", ("\n".join(lines) + "\n").encode())
+    print("\n".join(lines))
+    try:
+        from bnrnn.report.attention import heat_map, save_heat_map
+    except ImportError:
+        log.info("No picture of the attention: pip install bnrnn[plot] for matplotlib")
+        return
+    figure = heat_map(found.words, found.attention, found.question.question, found.lines())
+    save_heat_map(figure, run.path / "attention.png")
+    print(f"\nThe attention: {run.path / 'attention.png'}")
 
 
 def _train(config: Config, run: RunDirectory, device: torch.device) -> None:
@@ -229,7 +255,7 @@ def _register_resolvers() -> None:
 
 def _run_dir(stamp: str, *, _root_: DictConfig) -> str:
     """Where this command writes: a new run directory, or the one it goes on in."""
-    if _root_.mode in ("evaluate", "sample") and _root_.run:
+    if _root_.mode in settings.USE_A_RUN and _root_.run:
         return str(Path(_root_.run) / _root_.mode / stamp)
     if _root_.mode == "train" and _root_.resume is not None:
         found = _resumed(_root_)

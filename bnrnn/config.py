@@ -71,6 +71,34 @@ class ModelConfig:
 
 
 @dataclass
+class AttentiveReaderConfig(ModelConfig):
+    """An Attentive Reader by what it normalises; see `bnrnn.nn.AttentiveReader`."""
+
+    hidden_size: int = 240
+    dropout: float = 0.5
+    forget_bias: float = 0.0
+    bidirectional: bool = False
+    attention_norm: bool = False
+    mean_passage: bool = True
+    similarity: bool = True
+    mask_attention_statistics: bool = True
+    count_padding: bool = True
+    init: str = "sound"
+
+    @property
+    def normalizes_frames(self) -> bool:
+        return super().normalizes_frames or self.attention_norm
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _choice("model.init", self.init, "sound", "official_code")
+
+
+# Settings of an LSTM by itself that an Attentive Reader's encoders do not have.
+_READER_HAS_ONLY = {"num_layers": 1, "cell_bias": False, "recurrent_init": "orthogonal"}
+
+
+@dataclass
 class TaskConfig:
     """What every task has: how much of what is seen how often."""
 
@@ -134,6 +162,27 @@ class CharacterConfig(TaskConfig):
 
 
 @dataclass
+class QuestionConfig(TaskConfig):
+    """Questions about CNN articles, answered with an entity of the article."""
+
+    kind: str = "questions"
+    four_sentences: bool = False
+    # A random permutation of all entity names for each training batch, each example, or none.
+    relabel: str = "batch"
+    # Passages of similar length share a batch: this many batches are sorted together.
+    buckets: int = 12
+    numbers: bool = False
+    on_error: str = "raise"
+    repeat_padding: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _choice("task.relabel", self.relabel, "batch", "example", "none")
+        _choice("task.on_error", self.on_error, "raise", "skip")
+        _positive("task.", self, "buckets")
+
+
+@dataclass
 class OptimizerConfig:
     name: str = MISSING
     lr: float = 1e-3
@@ -192,6 +241,16 @@ class SampleConfig:
 
 
 @dataclass
+class DataConfig:
+    """Data that are made, not fetched."""
+
+    synthetic: int | None = None  # so many questions for task=cnn and task=cnn4
+
+    def __post_init__(self) -> None:
+        _positive("data.", self, "synthetic")
+
+
+@dataclass
 class Config:
     """One run. The groups `model`, `task` and `optimizer` are chosen by name."""
 
@@ -199,9 +258,11 @@ class Config:
     task: TaskConfig = MISSING
     optimizer: OptimizerConfig = MISSING
     sample: SampleConfig = field(default_factory=SampleConfig)
+    data: DataConfig = field(default_factory=DataConfig)
     mode: str = "train"
     run: str | None = None
     resume: str | None = None
+    question: str | None = None
     path: str | None = None
     data_dir: str = "data"
     outputs: str = "outputs"
@@ -228,15 +289,32 @@ class Config:
             "", self, "threads", "max_epochs", "max_steps", "validate_every", "patience",
             "calibration_batches", "max_valid_batches", "log_every", "checkpoint_minutes",
         )  # fmt: skip
-        if self.mode in ("evaluate", "sample") and self.run is None:
+        if self.mode in USE_A_RUN and self.run is None:
             raise ConfigError(f"mode={self.mode} needs a finished run: add run=DIR")
-        if self.run is not None and self.mode not in ("evaluate", "sample"):
-            raise ConfigError(f"run=DIR goes with mode=evaluate and mode=sample, not {self.mode}")
+        if self.run is not None and self.mode not in USE_A_RUN:
+            modes = ", ".join(f"mode={mode}" for mode in USE_A_RUN)
+            raise ConfigError(f"run=DIR goes with {modes}, not {self.mode}")
+        if (self.question is None) != (self.mode != "answer"):
+            raise ConfigError("mode=answer run=DIR question=FILE answers the question in a file")
         if self.resume is not None and self.mode != "train":
             raise ConfigError(f"resume goes with mode=train, not mode={self.mode}")
         if self.path is not None and getattr(self.task, "corpus", None) != "text":
             raise ConfigError(f"path={self.path} is the text of task=text: add task=text")
+        questions = isinstance(self.task, QuestionConfig)
+        if self.data.synthetic is not None and isinstance(self.task, TaskConfig) and not questions:
+            raise ConfigError("data.synthetic goes with task=cnn and task=cnn4")
         if isinstance(self.model, ModelConfig) and isinstance(self.task, TaskConfig):
+            if questions != isinstance(self.model, AttentiveReaderConfig):
+                fitting = "attentive_…" if questions else "lstm, bnlstm, bn_input…"
+                raise ConfigError(
+                    f"task={self.task.name} takes model={fitting}, not model={self.model.name}"
+                )
+            if questions:
+                for name, only in _READER_HAS_ONLY.items():
+                    value = getattr(self.model, name)
+                    _require(
+                        value == only, f"model.{name}", value, f"{only} in an Attentive Reader"
+                    )
             smallest = min(self.task.batch_size, self.task.eval_batch_size or self.task.batch_size)
             if self.model.normalizes_frames and smallest < 2:
                 raise ConfigError(
@@ -245,13 +323,14 @@ class Config:
                 )
 
 
-MODES = ("train", "evaluate", "data", "sample")
+USE_A_RUN = ("evaluate", "sample", "answer")
+MODES = ("train", "data", *USE_A_RUN)
 
 # What a resumed run may change: where things are and how long it goes on. All else must stay.
 RESUME_MAY_CHANGE = frozenset({
-    "mode", "run", "resume", "sample", "data_dir", "outputs", "path", "task.path", "device",
-    "kernel", "threads", "max_epochs", "max_steps", "patience", "log_every", "checkpoint_minutes",
-    "task.stream_length",
+    "mode", "run", "resume", "sample", "question", "data_dir", "outputs", "path", "task.path",
+    "device", "kernel", "threads", "max_epochs", "max_steps", "patience", "log_every",
+    "checkpoint_minutes", "task.stream_length",
 })  # fmt: skip
 
 
@@ -260,7 +339,9 @@ def register() -> None:
     store = ConfigStore.instance()
     store.store(name="base_config", node=Config)
     store.store(group="model", name="base_model", node=ModelConfig)
+    store.store(group="model", name="base_attentive", node=AttentiveReaderConfig)
     store.store(group="task", name="base_pixels", node=PixelConfig)
+    store.store(group="task", name="base_questions", node=QuestionConfig)
     store.store(group="task", name="base_characters", node=CharacterConfig)
     store.store(group="optimizer", name="base_adam", node=AdamConfig)
     store.store(group="optimizer", name="base_rmsprop", node=RMSPropConfig)

@@ -15,7 +15,7 @@ from bnrnn.files import write_atomic
 from bnrnn.nn import BNLSTM
 from bnrnn.rundir import RunDirectory
 
-UNITS = {"bpc": "bits per character"}
+UNITS = {"bpc": "bits per character", "error": "error rate"}
 
 
 class MetricsWriter:
@@ -84,6 +84,11 @@ class MetricsWriter:
                     if parameter_name.startswith("gamma"):
                         tag = f"gamma/{name}.{parameter_name}"
                         self._writer.add_histogram(tag, parameter.detach().cpu(), step)
+        self._writer.flush()
+
+    def write_figures(self, step: int, figures: dict[str, Any]) -> None:
+        for name, figure in figures.items():
+            self._writer.add_figure(name, figure, step)
         self._writer.flush()
 
     def __enter__(self) -> "MetricsWriter":

@@ -22,7 +22,7 @@ from bnrnn.nn import BNLSTM
 from bnrnn.provenance import provenance
 from bnrnn.rundir import RunDirectory
 from bnrnn.tasks import Task
-from bnrnn.tasks.scoring import Score, score_logits
+from bnrnn.tasks.scoring import Score
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +41,7 @@ class LoopState:
     # Sums since the last line of metrics, so that a resumed run writes the same lines.
     nll: float = 0.0
     correct: int = 0
+    correct_named: int = 0
     count: int = 0
     grad_norm: float = 0.0
     logged: int = 0  # the step of that line
@@ -84,7 +85,7 @@ def train(config: Config, task: Task, run: RunDirectory, device: torch.device) -
         f"{total:,}",
         f"{task.steps_per_epoch:,}",
         device,
-        kernel_name(model),
+        kernel_name(model, task),
         run.path,
     )
 
@@ -111,6 +112,7 @@ def train(config: Config, task: Task, run: RunDirectory, device: torch.device) -
                         values = values | {"seconds": round(state.seconds, 2)}
                         metrics.write(state.step, "valid", values, statistics=kind)
                     metrics.write_parameters(state.step, model)
+                    metrics.write_figures(state.step, draw(model, task, device))
                     chosen_by = found.get(config.selection, found["population"])[task.metric]
                     if task.is_better(chosen_by, state.best):
                         state.best, state.best_step, state.stale = chosen_by, state.step, 0
@@ -142,7 +144,7 @@ def train(config: Config, task: Task, run: RunDirectory, device: torch.device) -
                 now = time.monotonic()
                 state.train_seconds += now - step_began
                 state.seconds = seconds_before + now - began
-                add(state, score_logits(logits.detach(), batch.target), grad_norm.item())
+                add(state, task.score(logits.detach(), batch), grad_norm.item())
                 if state.step % config.log_every == 0:
                     values = averages(state, task)
                     metrics.write(state.step, "train", values)
@@ -173,7 +175,7 @@ def train(config: Config, task: Task, run: RunDirectory, device: torch.device) -
         "epochs": state.step / task.steps_per_epoch,
         "wall_seconds": round(state.seconds, 1),
         "train_seconds": round(state.train_seconds, 1),
-        "kernel": kernel_name(model),
+        "kernel": kernel_name(model, task),
         **provenance(device),
     }
     run.write_result(result)
@@ -229,20 +231,22 @@ def check_finite(name: str, value: float, state: LoopState, run: RunDirectory) -
 def add(state: LoopState, score: Score, grad_norm: float) -> None:
     state.nll += score.nll
     state.correct += score.correct
+    state.correct_named += score.correct_named
     state.count += score.count
     state.grad_norm += grad_norm
 
 
 def averages(state: LoopState, task: Task) -> dict[str, float]:
     """Averages since the last line of metrics, and a new beginning."""
-    values = task.metrics(Score(state.nll, state.correct, state.count))
+    values = task.metrics(Score(state.nll, state.correct, state.correct_named, state.count))
     steps = state.step - state.logged
     values |= {
         "grad_norm": state.grad_norm / steps,
         "epoch": state.step / task.steps_per_epoch,
         "seconds": round(state.seconds, 2),
     }
-    state.nll, state.correct, state.count, state.grad_norm = 0.0, 0, 0, 0.0
+    state.nll, state.correct, state.correct_named, state.count = 0.0, 0, 0, 0
+    state.grad_norm = 0.0
     state.logged = state.step
     return values
 
@@ -258,10 +262,16 @@ def progress_line(state: LoopState, task: Task, found: dict[str, dict[str, float
     )
 
 
-def kernel_name(model: nn.Module) -> str:
+@torch.no_grad()
+def draw(model: nn.Module, task: Task, device: torch.device) -> dict[str, Any]:
+    model.eval()
+    return task.figures(model, device)
+
+
+def kernel_name(model: nn.Module, task: Task) -> str:
     """Which code runs the recurrence: recorded with every result."""
     lstms = [module for module in model.modules() if isinstance(module, BNLSTM)]
-    return ", ".join(sorted({lstm.active_kernel for lstm in lstms}))
+    return ", ".join(sorted({lstm.active_kernel(task.padded) for lstm in lstms}))
 
 
 def save_last(

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import random
+import re
 import resource
 import signal
 import subprocess
@@ -232,8 +233,9 @@ def test_help_is_for_a_person(bnrnn_here):
     for fragment in ("bnrnn task=ptb model=bnlstm", "resume=auto", "Exit codes"):
         assert fragment in text
     for group in config_errors.GROUPS:
-        (line,) = [line for line in text.splitlines() if line.startswith(f"  {group}=  ")]
-        assert set(config_errors.options(group)) <= set(line.replace("|", " ").split())
+        # Up to the next group or the empty line after the last.
+        (listed,) = re.findall(rf"^  {group}=  (.*?)(?=^  \w+=|^$)", text, re.DOTALL | re.MULTILINE)
+        assert set(config_errors.options(group)) <= set(listed.replace("|", " ").split())
 
 
 # ---------------------------------------------------------------- resuming

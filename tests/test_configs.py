@@ -9,6 +9,8 @@ from hydra.core.global_hydra import GlobalHydra
 
 from bnrnn import cli  # noqa: F401 (registers the schemas)
 from bnrnn import config as settings
+from bnrnn.errors import ConfigError
+from bnrnn.nn.attentive_reader import VARIANTS
 
 CONF = Path(__file__).parent.parent / "conf"
 
@@ -31,8 +33,12 @@ def composed():
 @pytest.mark.parametrize("task", names("task"))
 def test_every_model_composes_with_every_task(composed, task, model):
     path = ["path=book.txt"] if task == "text" else []
-    config = composed(f"task={task}", f"model={model}", *path)
-    assert (config.task.name, config.model.name) == (task, model)
+    if task.startswith("cnn") == model.startswith("attentive"):
+        config = composed(f"task={task}", f"model={model}", *path)
+        assert (config.task.name, config.model.name) == (task, model)
+    else:
+        with pytest.raises(ConfigError, match=f"task={task} takes model="):
+            composed(f"task={task}", f"model={model}", *path)
 
 
 @pytest.mark.parametrize("experiment", names("experiment"))
@@ -76,17 +82,31 @@ def test_task_and_model_alone_are_the_papers_run(composed, task, model):
         assert config.task.permutation == ("none" if task == "mnist" else "true")
 
 
+TASK_OF = {"attentive": ["task=cnn"]}
+
+
+def test_the_readers_are_the_librarys_variants(composed):
+    for name, variant in VARIANTS.items():
+        model = composed("task=cnn4", f"model={name}").model
+        assert {key: getattr(model, key) for key in variant} == variant
+
+
 def test_the_slots_of_each_model(composed):
     slots = {
         model: (c.input_norm, c.recurrent_norm, c.cell_norm, c.gamma_init)
         for model in names("model")
-        for c in [composed(f"model={model}").model]
+        for c in [composed(f"model={model}", *TASK_OF.get(model.partition("_")[0], [])).model]
     }
     assert slots == {
         "lstm": ("none", "none", "none", 0.1),
         "bnlstm": ("frame", "frame", "frame", 0.1),
         "bn_input": ("frame", "none", "none", 1.0),
         "bn_input_sequence": ("sequence", "none", "none", 1.0),
+        "attentive_lstm": ("none", "none", "none", 0.1),
+        "attentive_bnlstm": ("frame", "frame", "frame", 0.1),
+        "attentive_bn_everywhere": ("frame", "frame", "frame", 0.1),
+        "attentive_bne_star": ("sequence", "frame", "frame", 0.1),
+        "attentive_bne_star_star": ("sequence", "frame", "frame", 0.1),
     }
 
 

@@ -275,16 +275,19 @@ def test_which_kernel_serves():
     assert choose("reference", "cpu", torch.float32) == "reference"
     with pytest.raises(ValueError, match="kernel 'cpu' serves float32 and float64 on the CPU"):
         choose("cpu", "cpu", torch.bfloat16)
-    assert BNLSTM(3, 4).active_kernel == "cpu"
-    assert BNLSTM(3, 4, input_norm="none", recurrent_norm="none", cell_norm="none").active_kernel \
-        == "torch.lstm"  # fmt: skip
+    assert BNLSTM(3, 4).active_kernel() == "cpu"
+    none = {"input_norm": "none", "recurrent_norm": "none", "cell_norm": "none"}
+    assert BNLSTM(3, 4, **none).active_kernel() == "torch.lstm"
+    assert BNLSTM(3, 4, **none).active_kernel(padded=True) == "cpu"
+    assert BNLSTM(3, 4, **none).bfloat16().active_kernel(padded=True) == "torch.lstm"
+    assert BNLSTM(3, 4, **none, kernel="reference").active_kernel() == "reference"
 
 
 USE = """
 import torch, bnrnn
 lstm = bnrnn.BNLSTM(3, 4)
 lstm(torch.randn(5, 2, 3))
-print(lstm.active_kernel)
+print(lstm.active_kernel())
 """
 
 

@@ -58,8 +58,8 @@ class BNLSTM(nn.Module):
         recurrent_init: "orthogonal", or "identity": the block of g is the identity and those of
             i, f, o are orthogonal, as in the authors' code for MNIST.
         kernel: "auto", the fastest there is for the device and dtype, or one by name: "cpu",
-            compiled on first use, or "reference". Where nothing is normalised `torch.nn.LSTM`'s
-            own code runs.
+            compiled on first use, or "reference". Where nothing is normalised "auto" is
+            `torch.nn.LSTM`'s own code, unless there are `lengths`.
 
     Parameters, for layer k, and again with suffix `_reverse` (gates in the order i, f, g, o):
         weight_ih_l{k}: (4H, D), or (4H, num_directions * H) for k > 0; orthogonal.
@@ -192,17 +192,22 @@ class BNLSTM(nn.Module):
         """Nothing is normalised or added: the module is `torch.nn.LSTM`."""
         return self.normalization[:3] == ("none", "none", "none") and not self.cell_bias
 
-    @property
-    def active_kernel(self) -> str:
-        """The code that runs the recurrence where the weights are now.
+    def active_kernel(self, padded: bool = False) -> str:
+        """The code that runs the recurrence where the weights are now: a kernel, or "torch.lstm".
+
+        Args:
+            padded: for batches of sequences of different lengths.
 
         Raises:
             ValueError, BuildError: `kernel` cannot serve there.
         """
         weight = self.get_parameter("weight_hh_l0")
-        if self.is_plain:
+        plain = self.kernel == "auto" and self.is_plain
+        if plain and not padded:
             return "torch.lstm"
-        return kernels.choose(self.kernel, weight.device, weight.dtype)
+        chosen = kernels.choose(self.kernel, weight.device, weight.dtype)
+        # A padded batch has to be packed for torch.nn.LSTM, and takes it twice as long as our own.
+        return "torch.lstm" if plain and chosen == "reference" else chosen
 
     @property
     def normalizes_frames(self) -> bool:
@@ -297,7 +302,7 @@ class BNLSTM(nn.Module):
         self._check(x, hx, lengths, first_step)
         h_0, c_0 = self._initial_state(x.shape[1]) if hx is None else hx
         lengths = None if lengths is None else lengths.to(x.device)
-        if self.is_plain:
+        if self.active_kernel(lengths is not None) == "torch.lstm":
             output, h_n, c_n = self._run_plain(x, h_0, c_0, lengths)
         else:
             output, h_n, c_n = self._run_layers(x, h_0, c_0, lengths, first_step)

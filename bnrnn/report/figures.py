@@ -19,6 +19,11 @@ COLOURS = {
     "bnlstm": "#D55E00",
     "bn_input": "#009E73",
     "bn_input_sequence": "#CC79A7",
+    "attentive_lstm": "#0072B2",
+    "attentive_bnlstm": "#D55E00",
+    "attentive_bn_everywhere": "#E69F00",
+    "attentive_bne_star": "#009E73",
+    "attentive_bne_star_star": "#CC79A7",
 }
 Curve = tuple[Sequence[float], Sequence[float]]
 

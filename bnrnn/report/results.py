@@ -89,7 +89,7 @@ def _row(run: Run) -> str:
     paper = PAPER.get((run.task, run.model))
     steps, values = run.curve()
     result = run.result
-    best = (min if run.metric == "bpc" else max)(zip(values, steps, strict=True))[1]
+    best = (max if run.metric == "accuracy" else min)(zip(values, steps, strict=True))[1]
     best = result["best_step"] if result else best
 
     def at_best(statistics: str) -> str:

@@ -11,12 +11,21 @@ from bnrnn import metrics
 from bnrnn.errors import CheckpointError
 
 # What a person calls it, its unit, and the factor from the recorded value to that unit.
-METRICS = {"bpc": ("bits per character", 1.0), "accuracy": ("accuracy, %", 100.0)}
+METRICS = {
+    "bpc": ("bits per character", 1.0),
+    "accuracy": ("accuracy, %", 100.0),
+    "error": ("error, %", 100.0),
+}
 MODELS = {
     "lstm": "LSTM",
     "bnlstm": "BN-LSTM",
     "bn_input": "LSTM, BN on the input term",
     "bn_input_sequence": "LSTM, sequence-wise BN on the input term",
+    "attentive_lstm": "LSTM",
+    "attentive_bnlstm": "BN-LSTM",
+    "attentive_bn_everywhere": "BN-everywhere",
+    "attentive_bne_star": "BN-e*",
+    "attentive_bne_star_star": "BN-e**",
 }
 
 
@@ -39,7 +48,8 @@ class Run:
 
     @property
     def metric(self) -> str:
-        return "accuracy" if self.config["task"]["kind"] == "pixels" else "bpc"
+        kinds = {"pixels": "accuracy", "characters": "bpc", "questions": "error"}
+        return kinds[self.config["task"]["kind"]]
 
     @property
     def title(self) -> str:

@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
-from bnrnn.config import CharacterConfig, Config, PixelConfig
+from bnrnn.config import CharacterConfig, Config, PixelConfig, QuestionConfig
 from bnrnn.tasks.base import Batch, Progress, Task
 from bnrnn.tasks.characters import CharacterModel, CharacterTask
 from bnrnn.tasks.pixels import PixelModel, PixelTask
+from bnrnn.tasks.questions import QuestionTask
 
 
 def build_task(config: Config) -> Task:
@@ -19,10 +20,12 @@ def build_task(config: Config) -> Task:
         return PixelTask(config.task, config.seed, data_dir)
     if isinstance(config.task, CharacterConfig):
         return CharacterTask(config.task, config.seed, data_dir)
+    if isinstance(config.task, QuestionConfig):
+        return QuestionTask(config.task, config.seed, data_dir, config.data.synthetic)
     raise TypeError(f"no task for {type(config.task).__name__}")
 
 
 __all__ = [
-    "Batch", "CharacterModel", "CharacterTask", "PixelModel", "PixelTask", "Progress", "Task",
-    "build_task",
+    "Batch", "CharacterModel", "CharacterTask", "PixelModel", "PixelTask", "Progress",
+    "QuestionTask", "Task", "build_task",
 ]  # fmt: skip

@@ -11,17 +11,19 @@ from torch import Tensor, nn
 
 from bnrnn.config import ModelConfig, TaskConfig
 from bnrnn.nn import BNLSTM
-from bnrnn.tasks.scoring import Score
+from bnrnn.tasks.scoring import Score, score_logits
 
 # Shows progress over its argument, and stops between two items when asked to.
 Progress = Callable[[Iterable[Any]], Iterable[Any]]
 
 
 class Batch(NamedTuple):
-    input: Tensor
+    input: Any  # a tensor, or a tuple of them
     target: Tensor
 
     def to(self, device: torch.device) -> "Batch":
+        if isinstance(self.input, tuple):
+            return Batch(tuple(x.to(device) for x in self.input), self.target.to(device))
         return Batch(self.input.to(device), self.target.to(device))
 
 
@@ -34,6 +36,7 @@ class Task(ABC):
 
     metric: ClassVar[str]  # what models are selected by
     lower_is_better: ClassVar[bool]
+    padded: ClassVar[bool] = False  # sequences of different lengths in a batch
 
     def __init__(self, config: TaskConfig, seed: int) -> None:
         self.config, self.seed = config, seed
@@ -55,12 +58,20 @@ class Task(ABC):
     def predict(self, model: nn.Module, batch: Batch) -> Tensor:
         """Logits (..., classes) for `batch.target` (...)."""
 
+    def score(self, logits: Tensor, batch: Batch) -> Score:
+        """Sums over a batch's predictions, for `metrics`."""
+        return score_logits(logits, batch.target)
+
     @abstractmethod
     def metrics(self, score: Score) -> dict[str, float]: ...
 
     @abstractmethod
     def test(self, model: nn.Module, device: torch.device, progress: Progress) -> dict[str, float]:
         """The paper's test protocol, on a calibrated model in evaluation mode."""
+
+    def figures(self, model: nn.Module, device: torch.device) -> dict[str, Any]:
+        """matplotlib figures of a model in evaluation mode, for TensorBoard, by name."""
+        return {}
 
     @abstractmethod
     def describe(self) -> str:

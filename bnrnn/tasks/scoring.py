@@ -18,11 +18,13 @@ class Score:
 
     nll: float = 0.0  # nats
     correct: int = 0
+    correct_named: int = 0  # choosing among the entities of the passage, where there is one
     count: int = 0
 
     def __iadd__(self, other: "Score") -> "Score":
         self.nll += other.nll
         self.correct += other.correct
+        self.correct_named += other.correct_named
         self.count += other.count
         return self
 
@@ -33,7 +35,7 @@ def score_logits(logits: Tensor, target: Tensor) -> Score:
     # One value a prediction, added up in float64: a test string has half a million of them.
     nll = F.cross_entropy(logits, target, reduction="none").double().sum()
     correct = (logits.argmax(1) == target).sum()
-    return Score(float(nll), int(correct), target.numel())
+    return Score(float(nll), int(correct), count=target.numel())
 
 
 @torch.no_grad()
@@ -43,5 +45,5 @@ def score_batches(
     score = Score()
     for batch in batches:
         batch = batch.to(device)
-        score += score_logits(task.predict(model, batch), batch.target)
+        score += task.score(task.predict(model, batch), batch)
     return score

@@ -1,0 +1,97 @@
+"""Minibatches of passages and questions: their order, their padding, their entity names."""
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+RelabelPer = Literal["batch", "example", "none"]
+
+
+def relabel_entities(
+    passage: np.ndarray,
+    question: np.ndarray,
+    answers: np.ndarray,
+    entity_ids: np.ndarray,
+    generator: np.random.Generator,
+    per: RelabelPer,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rename the entities at random, so that nothing can be learnt about a name.
+
+    passage (T, B), question (S, B), answers (B,): ids below 2**31, any integer type, left as they
+    are. entity_ids (E,): all entities of the vocabulary, each once. per: one uniformly random
+    permutation of all of them for the batch, as the authors' code does, or one an example, as the
+    paper says; "none" changes nothing. Returns the three, renamed alike, of their own types.
+    """
+    if per == "none" or len(entity_ids) == 0:
+        return passage, question, answers
+    columns = passage.shape[1]
+    permutations = np.tile(entity_ids, (columns if per == "example" else 1, 1))
+    permutations = generator.permuted(permutations, axis=1)
+    # The place of each id among the entities; -1: none. Long enough for every id there is.
+    size = 1 + max(int(ids.max(initial=0)) for ids in (passage, question, answers, entity_ids))
+    place = np.full(size, -1, np.int64)
+    place[entity_ids] = np.arange(len(entity_ids))
+    row = np.arange(columns) if per == "example" else np.zeros(columns, np.int64)
+
+    def renamed(ids: np.ndarray) -> np.ndarray:
+        places = place[ids]
+        # Row and place together: row broadcasts over the time steps of (T, B).
+        return np.where(places >= 0, permutations[row, places], ids).astype(ids.dtype)
+
+    return renamed(passage), renamed(question), renamed(answers)
+
+
+def bucketed_batches(
+    lengths: np.ndarray,
+    batch_size: int,
+    generator: np.random.Generator | None,
+    buckets: int = 12,
+) -> list[np.ndarray]:
+    """Indices of the examples of each batch, so that a batch holds passages of similar length.
+
+    lengths: (n,). With a generator, for training: the examples in random order, `buckets` batches'
+    worth at a time sorted by length and cut into batches of `batch_size`, the batches in random
+    order; every example at most once, n modulo `batch_size` random ones left out.
+    Without, for evaluation: every example once, longest first, in batches of nearly even size, at
+    least 2 each: of a single example there are no statistics. (With a batch_size of 2 and an odd n
+    one batch has 3; a batch_size of 1, or n = 1, gives single examples.)
+    """
+    lengths = np.asarray(lengths)
+    n = len(lengths)
+    if generator is None:
+        if n == 0:
+            return []
+        count = math.ceil(n / batch_size)
+        if batch_size > 1:
+            count = max(1, min(count, n // 2))
+        return np.array_split(np.argsort(-lengths.astype(np.int64), kind="stable"), count)
+    # Dropped before sorting: afterwards it would be the longest or the shortest of the last bucket.
+    order = generator.permutation(n)[: n - n % batch_size]
+    batches: list[np.ndarray] = []
+    for start in range(0, len(order), buckets * batch_size):
+        bucket = order[start : start + buckets * batch_size]
+        bucket = bucket[np.argsort(lengths[bucket], kind="stable")]
+        batches += [bucket[i : i + batch_size] for i in range(0, len(bucket), batch_size)]
+    return [batches[i] for i in generator.permutation(len(batches))]
+
+
+def pad(
+    rows: Sequence[np.ndarray], fill: int = 0, repeat: bool = False, tail: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of ids, side by side: ids (T, B) int64 and lengths (B,) int64; T: the longest + `tail`.
+
+    After its own ids a row has `fill`; or with `repeat`, as in the authors' later code, itself
+    followed by one `fill`, over and over. tail: 1 gives the authors' matrices, whose last step is
+    padding in every row (it stands where they cut off the end mark).
+    """
+    lengths = np.array([len(row) for row in rows], np.int64)
+    steps = int(lengths.max(initial=0)) + tail
+    ids = np.full((steps, len(rows)), fill, np.int64)
+    for column, row in enumerate(rows):
+        if repeat:
+            ids[:, column] = np.resize(np.append(row, fill), steps)
+        else:
+            ids[: len(row), column] = row
+    return ids, lengths
