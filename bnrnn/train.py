@@ -74,8 +74,6 @@ def train(config: Config, task: Task, run: RunDirectory, device: torch.device) -
     total = epochs * task.steps_per_epoch
     if config.max_steps is not None:
         total = min(total, config.max_steps)
-    if state.step < total:
-        run.result.unlink(missing_ok=True)  # of a run that was finished with fewer steps
     validate_every = config.validate_every or task.steps_per_epoch
     log.info("%s", task.describe())
     log.info(
@@ -95,6 +93,8 @@ def train(config: Config, task: Task, run: RunDirectory, device: torch.device) -
         logging_redirect_tqdm(),
         tqdm(total=total, initial=state.step, disable=None, dynamic_ncols=True) as bar,
     ):
+        if state.step < total:
+            run.result.unlink(missing_ok=True)  # of a run that was finished with fewer steps
         saved_at = began = time.monotonic()
         seconds_before = state.seconds
         try:

@@ -355,7 +355,7 @@ def test_two_processes_cannot_train_in_one_run_directory(tmp_path, text):
 @pytest.mark.parametrize(
     ("arguments", "exit_code", "fragments"),
     [
-        (["task=ptbb"], 2, ["no task=ptbb", "did you mean ptb?", "task may be mnist, pmnist"]),
+        (["task=ptbb"], 2, ["no task=ptbb", "did you mean ptb?", "task may be cnn, cnn4, mnist"]),
         (["model=bnlsm"], 2, ["did you mean bnlstm?"]),
         (["optimizer.lrr=1"], 2, ["no setting 'optimizer.lrr'", "did you mean optimizer.lr?"]),
         (["task.lenght=9"], 2, ["did you mean task.length?"]),
@@ -364,7 +364,7 @@ def test_two_processes_cannot_train_in_one_run_directory(tmp_path, text):
         (["seed=abc"], 2, ["seed must be an integer, got 'abc'"]),
         (["optimizer.lr=-1"], 2, ["optimizer.lr must be positive, got -1.0"]),
         (["model.input_norm=layer"], 2, ["one of none, frame, sequence, got 'layer'"]),
-        (["mode=tarin"], 2, ["mode must be one of train, evaluate, data, sample"]),
+        (["mode=tarin"], 2, ["mode must be one of train, data, evaluate, sample, answer"]),
         (["nonsense"], 2, ["cannot read 'nonsense'", "key=value"]),
         (["task.batch_size=1"], 2, ["task.batch_size must be 2 or more for model=bnlstm"]),
         (["task=text"], 2, ["add path=FILE"]),
