@@ -251,6 +251,39 @@ def test_what_the_user_does_to_the_results_does_not_change_the_gradients():
         assert torch.equal(ours, theirs)
 
 
+@pytest.mark.parametrize("index", [-1, 3])
+def test_an_index_out_of_range(index):
+    lstm = BNLSTM(3, 4)
+    indices = torch.zeros(5, 2, dtype=torch.long)
+    indices[2, 1] = index
+    with pytest.raises(IndexError, match=r"one-hot indices must be in 0\.\.2"):
+        lstm(indices)
+
+
+def test_what_is_not_finite_shows():
+    for norms in (FRAME, ("none", "none", "none")):
+        case = problem(4, 5, 3, 6, norms, torch.float32)
+        with torch.no_grad():
+            case["input"][1, 2, 0] = torch.nan
+            output = compiled.recurrence(**case)[0]
+        assert output[0].isfinite().all()
+        assert output[1, 2].isnan().all()
+
+
+def test_saturated_gates_are_exact():
+    """Arguments far beyond where exp overflows."""
+    case = problem(1, 2, 1, 2, ("none", "none", "none"), torch.float32)
+    weights = case["weights"]
+    with torch.no_grad():
+        for tensor in (weights.weight_ih, weights.weight_hh):
+            tensor.zero_()
+        # i open, f closed, g at 1, o open: c = 1 and h = tanh(1).
+        weights.bias.copy_(torch.tensor([1e4, 1e4, -1e4, -1e4, 1e4, 1e4, 1e4, 1e4]))
+        output, _, c_n, _ = compiled.recurrence(**case)
+    assert torch.equal(c_n, torch.ones(2, 2))
+    torch.testing.assert_close(output[0], torch.ones(2, 2).tanh())
+
+
 def test_statistics_are_updated_the_same():
     x, lengths = torch.randn(6, 8, 3), torch.tensor([6, 5, 5, 4, 3, 2, 2, 1])
     modules = [BNLSTM(3, 5, bidirectional=True, kernel=kernel) for kernel in ("cpu", "reference")]

@@ -8,7 +8,8 @@ floats with AVX-512): W_h h_{t-1}, 4 T H W; the hidden and the cell states, 2 (T
 moments, 2 T per normalised feature. Gates and normalised terms are computed again. W_x x_t is kept
 (4 T B H) only for an input of many features; of one-hot inputs and of few features it is computed
 again too. The backward pass overwrites W_h h_{t-1} with its gradient, unless the graph is to be
-kept, and allocates no array of this size but the gradient of a W_x x_t that was kept.
+kept, and allocates no array of this size but the gradient of a W_x x_t that was kept. In float32,
+at T 784, B 100, H 100 that is 211 MB; at T 100, B 64, H 1000, 154 MB.
 """
 
 from typing import Any, NamedTuple
@@ -52,7 +53,9 @@ def recurrence(
     given = _masks(steps, batch, width, live, count_padding, h_0.dtype)
     term, weight_ih = None, weights.weight_ih
     if not input.is_floating_point():
-        given["index"] = input.contiguous()
+        if int(input.min()) < 0 or int(input.max()) >= weight_ih.shape[1]:
+            raise IndexError(f"one-hot indices must be in 0..{weight_ih.shape[1] - 1}")
+        given["index"] = input.long().contiguous()
     elif input.shape[2] <= _NARROW and not sequence and not input.requires_grad:
         given["narrow"] = F.pad(input.transpose(1, 2), (0, width - batch)).contiguous()
     else:
