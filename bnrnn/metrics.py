@@ -13,6 +13,7 @@ from bnrnn.config import Config, to_dict
 from bnrnn.errors import OutputError
 from bnrnn.files import write_atomic
 from bnrnn.nn import BNLSTM
+from bnrnn.nn.feature_norm import FeatureNorm
 from bnrnn.rundir import RunDirectory
 
 UNITS = {"bpc": "bits per character", "error": "error rate"}
@@ -79,7 +80,7 @@ class MetricsWriter:
     def write_parameters(self, step: int, model: nn.Module) -> None:
         """Histograms of every γ: whether it moves, and how its units spread, is worth seeing."""
         for name, module in model.named_modules():
-            if isinstance(module, BNLSTM):
+            if isinstance(module, (BNLSTM, FeatureNorm)):
                 for parameter_name, parameter in module.named_parameters(recurse=False):
                     if parameter_name.startswith("gamma"):
                         tag = f"gamma/{name}.{parameter_name}"
