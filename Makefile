@@ -48,6 +48,7 @@ results: install  ## results/ again, from the runs under outputs/
 
 bench: install  ## results/bench/: what a training step costs, ours against nn.LSTM and others; ten minutes
 	$(BIN)/python -m bench.recurrence results/bench
+	$(BIN)/python -m bench.reader results/bench
 
 clean:  ## remove .venv, builds and caches; never data or runs
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache

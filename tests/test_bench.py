@@ -5,9 +5,11 @@ import json
 import pytest
 import torch
 
+from bench import reader
 from bench import recurrence as bench
 from bench.plain_loop import PlainLoopBNLSTM
 from bnrnn import BNLSTM
+from bnrnn.nn.attentive_reader import VARIANTS
 
 
 @pytest.mark.slow
@@ -29,6 +31,18 @@ def test_the_benchmark_of_the_recurrence(tmp_path, monkeypatch):
     assert text.count("| nn.LSTM |") == 2
     assert "**1.00**" in text
     assert (tmp_path / "growth.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_the_reader(tmp_path, monkeypatch):
+    for name, value in {"VOCABULARY": 50, "HIDDEN": 4, "LENGTHS": {"a": 9, "b": 12}}.items():
+        monkeypatch.setattr(reader, name, value)
+    reader.main([str(tmp_path), "--rounds", "1"])
+    written = json.loads((tmp_path / "reader.json").read_text())["seconds"]
+    assert written.keys() == {"a", "b"}
+    assert len(written["a"]) == len(VARIANTS) + 2
+    assert all(took > 0 for (took,) in written["a"].values())
+    assert (tmp_path / "reader.md").read_text().count("attentive_") == len(VARIANTS) + 2
 
 
 def test_the_plain_loop_is_a_bn_lstm():

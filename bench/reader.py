@@ -1,0 +1,119 @@
+"""Questions per second of the Attentive Reader in training, against the same on `torch.nn.LSTM`.
+
+    python -m bench.reader [OUT]         # OUT: results/bench
+
+A training step is forward and backward pass with all gradients, at the paper's sizes, passages of
+70 to 100 % of the longest. All in turn in one process, with the same allocator setting.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from bnrnn.allocator import keep_large_blocks
+from bnrnn.files import write_atomic, write_json
+from bnrnn.nn import BNLSTM
+from bnrnn.nn.attentive_reader import VARIANTS, AttentiveReader
+from bnrnn.provenance import commit, machine
+
+BATCH, QUESTION = 64, 30
+# The paper: 240 units, a vocabulary of 65,829 words; four sentences, or a whole article.
+VOCABULARY, HIDDEN = 65_829, 240
+LENGTHS = {"four sentences": 130, "whole passages": 800}
+BASELINE = "attentive_lstm on torch.nn.LSTM"
+
+
+@contextmanager
+def on_torch() -> Iterator[None]:
+    """A plain LSTM on PyTorch's own code, which packs padded batches."""
+    with mock.patch.object(BNLSTM, "active_kernel", return_value="torch.lstm"):
+        yield
+
+
+def batch(length: int, vocabulary: int) -> tuple[list[Tensor], Tensor]:
+    def padded(longest: int) -> list[Tensor]:
+        lengths = torch.randint(longest * 7 // 10, longest + 1, (BATCH,))
+        lengths[0] = longest
+        return [torch.randint(4, vocabulary, (longest, BATCH)), lengths]
+
+    return [*padded(length), *padded(QUESTION)], torch.randint(4, vocabulary, (BATCH,))
+
+
+def measure(length: int, rounds: int, vocabulary: int, hidden: int) -> dict[str, list[float]]:
+    """Seconds of a training step, one a round."""
+    torch.manual_seed(0)
+    input, answers = batch(length, vocabulary)
+
+    def reader(variant: str, bidirectional: bool) -> Callable[[], float]:
+        settings: dict[str, Any] = VARIANTS[variant] | {"bidirectional": bidirectional}
+        model = AttentiveReader(vocabulary=vocabulary, hidden_size=hidden, **settings)
+
+        def step() -> float:
+            model.zero_grad(set_to_none=True)
+            began = time.perf_counter()
+            F.cross_entropy(model(*input)[0], answers).backward()
+            return time.perf_counter() - began
+
+        return step
+
+    steps = {name: reader(name, settings["bidirectional"]) for name, settings in VARIANTS.items()}
+    for ways in ("", ", both directions"):
+        plain = reader("attentive_lstm", bool(ways))
+
+        def with_torch(plain: Callable[[], float] = plain) -> float:
+            with on_torch():
+                return plain()
+
+        steps[BASELINE + ways] = with_torch
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for round in tqdm(range(rounds + 1), leave=False, disable=None):  # the first warms up
+        for name, step in steps.items():
+            took = step()
+            if round > 0:
+                seconds[name].append(took)
+    return seconds
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("out", nargs="?", default="results/bench", type=Path)
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args(arguments)
+    keep_large_blocks()
+    facts = {
+        "machine": machine(torch.device("cpu")), "threads": torch.get_num_threads(),
+        "torch": torch.__version__, "commit": commit(),
+    }  # fmt: skip
+    found = {name: measure(T, options.rounds, VOCABULARY, HIDDEN) for name, T in LENGTHS.items()}
+    text = [
+        "# Questions per second in training",
+        "",
+        "Written by `make bench`. The Attentive Reader at the paper's sizes: "
+        f"{HIDDEN} units, {VOCABULARY:,} words, batches of {BATCH}; forward and backward pass with "
+        f"all gradients, float32. {facts['machine']}, {facts['threads']} threads, PyTorch "
+        f"{facts['torch']}, commit {facts['commit']}. Median of {options.rounds}.",
+        "",
+        "| | " + " | ".join(f"{name}, T {T}" for name, T in LENGTHS.items()) + " |",
+        "|---|" + "---|" * len(LENGTHS),
+    ]
+    for model in next(iter(found.values())):
+        rates = [BATCH / statistics.median(seconds[model]) for seconds in found.values()]
+        text.append(f"| {model} | " + " | ".join(f"{rate:.1f}" for rate in rates) + " |")
+    print("\n".join(text))
+    options.out.mkdir(parents=True, exist_ok=True)
+    write_json(options.out / "reader.json", {**facts, "seconds": found})
+    write_atomic(options.out / "reader.md", ("\n".join(text) + "\n").encode())
+
+
+if __name__ == "__main__":
+    main()
