@@ -42,12 +42,17 @@ def collect(outputs: Path, results: Path) -> None:
 
 
 def folder_name(run: Run) -> str:
-    """What tells a run from the others: task, model, seed, and the pixel map."""
-    order = run.config["task"].get("permutation")
-    parts = [run.task, run.model]
-    if order == "official_code":
-        parts.insert(1, "official-map")
-    return "-".join([*parts, f"seed{run.config['seed']}"])
+    """What tells a run from the others: data, model and seed."""
+    return "-".join([data_name(run), run.model, f"seed{run.config['seed']}"])
+
+
+def data_name(run: Run) -> str:
+    """The task, and what its data are where they are not the paper's."""
+    if run.config["task"].get("permutation") == "official_code":
+        return run.task + "-official-map"
+    if run.config.get("data", {}).get("synthetic"):
+        return run.task + "-synthetic"
+    return run.task
 
 
 def _strip_paths(target: Path) -> None:
@@ -160,10 +165,7 @@ def write(results: Path, figures: bool = True) -> str:
     text = readme(runs)
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        order = run.config["task"].get("permutation")
-        groups.setdefault(
-            run.task + ("-official-map" if order == "official_code" else ""), []
-        ).append(run)
+        groups.setdefault(data_name(run), []).append(run)
     for name, group in groups.items():
         text += f"\n![{name}](figures/{name}.png)\n"
         if figures:
