@@ -45,6 +45,7 @@ class ModelConfig:
     dropout: float = 0.0
     gamma_init: float = 0.1
     eps: float = 1e-5
+    sequence_eps: float | None = None  # of sequence-wise statistics; None: eps
     momentum: float = 0.1
     max_length: int | None = None
     learned_state: bool = True
@@ -64,7 +65,7 @@ class ModelConfig:
         _choice("model.recurrent_norm", self.recurrent_norm, "none", "frame")
         _choice("model.cell_norm", self.cell_norm, "none", "frame")
         _choice("model.recurrent_init", self.recurrent_init, "orthogonal", "identity")
-        _positive("model.", self, "hidden_size", "num_layers", "eps", "max_length")
+        _positive("model.", self, "hidden_size", "num_layers", "eps", "sequence_eps", "max_length")
         _require(0 <= self.dropout < 1, "model.dropout", self.dropout, "in [0, 1)")
         _require(0 < self.momentum <= 1, "model.momentum", self.momentum, "in (0, 1]")
         _require(self.gamma_init != 0, "model.gamma_init", self.gamma_init, "non-zero")
@@ -187,8 +188,10 @@ class OptimizerConfig:
     name: str = MISSING
     lr: float = 1e-3
     max_grad_norm: float = 1.0
+    clip: str = "norm"  # by which law: see `bnrnn.train.clip_gradients`
 
     def __post_init__(self) -> None:
+        _choice("optimizer.clip", self.clip, "norm", "square_root")
         _positive("optimizer.", self, "lr", "max_grad_norm")
 
 
@@ -198,9 +201,11 @@ class AdamConfig(OptimizerConfig):
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-8
+    eps_on: str = "corrected"  # which second moment's root: see `bnrnn.train.set_adam_eps`
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _choice("optimizer.eps_on", self.eps_on, "corrected", "uncorrected")
         _require(0 <= self.beta1 < 1, "optimizer.beta1", self.beta1, "in [0, 1)")
         _require(0 <= self.beta2 < 1, "optimizer.beta2", self.beta2, "in [0, 1)")
 
@@ -251,6 +256,53 @@ class DataConfig:
 
 
 @dataclass
+class GradientFlowConfig:
+    """Figure 1a (`mode=gradient_flow`); see `bnrnn.analyses.gradient_flow`."""
+
+    gammas: list[float] = field(default_factory=lambda: [k / 10 for k in range(1, 11)])
+    matrices: list[str] = field(default_factory=lambda: ["identity", "orthogonal"])
+    repeats: int = 4
+    hidden_size: int = 100
+    batch_size: int = 100
+    init_noise: float = 0.1
+
+    def __post_init__(self) -> None:
+        for matrix in self.matrices:
+            _choice("gradient_flow.matrices", matrix, "identity", "orthogonal")
+        for gamma in self.gammas:
+            _require(gamma > 0, "gradient_flow.gammas", gamma, "positive")
+        for name in ("gammas", "matrices"):
+            _require(bool(getattr(self, name)), f"gradient_flow.{name}", [], "one or more")
+        _positive("gradient_flow.", self, "repeats", "hidden_size", "init_noise")
+        _require(self.batch_size > 1, "gradient_flow.batch_size", self.batch_size, "2 or more")
+
+
+@dataclass
+class LengthsConfig:
+    """Figure 3b (`mode=lengths run=DIR`): the lengths into which the test string is cut."""
+
+    lengths: list[int] = field(default_factory=lambda: list(range(100, 1001, 100)))
+    batch_size: int = 100
+
+    def __post_init__(self) -> None:
+        _require(bool(self.lengths), "lengths.lengths", [], "one or more")
+        for length in self.lengths:
+            _require(length > 1, "lengths.lengths", length, "2 or more")
+        # Below that an odd number of slices leaves one by itself, without batch statistics.
+        _require(self.batch_size > 2, "lengths.batch_size", self.batch_size, "3 or more")
+
+
+@dataclass
+class PopulationConfig:
+    """Figure 5 (`mode=population run=DIR`): how many units are drawn, at random."""
+
+    units: int = 30
+
+    def __post_init__(self) -> None:
+        _positive("population.", self, "units")
+
+
+@dataclass
 class Config:
     """One run. The groups `model`, `task` and `optimizer` are chosen by name."""
 
@@ -259,11 +311,15 @@ class Config:
     optimizer: OptimizerConfig = MISSING
     sample: SampleConfig = field(default_factory=SampleConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    gradient_flow: GradientFlowConfig = field(default_factory=GradientFlowConfig)
+    lengths: LengthsConfig = field(default_factory=LengthsConfig)
+    population: PopulationConfig = field(default_factory=PopulationConfig)
     mode: str = "train"
     run: str | None = None
     resume: str | None = None
     question: str | None = None
     path: str | None = None
+    scale: str | None = None
     data_dir: str = "data"
     outputs: str = "outputs"
     seed: int = 0
@@ -276,18 +332,22 @@ class Config:
     patience: int | None = None
     selection: str = "population"
     calibration_batches: int = 50
+    test_calibration_batches: int | None = None
     max_valid_batches: int | None = None
     log_every: int = 50
     checkpoint_minutes: float = 10.0
 
     def __post_init__(self) -> None:
         _choice("mode", self.mode, *MODES)
+        if self.scale is not None:
+            _choice("scale", self.scale, *SCALES)
         _choice("selection", self.selection, "population", "batch")
         _choice("kernel", self.kernel, "auto", *KERNELS)
         _require(0 <= self.seed < 2**32, "seed", self.seed, "in 0..4294967295")
         _positive(
             "", self, "threads", "max_epochs", "max_steps", "validate_every", "patience",
-            "calibration_batches", "max_valid_batches", "log_every", "checkpoint_minutes",
+            "calibration_batches", "test_calibration_batches", "max_valid_batches", "log_every",
+            "checkpoint_minutes",
         )  # fmt: skip
         if self.mode in USE_A_RUN and self.run is None:
             raise ConfigError(f"mode={self.mode} needs a finished run: add run=DIR")
@@ -323,14 +383,18 @@ class Config:
                 )
 
 
-USE_A_RUN = ("evaluate", "sample", "answer")
-MODES = ("train", "data", *USE_A_RUN)
+USE_A_RUN = ("evaluate", "sample", "answer", "lengths", "population")
+ANALYSES = ("gradient_flow", "tanh_derivative", "lengths", "population")
+MODES = ("train", "data", *USE_A_RUN, "gradient_flow", "tanh_derivative", "report")
+
+# How far `reproduce=` goes: what two cores do in minutes, in an hour or so, or as in the paper.
+SCALES = ("minutes", "hour", "full")
 
 # What a resumed run may change: where things are and how long it goes on. All else must stay.
 RESUME_MAY_CHANGE = frozenset({
-    "mode", "run", "resume", "sample", "question", "data_dir", "outputs", "path", "task.path",
-    "device", "kernel", "threads", "max_epochs", "max_steps", "patience", "log_every",
-    "checkpoint_minutes", "task.stream_length",
+    "mode", "run", "resume", "scale", "sample", "question", "data_dir", "outputs", "path",
+    "task.path", "device", "kernel", "threads", "max_epochs", "max_steps", "patience", "log_every",
+    "checkpoint_minutes", "task.stream_length", "gradient_flow", "lengths", "population",
 })  # fmt: skip
 
 
@@ -382,9 +446,42 @@ def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+# Which of these dataclasses a section is made of shows in its keys.
+_SCHEMAS = {
+    "model": (ModelConfig, AttentiveReaderConfig),
+    "task": (PixelConfig, CharacterConfig, QuestionConfig),
+    "optimizer": (AdamConfig, RMSPropConfig, SGDConfig),
+}
+
+
+def _defaults(settings: dict[str, Any]) -> dict[str, Any]:
+    """The defaults of the dataclasses that these settings are made of, flat."""
+    found = _field_defaults(Config)
+    for section, schemas in _SCHEMAS.items():
+        for schema in schemas:
+            defaults = _field_defaults(schema)
+            if defaults.keys() == settings[section].keys():
+                found[section] = defaults
+    return flatten(found)
+
+
+def _field_defaults(schema: type) -> dict[str, Any]:
+    found = {}
+    for f in dataclasses.fields(schema):
+        made = f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
+        found[f.name] = vars(made) if dataclasses.is_dataclass(made) else made
+    return found
+
+
 def differences(ours: dict[str, Any], saved: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """The settings that make two runs different runs: key -> (ours, saved)."""
+    """The settings that make two runs different runs: key -> (ours, saved).
+
+    `ours` has every setting there is. One that `saved` lacks is younger than the saved run, which
+    did what the setting's default still does.
+    """
+    defaults = _defaults(ours)
     ours, saved = flatten(ours), flatten(saved)
+    saved |= {key: defaults[key] for key in ours.keys() & defaults.keys() - saved.keys()}
     return {
         key: (ours.get(key), saved.get(key))
         for key in sorted(ours.keys() | saved.keys())

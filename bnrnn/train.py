@@ -133,11 +133,10 @@ def train(config: Config, task: Task, run: RunDirectory, device: torch.device) -
                 loss = nn.functional.cross_entropy(logits.flatten(0, -2), batch.target.flatten())
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
-                grad_norm = nn.utils.clip_grad_norm_(
-                    model.parameters(), config.optimizer.max_grad_norm
-                )
+                grad_norm = clip_gradients(model, config.optimizer)
                 check_finite("loss", loss.item(), state, run)
                 check_finite("gradient norm", grad_norm.item(), state, run)
+                set_adam_eps(optimizer, config.optimizer, state.step + 1)
                 optimizer.step()
                 state.step += 1
 
@@ -215,6 +214,38 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Op
     if isinstance(config, SGDConfig):
         return torch.optim.SGD(parameters, config.lr, config.momentum, fused=True)
     raise TypeError(f"no optimizer for {type(config).__name__}")
+
+
+def clip_gradients(model: nn.Module, config: OptimizerConfig) -> torch.Tensor:
+    """Scale all gradients down where their norm n over all parameters is large; returns n.
+
+    With m = `max_grad_norm`, by `clip`:
+        norm: to the norm m where n > m.
+        square_root: to the norm m sqrt(n) where n > m^2, as in the authors' code for the CNN
+            questions, which takes the root of what is a root already.
+    """
+    if config.clip == "norm":
+        return nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    norm = nn.utils.get_total_norm(gradients)
+    # It never scales up, and m sqrt(n) < n is n > m^2.
+    limit = config.max_grad_norm * math.sqrt(norm.item())
+    nn.utils.clip_grads_with_norm_(model.parameters(), limit, norm)
+    return norm
+
+
+def set_adam_eps(optimizer: torch.optim.Optimizer, config: OptimizerConfig, step: int) -> None:
+    """Before step `step` (from 1): which root of Adam's second moment v the ε is added to.
+
+    By `eps_on`, with β_1, β_2 and the first moment m of Kingma and Ba, "Adam", ICLR 2015:
+        corrected: lr m̂ / (sqrt(v̂) + ε), their algorithm 1, as in torch.
+        uncorrected: lr sqrt(1 - β_2^t) / (1 - β_1^t) m / (sqrt(v) + ε), the variant at the end of
+            their section 2, as in the authors' code for the CNN questions.
+    """
+    if isinstance(config, AdamConfig) and config.eps_on == "uncorrected":
+        # The same as `corrected` with another ε at each step, for v̂ is v / (1 - β_2^t).
+        for group in optimizer.param_groups:
+            group["eps"] = config.eps / math.sqrt(1 - config.beta2**step)
 
 
 def check_finite(name: str, value: float, state: LoopState, run: RunDirectory) -> None:

@@ -17,8 +17,21 @@ def bn(y, gamma, beta, mean, var, eps):
     return beta + gamma * (y - mean) / np.sqrt(var + eps)
 
 
-def bn_lstm(x, h, c, w, norms, eps=1e-5, population=None, lengths=None, count_padding=False):
+def bn_lstm(
+    x,
+    h,
+    c,
+    w,
+    norms,
+    eps=1e-5,
+    population=None,
+    lengths=None,
+    count_padding=False,
+    sequence_eps=None,
+):
     """x (T, B, D); w: the parameters by name; norms: {"ih": ..., "hh": ..., "c": ...}.
+
+    sequence_eps: ε of sequence-wise statistics, if not eps.
 
     Returns output (T, B, H), h_n, c_n, and {"ih": (means, vars), ...} lists over steps.
     """
@@ -48,7 +61,9 @@ def bn_lstm(x, h, c, w, norms, eps=1e-5, population=None, lengths=None, count_pa
             seen["ih"][1].append(var)
         else:
             mean, var = population["ih"][0][0], population["ih"][1][0]
-        sequence_term = bn(y, w["gamma_ih"], 0, mean, var, eps)
+        sequence_term = bn(
+            y, w["gamma_ih"], 0, mean, var, eps if sequence_eps is None else sequence_eps
+        )
 
     output = []
     for t in range(steps):
@@ -62,9 +77,9 @@ def bn_lstm(x, h, c, w, norms, eps=1e-5, population=None, lengths=None, count_pa
         z = from_input + from_state + w.get("bias", 0)
         gate = dict(zip(GATES, np.split(z, 4, axis=1), strict=True))
         new_c = sigmoid(gate["f"]) * c + sigmoid(gate["i"]) * np.tanh(gate["g"])
-        cell = normalize("c", new_c, w.get("gamma_c"), w.get("beta_c", 0), t, rows)
+        c = np.where(live[:, None], new_c, c)
+        cell = normalize("c", c, w.get("gamma_c"), w.get("beta_c", 0), t, rows)
         new_h = sigmoid(gate["o"]) * np.tanh(cell)
         h = np.where(live[:, None], new_h, h)
-        c = np.where(live[:, None], new_c, c)
         output.append(np.where(live[:, None], new_h, 0))
     return np.stack(output), h, c, seen

@@ -77,6 +77,7 @@ def encode(w, prefix, words, lengths, settings, population, seen):
         output, h_n, _, moments = bn_lstm(
             backwards(x, lengths) if direction else x, h_0, np.zeros_like(h_0), weights, norms,
             population=given, lengths=lengths, count_padding=settings["count_padding"],
+            sequence_eps=settings["sequence_eps"],
         )  # fmt: skip
         for term, key in keys.items():
             if moments[term][0]:
@@ -91,7 +92,7 @@ def equations(reader, passage, passage_lengths, question, question_lengths, popu
     w = {name: value.detach().numpy() for name, value in reader.named_parameters()}
     settings = {
         "count_padding": True, "mask_attention_statistics": True, "similarity": True,
-        "mean_passage": True, **kw,
+        "mean_passage": True, "sequence_eps": None, **kw,
     }  # fmt: skip
     passage, lengths = passage.numpy(), passage_lengths.numpy()
     steps, rows = passage.shape
@@ -154,6 +155,7 @@ SWITCHES = [
     {"count_padding": False},
     {"mask_attention_statistics": False},
     {"similarity": False, "mean_passage": False},
+    {"sequence_eps": 0.1},
 ]
 
 
@@ -447,6 +449,7 @@ def test_the_initial_hidden_state_is_learned_and_the_cell_stays_zero():
         ({"init": "xavier"}, "init must be one of sound, official_code; got 'xavier'"),
         ({"input_norm": "layer"}, "input_norm must be one of none, frame, sequence"),
         ({"eps": 0.0}, "eps must be positive"),
+        ({"sequence_eps": 0.0}, "sequence_eps must be positive, got 0.0"),
         ({"kernel": "fpga"}, "kernel must be one of auto, reference"),
     ],
 )

@@ -123,18 +123,77 @@ def test_a_cell_bias_without_normalization_is_the_authors_baseline(recurrence):
     assert_same(ours[0], expected[0])
 
 
+def halving_cells(recurrence):
+    """Zero weights: all gates are 1/2, and c halves each step while a sequence runs."""
+    zero = torch.zeros(4, 1, dtype=torch.float64)
+    weights = Weights(zero, zero, gamma_c=zero[0] + 1, beta_c=zero[0])
+    c = torch.tensor([[8.0], [4.0], [-4.0]], dtype=torch.float64, requires_grad=True)
+    # c: (8, 4, -4), (4, 2, -2), and then the second stays: (2, 2, -1).
+    output, h_n, c_n, moments = recurrence(
+        c.new_zeros(2, 3, 1), c.new_zeros(3, 1), c, weights,
+        Normalization("none", "none", "frame", eps=1e-30),  # as good as none
+        lengths=torch.tensor([2, 1, 2]), count_padding=True,
+    )  # fmt: skip
+    return c, output, h_n, c_n, moments.c
+
+
+def test_a_finished_sequence_counts_with_the_cell_it_ended_in(recurrence):
+    _, output, h_n, c_n, (mean, var) = halving_cells(recurrence)
+    assert c_n.flatten().tolist() == [2, 2, -1]
+    assert_same(mean, [[4 / 3], [1]])
+    assert_same(var, [[56 / 9], [2]])
+    first = np.tanh(np.array([8, 2, -10]) / np.sqrt(56)) / 2
+    second = np.tanh(np.array([1, 1, -2]) / np.sqrt(2)) / 2
+    assert_same(output[:, :, 0].detach(), [first, [second[0], 0, second[2]]])
+    assert_same(h_n[:, 0].detach(), [second[0], first[1], second[2]])
+
+
+def test_the_cell_of_a_finished_sequence_has_a_gradient_through_the_statistics(recurrence):
+    c, output, *_ = halving_cells(recurrence)
+    (gradient,) = torch.autograd.grad(output[1, 0, 0], c)
+    # h = tanh(y_0) / 2 with y = (c - mean) / std = (1, 1, -2) / sqrt(2) of three sequences:
+    # dy_0 / dc_k = ((k = 0) - 1/3 - y_0 y_k / 3) / std, and c_k has been halved twice or once.
+    of_y = (1 - np.tanh(1 / np.sqrt(2)) ** 2) / 2
+    of_c = np.array([1 - 1 / 3 - 1 / 6, -1 / 3 - 1 / 6, -1 / 3 + 1 / 3]) / np.sqrt(2)
+    assert_same(gradient[:, 0], of_y * of_c * [1 / 4, 1 / 2, 1 / 4])
+
+
+@pytest.mark.parametrize("ih", ["frame", "sequence"])
+@pytest.mark.parametrize("given", [False, True])
+def test_sequence_wise_statistics_have_an_eps_of_their_own(recurrence, ih, given):
+    x, h, c = inputs()
+    norms = (ih, "frame", "frame")
+    weights = make_weights(norms)
+    population = None
+    if given:
+        rows = torch.full((1, 4 * H), 0.5, dtype=torch.float64)
+        population = TermMoments(*(Moments(rows[:, :n], rows[:, :n]) for n in (4 * H, 4 * H, H)))
+    kinds = Normalization(*norms, eps=0.01, sequence_eps=2.0)
+    output, *_ = recurrence(x, h, c, weights, kinds, population)
+    expected, *_ = bn_lstm(
+        x.numpy(), h.numpy(), c.numpy(), in_numpy(weights), by_term(norms), eps=0.01,
+        sequence_eps=2.0,
+        population=None if population is None else {
+            term: (m.mean.numpy(), m.var.numpy()) for term, m in population._asdict().items()
+        },
+    )  # fmt: skip
+    assert_same(output, expected)
+
+
 @pytest.mark.parametrize("norms", SLOTS)
-@pytest.mark.parametrize("padded", [False, True])
-def test_gradients(recurrence, norms, padded):
+@pytest.mark.parametrize("padding", ["none", "left out", "counted"])
+def test_gradients(recurrence, norms, padding):
     x, h, c = inputs()
     x = x[:4]
-    lengths = torch.tensor([4, 2, 4, 3, 1]) if padded else None
+    lengths = None if padding == "none" else torch.tensor([4, 2, 4, 3, 1])
+    counted = padding == "counted"
     weights = make_weights(norms)
     present = {k: v for k, v in weights._asdict().items() if v is not None}
 
     def run(x, h, c, *parameters):
         named = Weights(**dict(zip(present, parameters, strict=True)))
-        return recurrence(x, h, c, named, Normalization(*norms), lengths=lengths)[:3]
+        kinds = Normalization(*norms)
+        return recurrence(x, h, c, named, kinds, None, lengths, counted)[:3]
 
     leaves = [v.requires_grad_() for v in (x.clone(), h, c, *present.values())]
     assert torch.autograd.gradcheck(run, leaves, atol=1e-6, rtol=1e-4)

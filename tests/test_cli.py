@@ -111,8 +111,8 @@ def test_a_run_directory_holds_what_it_should(tmp_path, text):
     assert set(result) >= {"seed", "torch", "bnrnn", "commit", "machine", "wall_seconds", "command"}
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert config["optimizer"] == {
-        "name": "adam", "lr": 0.002, "max_grad_norm": 1.0,
-        "beta1": 0.9, "beta2": 0.999, "eps": 1e-8,
+        "name": "adam", "lr": 0.002, "max_grad_norm": 1.0, "clip": "norm",
+        "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "eps_on": "corrected",
     }  # fmt: skip
 
     found = records(run)

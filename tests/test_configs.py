@@ -1,5 +1,6 @@
 """Every file under conf/ composes, is valid, and says what the paper says."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -119,6 +120,68 @@ def test_official_code_sets_every_deviation_that_concerns_a_task(composed):
             assert config.task.permutation == ("none" if task == "mnist" else "official_code")
             assert config.task.init_noise_for == ("normalized" if task == "mnist" else "all")
             assert config.optimizer.decay == 0.9
+
+
+@pytest.mark.parametrize("task", ["cnn", "cnn4"])
+@pytest.mark.parametrize("model", VARIANTS)
+def test_official_code_of_the_readers(composed, task, model):
+    config = composed(f"task={task}", "experiment=official_code", f"model={model}")
+    assert not config.model.mask_attention_statistics
+    assert config.model.count_padding
+    assert config.model.init == "official_code"
+    assert (config.model.eps, config.model.sequence_eps) == (1e-5, 1e-6)
+    assert (config.optimizer.clip, config.optimizer.max_grad_norm) == ("square_root", 10)
+    assert (config.optimizer.eps_on, config.optimizer.eps) == ("uncorrected", 1e-8)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optimizer.clip=value", "optimizer.clip must be one of norm, square_root, got 'value'"),
+        ("optimizer.eps_on=v", "optimizer.eps_on must be one of corrected, uncorrected, got 'v'"),
+        ("model.sequence_eps=0", "model.sequence_eps must be positive, got 0.0"),
+    ],
+)
+def test_settings_out_of_range(composed, override, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        composed(override)
+
+
+def without(saved, *keys):
+    for key in keys:
+        section, _, name = key.rpartition(".")
+        del (saved[section] if section else saved)[name]
+    return saved
+
+
+@pytest.mark.parametrize(
+    ("run", "missing", "change", "found"),
+    [
+        ([], ["optimizer.clip", "optimizer.eps_on", "model.sequence_eps"], [], {}),
+        ([], ["data", "sample", "calibration_batches"], [], {}),
+        ([], ["optimizer.clip"], ["optimizer.clip=square_root"],
+         {"optimizer.clip": ("square_root", "norm")}),
+        ([], ["calibration_batches"], ["calibration_batches=7"], {"calibration_batches": (7, 50)}),
+        (["task=cnn"], ["data"], ["data.synthetic=9"], {"data.synthetic": (9, None)}),
+        # Each dataclass has defaults of its own.
+        (["model=lstm"], ["model.forget_bias"], [], {}),
+        (["task=cnn"], ["model.forget_bias"], [], {}),
+        (["task=cnn"], ["model.forget_bias"], ["model.forget_bias=1"],
+         {"model.forget_bias": (1.0, 0.0)}),
+        (["optimizer=sgd"], ["optimizer.momentum"], ["optimizer.momentum=0.5"],
+         {"optimizer.momentum": (0.5, 0.0)}),
+    ],
+)  # fmt: skip
+def test_a_saved_run_that_lacks_a_setting_had_its_default(composed, run, missing, change, found):
+    saved = without(settings.to_dict(composed(*run)), *missing)
+    ours = settings.to_dict(composed(*run, *change))
+    assert settings.differences(ours, saved) == found
+
+
+def test_a_setting_that_only_the_saved_run_has_is_a_difference(composed):
+    ours = settings.to_dict(composed())
+    saved = ours | {"model": ours["model"] | {"zoneout": 0.1}}
+    assert settings.differences(ours, saved) == {"model.zoneout": (None, 0.1)}
 
 
 def test_a_setting_on_the_command_line_wins_over_task_and_experiment(composed):

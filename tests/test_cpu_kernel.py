@@ -37,7 +37,7 @@ def _built_and_threads_as_before():
 
 def problem(steps, batch, features, hidden, norms=FRAME, dtype=torch.float64, seed=0, **options):
     """The arguments of `recurrence`, all leaves; options: one_hot, constant_input, lengths, given,
-    count_padding, bias, beta_c."""
+    count_padding, bias, beta_c, sequence_eps."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape, scale=1.0):
@@ -80,7 +80,8 @@ def problem(steps, batch, features, hidden, norms=FRAME, dtype=torch.float64, se
         lengths[:2] = steps
     return {
         "input": input, "h_0": draw(batch, hidden), "c_0": draw(batch, hidden),
-        "weights": weights, "normalization": Normalization(*norms), "population": population,
+        "weights": weights, "population": population,
+        "normalization": Normalization(*norms, sequence_eps=options.get("sequence_eps") or None),
         "lengths": lengths, "count_padding": bool(options.get("count_padding")),
     }  # fmt: skip
 
@@ -138,7 +139,7 @@ def random_case(seed):
     options = {
         name: chance.random() < 0.5
         for name in ("one_hot", "constant_input", "lengths", "given", "count_padding", "bias",
-                     "beta_c")
+                     "beta_c", "sequence_eps")
     }  # fmt: skip
     return shape, chance.choice(SLOTS), chance.choice([1, 2, 3]), options
 

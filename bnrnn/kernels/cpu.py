@@ -223,8 +223,8 @@ def _call_kernel(operator: Any, call: _Call, arrays: dict[str, Tensor], *keep: b
     arrays["packed"] = weight_hh.new_empty(size)
     depth = hidden if operator is torch.ops.bnrnn_cpu.forward else 4 * hidden
     arrays["panels"] = weight_hh.new_empty(2, depth, call.width)
-    eps = call.normalization.eps
-    operator(arrays, call.steps, call.batch, eps, call.by_batch, *keep, threads)
+    eps = call.normalization.eps, call.normalization.eps_ih
+    operator(arrays, call.steps, call.batch, *eps, call.by_batch, *keep, threads)
 
 
 def _feature_major(state: Tensor | None, to: Tensor) -> Tensor:

@@ -53,6 +53,13 @@ class Normalization(NamedTuple):
     hh: str = "frame"
     c: str = "frame"
     eps: float = 1e-5
+    sequence_eps: float | None = None  # of sequence-wise statistics; None: eps
+
+    @property
+    def eps_ih(self) -> float:
+        if self.ih != "sequence" or self.sequence_eps is None:
+            return self.eps
+        return self.sequence_eps
 
 
 def recurrence(
@@ -73,7 +80,8 @@ def recurrence(
         population: normalise by these; step t uses row min(t, rows - 1). None: by the batch's own.
         lengths: (B,) on the input's device, each in 1..T. A finished sequence keeps its state and
             puts zeros out. None: all are T long.
-        count_padding: whether finished sequences count in frame-wise batch statistics.
+        count_padding: whether finished sequences count in frame-wise batch statistics, those of
+            the two states with h and c as they ended.
 
     Returns:
         output (T, B, H); h_n, c_n (B, H); the batch's moments, detached (empty if given).
@@ -87,7 +95,7 @@ def recurrence(
 
     w, kinds, eps = weights, normalization, normalization.eps
     given = population or TermMoments()
-    bn_ih = _Norm(kinds.ih, w.gamma_ih, w.bias, eps, given.ih)  # b takes the place of β
+    bn_ih = _Norm(kinds.ih, w.gamma_ih, w.bias, kinds.eps_ih, given.ih)  # b takes the place of β
     bn_hh = _Norm(kinds.hh, w.gamma_hh, None, eps, given.hh)
     bn_c = _Norm(kinds.c, w.gamma_c, w.beta_c, eps, given.c)
 
@@ -106,13 +114,10 @@ def recurrence(
         z = x + bn_hh(h @ w.weight_hh.t(), t, rows)
         i, f, g, o = z.chunk(4, dim=1)
         c_t = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
-        h_t = torch.sigmoid(o) * torch.tanh(bn_c(c_t, t, rows))
-        if live is None:
-            h, c = h_t, c_t
-            output.append(h_t)
-        else:
-            h, c = torch.where(live[t], h_t, h), torch.where(live[t], c_t, c)
-            output.append(torch.where(live[t], h_t, 0.0))
+        c = c_t if live is None else torch.where(live[t], c_t, c)
+        h_t = torch.sigmoid(o) * torch.tanh(bn_c(c, t, rows))
+        h = h_t if live is None else torch.where(live[t], h_t, h)
+        output.append(h_t if live is None else torch.where(live[t], h_t, 0.0))
     moments = TermMoments(bn_ih.moments(), bn_hh.moments(), bn_c.moments())
     return torch.stack(output), h, c, moments
 

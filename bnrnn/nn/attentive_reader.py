@@ -64,7 +64,8 @@ class AttentiveReader(nn.Module):
         input_norm, recurrent_norm, cell_norm: of both encoders, see `BNLSTM`.
         attention_norm: normalise the two terms of the attention and the three of g.
         gamma_init: initial γ everywhere.
-        eps: ε, added to the variance everywhere.
+        eps: ε, added to the variance everywhere, but see `sequence_eps`.
+        sequence_eps: ε of sequence-wise statistics, see `BNLSTM`. None: `eps`.
         momentum: weight of a minibatch in the running averages.
         max_length: keep per-step statistics for at most this many steps. None: for as many as
             training has.
@@ -76,8 +77,9 @@ class AttentiveReader(nn.Module):
             padding position counts, with the state that the forward encoder ended in and zeros for
             the backward one, as in the authors' code.
         count_padding: let the sequences that have ended count in the encoders' per-step
-            statistics, as in the authors' code. Without, the longest sequence of a batch ends
-            alone, where BN leaves nothing of it but β: the longest question's u would say nothing.
+            statistics, with the states they ended in, as in the authors' code. Without, the longest
+            sequence of a batch ends alone, where BN leaves nothing of it but β: the longest
+            question's u would say nothing.
         init: "sound", or "official_code": as in the authors' code, where matrices of one shape
             start out equal, whatever the seed, and the LSTMs' are a twentieth of orthogonal ones.
         learned_state: learn the encoders' h_0 instead of zeros; c_0 stays zero. Only where the
@@ -124,6 +126,7 @@ class AttentiveReader(nn.Module):
         attention_norm: bool = False,
         gamma_init: float = 0.1,
         eps: float = 1e-5,
+        sequence_eps: float | None = None,
         momentum: float = 0.1,
         max_length: int | None = None,
         dropout: float = 0.5,
@@ -165,6 +168,7 @@ class AttentiveReader(nn.Module):
                 cell_norm=cell_norm,
                 gamma_init=gamma_init,
                 eps=eps,
+                sequence_eps=sequence_eps,
                 momentum=momentum,
                 max_length=max_length,
                 learned_state=learned_state and recurrent_norm == "none",

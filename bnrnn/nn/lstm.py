@@ -44,6 +44,8 @@ class BNLSTM(nn.Module):
         cell_norm: statistics of the cell state before the output tanh: "none" or "frame".
         gamma_init: initial γ of every slot. The paper: 0.1; 1 makes gradients vanish.
         eps: ε, added to the variance.
+        sequence_eps: ε of sequence-wise statistics (1e-6 in the authors' code, where per-step ones
+            have 1e-5). None: `eps`.
         momentum: weight of a minibatch in the running averages.
         max_length: keep statistics for at most this many steps. None: for as many as training has.
         init_noise: standard deviation of the noise on h_0 where the caller gives no state, in
@@ -51,9 +53,10 @@ class BNLSTM(nn.Module):
         learned_state: learn h_0 and c_0 (used where the caller gives none) instead of zeros.
         cell_bias: add a learned β_c to the cell state before the output tanh even where the cell
             is not normalised, as the baseline in the authors' code does.
-        count_padding: whether finished sequences count in per-step statistics, with the state they
-            ended in and the input they are padded with (as in the authors' code). If not, the
-            content of the padding never matters. Sequence-wise statistics leave padding out.
+        count_padding: whether finished sequences count in per-step statistics, with the hidden and
+            the cell state they ended in and the input they are padded with (as in the authors'
+            code). If not, the content of the padding never matters. Sequence-wise statistics leave
+            padding out.
         forget_bias: initial bias of the forget gate.
         recurrent_init: "orthogonal", or "identity": the block of g is the identity and those of
             i, f, o are orthogonal, as in the authors' code for MNIST.
@@ -100,6 +103,7 @@ class BNLSTM(nn.Module):
         cell_norm: StepNorm = "frame",
         gamma_init: float = 0.1,
         eps: float = 1e-5,
+        sequence_eps: float | None = None,
         momentum: float = 0.1,
         max_length: int | None = None,
         init_noise: float = 0.0,
@@ -119,8 +123,12 @@ class BNLSTM(nn.Module):
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if not 0 <= dropout <= 1:
             raise ValueError(f"dropout must be in [0, 1], got {dropout}")
-        if eps <= 0:
-            raise ValueError(f"eps must be positive, got {eps}")
+        for name, value in (
+            ("eps", eps),
+            ("sequence_eps", eps if sequence_eps is None else sequence_eps),
+        ):
+            if value <= 0:
+                raise ValueError(f"{name} must be positive, got {value}")
         if not 0 < momentum <= 1:
             raise ValueError(f"momentum must be in (0, 1], got {momentum}")
         if init_noise < 0:
@@ -138,7 +146,7 @@ class BNLSTM(nn.Module):
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
         self.bias, self.batch_first, self.dropout = bias, batch_first, dropout
         self.bidirectional, self.proj_size = bidirectional, proj_size
-        self.normalization = Normalization(input_norm, recurrent_norm, cell_norm, eps)
+        self.normalization = Normalization(input_norm, recurrent_norm, cell_norm, eps, sequence_eps)
         self.gamma_init, self.momentum, self.max_length = gamma_init, momentum, max_length
         self.init_noise, self.learned_state = init_noise, learned_state
         self.cell_bias, self.count_padding = cell_bias, count_padding

@@ -111,6 +111,7 @@ def build_lstm(config: ModelConfig, input_size: int, init_noise: float, kernel: 
         cell_norm=config.cell_norm,  # type: ignore[arg-type]
         gamma_init=config.gamma_init,
         eps=config.eps,
+        sequence_eps=config.sequence_eps,
         momentum=config.momentum,
         max_length=config.max_length,
         init_noise=init_noise,

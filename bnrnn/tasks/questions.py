@@ -73,6 +73,7 @@ class QuestionTask(Task):
             attention_norm=config.attention_norm,
             gamma_init=config.gamma_init,
             eps=config.eps,
+            sequence_eps=config.sequence_eps,
             momentum=config.momentum,
             max_length=config.max_length,
             dropout=config.dropout,

@@ -31,8 +31,9 @@ class Named {
   }
 
   template <typename T>
-  bnrnn::Slot<T> slot(const std::string& term, bool per_step) const {
+  bnrnn::Slot<T> slot(const std::string& term, double eps, bool per_step) const {
     bnrnn::Slot<T> slot;
+    slot.eps = static_cast<T>(eps);
     slot.gamma = data<T>("gamma_" + term);
     slot.grad_gamma = data<T>("grad_gamma_" + term);
     slot.mean = data<T>("mean_" + term);
@@ -48,14 +49,13 @@ class Named {
 
 template <typename T>
 bnrnn::Problem<T> problem_of(const Named& tensors, int64_t steps, int64_t batch, double eps,
-                             bool by_batch, bool keep, int64_t threads) {
+                             double eps_ih, bool by_batch, bool keep, int64_t threads) {
   bnrnn::Problem<T> p;
   const at::Tensor states = tensors.at("states");
   p.steps = steps, p.batch = batch;
   p.hidden = states.size(1), p.width = states.size(2);
   p.input_size = tensors.has("weight_ih") ? tensors.at("weight_ih").size(1) : 0;
   p.threads = static_cast<int>(threads);
-  p.eps = static_cast<T>(eps);
   p.keep = keep;
   p.term = tensors.data<T>("term");
   p.index = tensors.data<int64_t>("index");
@@ -69,9 +69,9 @@ bnrnn::Problem<T> problem_of(const Named& tensors, int64_t steps, int64_t batch,
   p.weight_hh = tensors.data<T>("weight_hh");
   p.bias = tensors.data<T>("bias");
   p.beta_c = tensors.data<T>("beta_c");
-  p.ih = tensors.slot<T>("ih", by_batch && p.sequence_weights == nullptr);
-  p.hh = tensors.slot<T>("hh", by_batch);
-  p.c = tensors.slot<T>("c", by_batch);
+  p.ih = tensors.slot<T>("ih", eps_ih, by_batch && p.sequence_weights == nullptr);
+  p.hh = tensors.slot<T>("hh", eps, by_batch);
+  p.c = tensors.slot<T>("c", eps, by_batch);
   p.live = tensors.data<T>("live");
   p.counted = tensors.data<T>("counted");
   p.inverse_count = tensors.data<T>("inverse_count");
@@ -97,23 +97,27 @@ bnrnn::Problem<T> problem_of(const Named& tensors, int64_t steps, int64_t batch,
   return p;
 }
 
-void forward(const Tensors& tensors, int64_t steps, int64_t batch, double eps, bool by_batch,
-             bool keep, int64_t threads) {
+void forward(const Tensors& tensors, int64_t steps, int64_t batch, double eps, double eps_ih,
+             bool by_batch, bool keep, int64_t threads) {
   const Named named(tensors);
   if (named.at("states").scalar_type() == at::kDouble) {
-    bnrnn::forward(problem_of<double>(named, steps, batch, eps, by_batch, keep, threads));
+    bnrnn::forward(
+        problem_of<double>(named, steps, batch, eps, eps_ih, by_batch, keep, threads));
   } else {
-    bnrnn::forward(problem_of<float>(named, steps, batch, eps, by_batch, keep, threads));
+    bnrnn::forward(
+        problem_of<float>(named, steps, batch, eps, eps_ih, by_batch, keep, threads));
   }
 }
 
-void backward(const Tensors& tensors, int64_t steps, int64_t batch, double eps, bool by_batch,
-              int64_t threads) {
+void backward(const Tensors& tensors, int64_t steps, int64_t batch, double eps, double eps_ih,
+              bool by_batch, int64_t threads) {
   const Named named(tensors);
   if (named.at("states").scalar_type() == at::kDouble) {
-    bnrnn::backward(problem_of<double>(named, steps, batch, eps, by_batch, true, threads));
+    bnrnn::backward(
+        problem_of<double>(named, steps, batch, eps, eps_ih, by_batch, true, threads));
   } else {
-    bnrnn::backward(problem_of<float>(named, steps, batch, eps, by_batch, true, threads));
+    bnrnn::backward(
+        problem_of<float>(named, steps, batch, eps, eps_ih, by_batch, true, threads));
   }
 }
 
@@ -144,12 +148,12 @@ int64_t lanes(bool is_double) { return bnrnn::lanes(is_double); }
 
 TORCH_LIBRARY(bnrnn_cpu, m) {
   m.def(
-      "forward(Dict(str, Tensor) tensors, int steps, int batch, float eps, bool by_batch, "
-      "bool keep, int threads) -> ()",
+      "forward(Dict(str, Tensor) tensors, int steps, int batch, float eps, float eps_ih, "
+      "bool by_batch, bool keep, int threads) -> ()",
       forward);
   m.def(
-      "backward(Dict(str, Tensor) tensors, int steps, int batch, float eps, bool by_batch, "
-      "int threads) -> ()",
+      "backward(Dict(str, Tensor) tensors, int steps, int batch, float eps, float eps_ih, "
+      "bool by_batch, int threads) -> ()",
       backward);
   m.def("multiply(Tensor a, Tensor b, int threads) -> Tensor", multiply);
   m.def("packed_size(int hidden, int threads) -> int", packed_size);

@@ -60,11 +60,11 @@ struct Standard {
 };
 
 template <typename T>
-Standard<T> standard_at(const Slot<T>& slot, ptrdiff_t t, ptrdiff_t feature, ptrdiff_t features,
-                        T eps) {
+Standard<T> standard_at(const Slot<T>& slot, ptrdiff_t t, ptrdiff_t feature,
+                        ptrdiff_t features) {
   if (slot.gamma == nullptr) return {};
   const ptrdiff_t i = std::min(t, slot.rows - 1) * features + feature;
-  return {slot.mean[i], 1 / std::sqrt(slot.var[i] + eps), slot.gamma[feature]};
+  return {slot.mean[i], 1 / std::sqrt(slot.var[i] + slot.eps), slot.gamma[feature]};
 }
 
 // Rows of H elements that a thread of so many units needs for its packed part of W_h: tiles are
@@ -266,7 +266,7 @@ class Worker {
       slot.mean[t * features + i] = mean;
       slot.var[t * features + i] = sum<T>(total) * inverse;
     }
-    return standard_at(slot, t, i, features, p.eps);
+    return standard_at(slot, t, i, features);
   }
 
   void forward_unit(ptrdiff_t t, Range group, ptrdiff_t j) {
@@ -282,26 +282,28 @@ class Worker {
       of_h[gate] = standardize(p.hh, t, i, kGates * H, h[gate]);
       bias[gate] = p.bias == nullptr ? 0 : p.bias[i];
     }
-    const T* c_before = cell_at(t) + j * W;
-    T *c_new = unit.data(), *o = c_new + W;
+    const T *c_before = cell_at(t) + j * W, *live = live_at(t);
+    T *c_after = cell_at(t + 1) + j * W, *o = unit.data();
     for (ptrdiff_t b = 0; b < W; b += kLanes<T>) {
       Vector<T> z[kGates];
       for (int gate = 0; gate < kGates; ++gate) {
         z[gate] = (load(x[gate] + b) - of_x[gate].mean) * of_x[gate].scale() +
                   (load(h[gate] + b) - of_h[gate].mean) * of_h[gate].scale() + bias[gate];
       }
-      store(c_new + b, sigmoid<T>(z[1]) * load(c_before + b) + sigmoid<T>(z[0]) * tanh<T>(z[2]));
+      const Vector<T> before = load(c_before + b);
+      const Vector<T> c = sigmoid<T>(z[1]) * before + sigmoid<T>(z[0]) * tanh<T>(z[2]);
+      const Integers<T> runs = load(live + b) != 0;
+      store(c_after + b, runs ? c : before);
       store(o + b, sigmoid<T>(z[3]));
     }
-    const Standard<T> of_c = standardize(p.c, t, j, H, c_new);
+    const Standard<T> of_c = standardize(p.c, t, j, H, c_after);
     const T beta = p.beta_c == nullptr ? 0 : p.beta_c[j];
-    const T *live = live_at(t), *h_before = state_at(t) + j * W;
-    T *c_after = cell_at(t + 1) + j * W, *h_after = state_at(t + 1) + j * W;
+    const T* h_before = state_at(t) + j * W;
+    T* h_after = state_at(t + 1) + j * W;
     for (ptrdiff_t b = 0; b < W; b += kLanes<T>) {
-      const Vector<T> c = load(c_new + b);
+      const Vector<T> c = load(c_after + b);
       const Vector<T> h = load(o + b) * tanh<T>((c - of_c.mean) * of_c.scale() + beta);
       const Integers<T> runs = load(live + b) != 0;
-      store(c_after + b, runs ? c : load(c_before + b));
       store(h_after + b, runs ? h : load(h_before + b));
     }
     put_state(t + 1, j);
@@ -338,11 +340,11 @@ class Worker {
       gates[gate] = gate < 3 ? array() : nullptr;
       da_h[gate] = p.grad_recurrent + (t * kGates * H + i) * W;
       da_x[gate] = input_row(grad_input, gate, u);
-      of_x[gate] = standard_at(p.ih, t, i, kGates * H, p.eps);
-      of_h[gate] = standard_at(p.hh, t, i, kGates * H, p.eps);
+      of_x[gate] = standard_at(p.ih, t, i, kGates * H);
+      of_h[gate] = standard_at(p.hh, t, i, kGates * H);
       bias[gate] = p.bias == nullptr ? 0 : p.bias[i];
     }
-    const Standard<T> of_c = standard_at(p.c, t, j, H, p.eps);
+    const Standard<T> of_c = standard_at(p.c, t, j, H);
     const T beta = p.beta_c == nullptr ? 0 : p.beta_c[j];
     const T *c_before = cell_at(t) + j * W, *live = live_at(t), *counted = counted_at(t);
     T *dh = p.grad_state + j * W, *dc = p.grad_cell + j * W;
@@ -362,10 +364,11 @@ class Worker {
       }
       const Vector<T> i = sigmoid<T>(z[0]), f = sigmoid<T>(z[1]), g = tanh<T>(z[2]);
       const Vector<T> o = sigmoid<T>(z[3]);
-      const Vector<T> c = f * load(c_before + b) + i * g;
+      const Integers<T> runs = load(live + b) != 0;
+      const Vector<T> before = load(c_before + b);
+      const Vector<T> c = runs ? f * before + i * g : before;
       const Vector<T> hat = (c - of_c.mean) * of_c.rstd;
       const Vector<T> squashed = tanh<T>(hat * of_c.gamma + beta);
-      const Integers<T> runs = load(live + b) != 0;
       Vector<T> grad = load(dh + b);
       store(dh + b, runs ? zero<T>() : grad);  // a finished sequence hands its gradient on
       if (p.grad_output != nullptr) grad += load(grad_out.data() + u * W + b);
@@ -384,7 +387,8 @@ class Worker {
     if (p.grad_beta_c != nullptr) p.grad_beta_c[j] += total_y;
     if (p.c.grad_gamma != nullptr) p.c.grad_gamma[j] += total_y_hat;
 
-    // c_t = f c_{t-1} + i g, back to the gates' arguments.
+    // c_t = f c_{t-1} + i g, back to the gates' arguments. A finished sequence's c_t is c_{t-1}: its
+    // gates get nothing, but where it counts in the statistics its c gets its share of them.
     const T inverse = p.inverse_count[t * p.count_stride];
     const T c_inverse = p.c.per_step ? inverse : 0;
     const T mean_y = total_y * c_inverse, mean_y_hat = total_y_hat * c_inverse;
@@ -394,10 +398,10 @@ class Worker {
       const Integers<T> runs = load(live + b) != 0;
       const Vector<T> through =
           (load(dy + b) - m * (mean_y + load(c_hat + b) * mean_y_hat)) * of_c.scale();
-      const Vector<T> carried = load(dc + b);
-      const Vector<T> grad = runs ? carried + through : through;
+      const Vector<T> of_c_t = load(dc + b) + through;
+      const Vector<T> grad = runs ? of_c_t : zero<T>();
       const Vector<T> i = load(gates[0] + b), f = load(gates[1] + b), g = load(gates[2] + b);
-      store(dc + b, runs ? grad * f : carried + grad * f);
+      store(dc + b, runs ? of_c_t * f : of_c_t);
       const Vector<T> of_z[kGates] = {
           grad * g * i * (1 - i), grad * load(c_before + b) * f * (1 - f), grad * i * (1 - g * g),
           load(dz[3] + b)};
@@ -510,7 +514,7 @@ class Worker {
       const ptrdiff_t first = gate * H + units.begin;
       std::vector<Standard<T>> of_x(units.size());
       for (ptrdiff_t j = 0; j < units.size(); ++j) {
-        of_x[j] = standard_at(p.ih, 0, first + j, features, p.eps);
+        of_x[j] = standard_at(p.ih, 0, first + j, features);
       }
       for (ptrdiff_t row = 0; row < n; ++row) {
         const T* y = rows + row * features + first;

@@ -20,6 +20,7 @@ struct Slot {
   T* var = nullptr;
   ptrdiff_t rows = 0;
   bool per_step = false;    // the forward pass computes row t from the batch of step t
+  T eps = 0;
   T* grad_gamma = nullptr;  // (features,)
 };
 
@@ -27,7 +28,6 @@ template <typename T>
 struct Problem {
   ptrdiff_t steps, batch, width, hidden, input_size;
   int threads;
-  T eps;
   bool keep;  // for a backward pass: keep every step, not just the current one
 
   // The input term W_x x_t, one of three:
@@ -46,7 +46,7 @@ struct Problem {
   Slot<T> ih, hh, c;
 
   // Rows of W, one for each step or one for all (stride 0).
-  const T* live;              // 1: this sequence still runs
+  const T* live;              // 1: this sequence still runs; 0: it keeps h and c
   const T* counted;           // 1: it counts in per-step statistics
   const T* inverse_count;     // 1 / the sum of counted, an element a step
   ptrdiff_t mask_stride, count_stride;

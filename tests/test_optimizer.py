@@ -1,0 +1,87 @@
+"""Clipping and Adam's ε, in both of their ways, against NumPy."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from bnrnn.config import AdamConfig, SGDConfig
+from bnrnn.train import build_optimizer, clip_gradients, set_adam_eps
+
+
+def with_gradients(norm):
+    """A model of two parameters and another without gradient; of all, the norm."""
+    model = nn.Linear(3, 2).double()
+    model.unused = nn.Linear(3, 2)
+    model.weight.grad = torch.full((2, 3), 2.0, dtype=torch.float64)
+    model.bias.grad = torch.tensor([3.0, -4.0], dtype=torch.float64)
+    for parameter in (model.weight, model.bias):
+        parameter.grad *= norm / 7  # 6 * 2^2 + 3^2 + 4^2 = 7^2
+    return model
+
+
+@pytest.mark.parametrize(
+    ("clip", "norm", "expected"),
+    [
+        ("norm", 2.9, 2.9), ("norm", 3.1, 3.0), ("norm", 900.0, 3.0),
+        ("square_root", 3.1, 3.1), ("square_root", 8.9, 8.9),
+        ("square_root", 9.1, 3 * 9.1**0.5), ("square_root", 900.0, 90.0),
+    ],
+)  # fmt: skip
+def test_clipping(clip, norm, expected):
+    model = with_gradients(norm)
+    found = clip_gradients(model, SGDConfig(max_grad_norm=3, clip=clip))
+    assert found.item() == pytest.approx(norm, rel=1e-12)
+    np.testing.assert_allclose(model.weight.grad.numpy(), 2 * expected / 7, rtol=1e-6)
+    np.testing.assert_allclose(model.bias.grad.numpy(), [3 * expected / 7, -4 * expected / 7], 1e-6)
+
+
+@pytest.mark.parametrize("norm", [float("nan"), float("inf")])
+@pytest.mark.parametrize("clip", ["norm", "square_root"])
+def test_a_norm_that_is_not_finite_shows(clip, norm):
+    found = clip_gradients(with_gradients(norm), SGDConfig(max_grad_norm=3, clip=clip))
+    assert not found.isfinite()
+
+
+def adam(gradients, lr, beta1, beta2, eps, eps_on):
+    """The parameter from 0 on, after each step: Kingma and Ba 2015, algorithm 1 and section 2."""
+    p = m = v = 0.0
+    for t, g in enumerate(gradients, start=1):
+        m, v = beta1 * m + (1 - beta1) * g, beta2 * v + (1 - beta2) * g**2
+        if eps_on == "corrected":
+            p = p - lr * (m / (1 - beta1**t)) / (np.sqrt(v / (1 - beta2**t)) + eps)
+        else:
+            rate = lr * np.sqrt(1 - beta2**t) / (1 - beta1**t)
+            p = p - rate * m / (np.sqrt(v) + eps)
+        yield p
+
+
+# Gradients about as large as ε, for which the two ways differ by far.
+GRADIENTS = np.random.default_rng(0).normal(0, 0.01, (12, 3))
+
+
+def take_steps(model, optimizer, config, steps):
+    for step in steps:
+        model.weight.grad = torch.from_numpy(GRADIENTS[[step - 1]])
+        set_adam_eps(optimizer, config, step)
+        optimizer.step()
+        yield model.weight[0].detach().numpy()
+
+
+@pytest.mark.parametrize("eps_on", ["corrected", "uncorrected"])
+def test_adam_by_its_formula_across_a_resumption(eps_on):
+    config = AdamConfig(lr=0.1, beta1=0.8, beta2=0.99, eps=0.003, eps_on=eps_on)
+    settings = (config.lr, config.beta1, config.beta2, config.eps)
+    expected = np.array(list(adam(GRADIENTS, *settings, eps_on)))
+    other = {"corrected": "uncorrected", "uncorrected": "corrected"}[eps_on]
+    assert abs(expected - np.array(list(adam(GRADIENTS, *settings, other)))).max() > 0.1
+
+    model = nn.Linear(3, 1, bias=False).double()
+    nn.init.zeros_(model.weight)
+    optimizer = build_optimizer(config, model)
+    found = [p.copy() for p in take_steps(model, optimizer, config, range(1, 6))]
+    saved = optimizer.state_dict()
+    optimizer = build_optimizer(config, model)
+    optimizer.load_state_dict(saved)
+    found += [p.copy() for p in take_steps(model, optimizer, config, range(6, 13))]
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
