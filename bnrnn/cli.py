@@ -1,10 +1,12 @@
 """The command `bnrnn`: composes the settings, dispatches on `mode`, and says what went wrong."""
 
+import json
 import logging
 import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import hydra
 import torch
@@ -18,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from bnrnn import allocator, config_errors, kernels
 from bnrnn import config as settings
+from bnrnn.analyse import analyse
 from bnrnn.answer import answer
 from bnrnn.config import Config
 from bnrnn.errors import BnrnnError, CheckpointError, ConfigError, OutputError
@@ -71,6 +74,8 @@ def _job(cfg: DictConfig) -> None:
     run = RunDirectory(Path(HydraConfig.get().runtime.output_dir))
     single = HydraConfig.get().mode == RunMode.RUN
     try:
+        if cfg.scale is not None and HydraConfig.get().runtime.choices["reproduce"] is None:
+            raise ConfigError(f"scale={cfg.scale} goes with reproduce=…, which says what to shrink")
         _dispatch(settings.from_hydra(cfg), run)
     except BnrnnError as error:
         run.discard_if_empty()
@@ -96,13 +101,18 @@ def _dispatch(config: Config, run: RunDirectory) -> None:
     if config.mode == "train":
         _train(config, run, device)
         return
+    if config.mode == "report":
+        _report(config, run)
+        return
+    if config.mode in settings.ANALYSES:
+        _analyse(config, run, device)
+        return
     task = build_task(config)
     if config.mode == "data":
         log.info("%s", task.describe())
         run.discard_if_empty()
         return
-    assert config.run is not None
-    source = Path(config.run)
+    source = _used_run(config)
     if config.mode == "evaluate":
         began = time.monotonic()
         result = evaluate(config, source, task, device)
@@ -125,9 +135,8 @@ def _dispatch(config: Config, run: RunDirectory) -> None:
 
 
 def _answer(config: Config, run: RunDirectory, task: Task, device: torch.device) -> None:
-    assert config.run is not None
     assert config.question is not None
-    source = Path(config.run)
+    source = _used_run(config)
     if not isinstance(task, QuestionTask):
         raise ConfigError(f"mode=answer needs an Attentive Reader, {source} is of another task")
     model, _ = load_best(config, source, task, device)
@@ -146,6 +155,50 @@ def _answer(config: Config, run: RunDirectory, task: Task, device: torch.device)
     print(f"\nThe attention: {run.path / 'attention.png'}")
 
 
+def _analyse(config: Config, run: RunDirectory, device: torch.device) -> None:
+    source = _used_run(config) if config.mode in settings.USE_A_RUN else None
+    began = time.monotonic()
+    result = analyse(config, source, device)
+    result |= {"wall_seconds": round(time.monotonic() - began, 1), **provenance(device)}
+    write_atomic(run.result, (json.dumps(result) + "\n").encode())  # long curves, a line is enough
+    try:
+        from bnrnn.report.analysis_figures import FIGURES
+        from bnrnn.report.figures import save
+    except ImportError:
+        print(f"{run.result}; for the figure: pip install bnrnn[plot]")
+        return
+    figure = run.path / f"{config.mode}.png"
+    save(FIGURES[config.mode]([result]), figure)
+    print(f"{figure}, drawn from {run.result.name} beside it")
+
+
+def _report(config: Config, run: RunDirectory) -> None:
+    try:
+        from bnrnn.report.report import write_report
+    except ImportError as error:
+        raise ConfigError(f"mode=report needs pip install bnrnn[plot]: {error}") from error
+    write_report(Path(config.outputs), run.path)
+    print(f"{run.path / 'report.html'}, and the same as report.md")
+
+
+def _used_run(config: Config) -> Path:
+    """The run that `run=DIR` names; auto: the newest finished one with these settings.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    assert config.run is not None
+    if config.run != "auto":
+        return Path(config.run)
+    found = find_matching(Path(config.outputs), settings.to_dict(config), finished=True)
+    if found is None:
+        raise CheckpointError(
+            f"no finished run of task={config.task.name} model={config.model.name} with these "
+            f"settings under {config.outputs}: train it first, with resume=auto instead of run=auto"
+        )
+    return found
+
+
 def _train(config: Config, run: RunDirectory, device: torch.device) -> None:
     with run:
         finished = run.read_result()
@@ -158,7 +211,14 @@ def _train(config: Config, run: RunDirectory, device: torch.device) -> None:
         if finished is not None and not _goes_on(config, finished):
             log.info("%s is finished: test %s", run.path, format_values(finished["test"]))
             return
-        result = train(config, build_task(config), run, device)
+        run.failure.unlink(missing_ok=True)
+        try:
+            result = train(config, build_task(config), run, device)
+        except Interrupted:
+            raise
+        except Exception as error:
+            run.write_failure(error)
+            raise
     print(f"test  {format_values(result['test'])}   ({run.path})")
 
 
@@ -251,18 +311,25 @@ def _replay(arguments: list[str]) -> list[str]:
 def _register_resolvers() -> None:
     OmegaConf.register_new_resolver("bnrnn.run_dir", _run_dir, replace=True)
     OmegaConf.register_new_resolver("bnrnn.sweep_subdir", _sweep_subdir, replace=True)
+    OmegaConf.register_new_resolver("bnrnn.by_scale", _by_scale, replace=True)
 
 
 def _run_dir(stamp: str, *, _root_: DictConfig) -> str:
     """Where this command writes: a new run directory, or the one it goes on in."""
     if _root_.mode in settings.USE_A_RUN and _root_.run:
-        return str(Path(_root_.run) / _root_.mode / stamp)
+        return str(_used_by(_root_) / _root_.mode / stamp)
     if _root_.mode == "train" and _root_.resume is not None:
         found = _resumed(_root_)
         if found is not None:
             return str(found)
-    parent = Path(_root_.outputs) / _root_.task.name
-    parent = parent / ("data" if _root_.mode == "data" else _root_.model.name)
+    outputs = Path(_root_.outputs)
+    if _root_.mode == "report":
+        return str(outputs / "report")
+    if _root_.mode in settings.ANALYSES:
+        parent = outputs / _root_.mode
+    else:
+        folder = "data" if _root_.mode == "data" else _root_.model.name
+        parent = outputs / _root_.task.name / folder
     path, attempt = parent / stamp, 1
     while path.exists():
         attempt += 1
@@ -270,8 +337,10 @@ def _run_dir(stamp: str, *, _root_: DictConfig) -> str:
     return str(path)
 
 
-def _sweep_subdir(number: int, *, _root_: DictConfig) -> str:
-    """A job's folder in its sweep; the one it goes on in is named absolutely."""
+def _sweep_subdir(number: int, stamp: str, *, _root_: DictConfig) -> str:
+    """A job's folder in its sweep; the one it goes on in, or looks into, is named absolutely."""
+    if _root_.mode in settings.USE_A_RUN and _root_.run:
+        return str(_used_by(_root_).resolve() / _root_.mode / stamp)
     if _root_.mode == "train" and _root_.resume is not None:
         found = _resumed(_root_)
         if found is not None:
@@ -282,10 +351,26 @@ def _sweep_subdir(number: int, *, _root_: DictConfig) -> str:
 def _resumed(root: DictConfig) -> Path | None:
     if root.resume != "auto":
         return Path(root.resume)
+    return find_matching(Path(root.outputs), _plain(root))
+
+
+def _used_by(root: DictConfig) -> Path:
+    """As `_used_run`, which says so if there is none."""
+    if root.run != "auto":
+        return Path(root.run)
+    return find_matching(Path(root.outputs), _plain(root), finished=True) or Path(root.outputs)
+
+
+def _plain(root: DictConfig) -> dict[str, Any]:
     keys = [str(key) for key in root if key != "hydra"]
     ours = OmegaConf.to_container(OmegaConf.masked_copy(root, keys), resolve=True)
     assert isinstance(ours, dict)
-    return find_matching(Path(root.outputs), {str(key): value for key, value in ours.items()})
+    return {str(key): value for key, value in ours.items()}
+
+
+def _by_scale(scale: str | None, minutes: Any, hour: Any, full: Any) -> Any:
+    """One of three, by how far `reproduce=` goes."""
+    return {"minutes": minutes, "hour": hour}.get(scale or "full", full)
 
 
 def _quoted(path: Path) -> str:

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from bnrnn.config import flatten
 
-GROUPS = ("model", "task", "optimizer", "experiment")
+GROUPS = ("model", "task", "optimizer", "experiment", "reproduce")
 _TYPES = {
     "Integer": "an integer", "Float": "a number", "Boolean": "true or false", "String": "text",
 }  # fmt: skip
@@ -85,7 +85,7 @@ def _unknown(what: str, name: str, valid: list[str], may_be: str | None) -> str:
     if not close and "." not in name:  # lr for optimizer.lr
         close = [key for key in valid if key.endswith("." + name)][:1]
     if may_be is not None:
-        hint = f"; did you mean {close[0]}?" if close else ""
+        hint = f"; did you mean {close[0]}?" if close else ";"
         return f"there is no {what}{hint} {may_be} {', '.join(valid)}"
     if close:
         return f"there is no {what}; did you mean {close[0]}?"

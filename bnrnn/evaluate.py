@@ -59,7 +59,7 @@ def final_test(
     stop: Interruption,
     calibrated: int | None = None,
 ) -> tuple[dict[str, Metrics], int | None]:
-    """Calibrate over the whole training set, then validate and test by the task's protocol.
+    """Calibrate over the training set, then validate and test by the task's protocol.
 
     Args:
         calibrated: over how many batches the model's statistics were averaged already, if so.
@@ -71,7 +71,7 @@ def final_test(
     with _evaluation(model, config.seed):
         if normalizes(model) and calibrated is None:
             log.info("Calibrating population statistics over the training set")
-            calibrated = _calibrate(model, task, None, device, stop)
+            calibrated = _calibrate(model, task, config.test_calibration_batches, device, stop)
         valid = task.metrics(
             score_batches(model, task, _bar(task.valid_batches(), stop, "validation"), device)
         )
@@ -105,6 +105,19 @@ def load_best(
     model = task.build_model(config.model, config.kernel).to(device)
     checkpoint.load_model(model, content, path)
     return model, content
+
+
+def load_calibrated(
+    config: Config, run: Path, task: Task, device: torch.device, stop: Interruption
+) -> tuple[nn.Module, dict[str, Any]]:
+    """The best model of the run in `run`, in evaluation mode, and where it comes from: the step,
+    and how many training batches are behind its population statistics."""
+    model, content = load_best(config, run, task, device)
+    calibrated = content["calibrated"]
+    if normalizes(model) and calibrated is None:
+        with _evaluation(model, config.seed):
+            calibrated = _calibrate(model, task, config.test_calibration_batches, device, stop)
+    return model.eval(), {"step": content["step"], "calibrated": calibrated}
 
 
 def _calibrate(

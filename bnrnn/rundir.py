@@ -1,5 +1,6 @@
 """A run's directory: what lies where, who may write to it, and how to find one again."""
 
+import contextlib
 import fcntl
 import json
 import os
@@ -23,6 +24,7 @@ class RunDirectory:
     best.pt        the best model on validation; at the end with calibrated statistics
     metrics.jsonl  one object a line; tables and figures are made from this
     result.json    the final numbers and where they come from
+    failed.json    the error that stopped it, until it goes on
     tb/            for TensorBoard
     bnrnn.log      what was said
     .hydra/        the command's overrides, as Hydra writes them
@@ -35,6 +37,7 @@ class RunDirectory:
         self.best = path / "best.pt"
         self.metrics = path / "metrics.jsonl"
         self.result = path / "result.json"
+        self.failure = path / "failed.json"
         self.tensorboard = path / "tb"
         self._lock: int | None = None
 
@@ -84,6 +87,15 @@ class RunDirectory:
         except ValueError:
             raise CheckpointError(f"{self.result} is not JSON: delete it and resume") from None
 
+    def write_failure(self, error: Exception) -> None:
+        """Why the run stopped, for the report; not where it never began."""
+        if not self.config.exists():
+            return
+        text = " ".join(str(error).split()) or type(error).__name__
+        # The error itself is about to be told; a full disk must not take its place.
+        with contextlib.suppress(OutputError):
+            write_json(self.failure, {"error": text, "exit_code": getattr(error, "exit_code", 1)})
+
     def discard_if_empty(self) -> None:
         """Remove what Hydra made for a run that never began, empty parents too."""
         if any((self.path / name).exists() for name in ("config.yaml", "last.pt", "result.json")):
@@ -100,10 +112,12 @@ class RunDirectory:
                 break
 
 
-def find_matching(outputs: Path, ours: dict[str, Any]) -> Path | None:
+def find_matching(outputs: Path, ours: dict[str, Any], finished: bool = False) -> Path | None:
     """The newest run directory under `outputs` with these settings and something to go on from."""
     found = []
     for checkpoint in outputs.glob("**/last.pt"):
+        if finished and not (checkpoint.parent / "result.json").exists():
+            continue
         try:
             saved = yaml.safe_load((checkpoint.parent / "config.yaml").read_text())
         except (OSError, yaml.YAMLError):
@@ -111,3 +125,20 @@ def find_matching(outputs: Path, ours: dict[str, Any]) -> Path | None:
         if isinstance(saved, dict) and not settings.differences(ours, saved):
             found.append((checkpoint.stat().st_mtime, checkpoint.parent))
     return max(found)[1] if found else None
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a process is training in `folder` at this moment."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # a file system without locks
+        return False
+    finally:
+        os.close(descriptor)
+    return False

@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 
 import bnrnn
 from bnrnn.config import AttentiveReaderConfig, QuestionConfig
-from bnrnn.datasets import four_sentence_items, pad, question_corpus
+from bnrnn.datasets import cnn_synthetic, four_sentence_items, load_cnn, pad, question_corpus
 from bnrnn.datasets.questions import format_question, parse_question
 from bnrnn.nn.attentive_reader import VARIANTS, AttentiveReader
 from bnrnn.tasks import Batch, QuestionTask
@@ -223,3 +224,21 @@ def test_every_variant_overfits_the_genuine_items(variant):
         model.output.bias.copy_(torch.from_numpy(np.log(frequency)))
     error = epochs(corpus, model, 100 if variant == "attentive_lstm" else 40, 2e-3)
     assert error < 0.05
+
+
+RUNS = Path(__file__).parent.parent / "results" / "runs"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variants_run_beats_the_baselines_on_held_out_questions(variant, tmp_path):
+    """The runs in results/: guesses that do not put question and passage together, on the very
+    questions that those were tested on."""
+    (run,) = RUNS.glob(f"cnn4-synthetic-{variant}-*seed0")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    result = json.loads((run / "result.json").read_text())
+    corpus = load_cnn(tmp_path, True, config["data"]["synthetic"], "raise", False)
+    guesses = cnn_synthetic.baselines(corpus, "test")
+    accuracy = 1 - result["test"]["error"]
+    assert accuracy > 2 * max(guesses["frequent"], guesses["question"])
+    assert accuracy > guesses["frequent_other"]

@@ -51,9 +51,9 @@ def main(arguments: list[str]) -> None:
     runs.sort(key=lambda run: run.model != "lstm")
     print(table(runs))
     if len(arguments) > 1:
-        from bnrnn.report.figures import steps_and_seconds
+        from bnrnn.report.figures import save, steps_and_seconds
 
-        steps_and_seconds(runs, Path(arguments[1]))
+        save(steps_and_seconds(runs), Path(arguments[1]))
         print(f"\nBoth curves: {arguments[1]}")
 
 

@@ -1,17 +1,27 @@
-"""Figures; needs matplotlib (`pip install bnrnn[plot]`)."""
+"""Figures of runs; needs matplotlib (`pip install bnrnn[plot]`).
 
-from collections.abc import Mapping, Sequence
+The functions return a figure; `encode` and `save` make the same bytes of the same runs.
+"""
+
+import io
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bnrnn.report.runs import METRICS, Run
+from bnrnn.files import write_atomic
+from bnrnn.report import paper
+from bnrnn.report.groups import MEASURED, cluster, kind, label, mean_curve, one_a_seed, order
+from bnrnn.report.runs import METRICS, MODELS, Run
 
 # Okabe and Ito's colours, told apart by the colour-blind; one a model.
 COLOURS = {
@@ -25,56 +35,141 @@ COLOURS = {
     "attentive_bne_star": "#009E73",
     "attentive_bne_star_star": "#CC79A7",
 }
+_DOT = {"marker": "o", "markersize": 3}
+_MARKERS = "os^Dv"  # of one model, for each of its settings
+_DOTTED = 40  # points of a curve beyond which its dots run into each other
 Curve = tuple[Sequence[float], Sequence[float]]
 
 
-def validation_curves(
-    runs: list[Run], path: Path, paper: Mapping[str, Curve] | None = None, note: str = ""
-) -> None:
-    """Validation against steps, one line a run; the paper's curve lightly behind.
+def validation_curves(runs: list[Run], title: str = "") -> Figure:
+    """Validation against steps for runs on the same data, the paper's curves lightly behind.
 
     Solid: batch statistics where there are some, as the paper's curves (an LSTM has no such
-    choice). Dashed: population statistics.
+    choice). Dashed: population statistics, up to three curves. Several seeds are thin, their mean
+    is thick.
     """
     figure, axes = plt.subplots(figsize=(7.2, 4.5), layout="constrained")
+    factor = METRICS[runs[0].metric][1]
+    clusters = sorted(cluster(runs, MEASURED), key=lambda members: order(members[0]))
     longest = max(max(run.curve()[0], default=0) for run in runs)
-    for model, (steps, values) in (paper or {}).items():
-        shown = [(s, v) for s, v in zip(steps, values, strict=True) if s <= longest * 1.05]
+    for model, points in paper.validation(runs[0].data).items():
+        shown = [(s, v * factor) for s, v in points if s <= longest * 1.05]
         if shown:
-            axes.plot(*zip(*shown, strict=True), color=COLOURS[model], alpha=0.3, linewidth=4,
-                      label=f"{dict(lstm='LSTM', bnlstm='BN-LSTM')[model]}, the paper")  # fmt: skip
-    for run in runs:
-        colour = COLOURS.get(run.model, "black")
-        dots = {"marker": "o", "markersize": 3}
-        by_batch = run.curve("batch")
-        if by_batch[0]:
-            axes.plot(*by_batch, color=colour, label=f"{run.title}, batch statistics", **dots)
-            axes.plot(*run.curve(), color=colour, linestyle="--", linewidth=1.2,
-                      label=f"{run.title}, population statistics")  # fmt: skip
-        else:
-            axes.plot(*run.curve(), color=colour, label=run.title, **dots)
+            # The colours of many are told once; the caption tells what is wide and pale.
+            name = f"{MODELS[model]}, the paper" if len(clusters) < 4 else None
+            axes.plot(
+                *zip(*shown, strict=True), color=COLOURS[model], alpha=0.3, linewidth=4, label=name
+            )
+    for members in clusters:
+        siblings = [c[0] for c in clusters if kind(c[0]) == kind(members[0])]
+        settings = label(members[0], siblings, MEASURED)
+        seeds = one_a_seed([run for run in members if run.curve()[0]])
+        n = len(_averaged(seeds))
+        of_seeds = f", mean of {n} seeds" if n > 1 else ""
+        name = members[0].title + (f", {settings}" if settings else "") + of_seeds
+        style: dict[str, Any] = {
+            "color": COLOURS.get(members[0].model, "black"),
+            "marker": _MARKERS[siblings.index(members[0]) % len(_MARKERS)],
+        }
+        both = any(run.curve("batch")[0] for run in seeds)
+        kinds = ", batch statistics" if both and len(clusters) < 4 else ""
+        _seeds(axes, seeds, Run.paper_like_curve, label=name + kinds, **style)
+        if kinds:
+            _seeds(axes, seeds, Run.curve, label=f"{name}, population statistics",
+                   linestyle="--", thick=1.2, **style)  # fmt: skip
     _label(axes, runs[0].metric, "training steps")
-    if note:
-        axes.set_title(note, fontsize=10, loc="left")
-    save(figure, path)
+    _legend(axes, runs[0])
+    if title:
+        axes.set_title(title, fontsize=10, loc="left")
+    return figure
 
 
-def steps_and_seconds(runs: list[Run], path: Path) -> None:
+def gamma_sweep(by_gamma: dict[float, list[Run]], title: str = "") -> Figure:
+    """Training and validation from several initial γ, as the paper's figure 6.
+
+    Cross-entropy of pixels, else the task's metric. Validation with batch statistics.
+
+    Args:
+        by_gamma: γ -> a run of each seed, all of the same data and model.
+    """
+    first = next(iter(by_gamma.values()))[0]
+    key, factor = first.metric, METRICS[first.metric][1]
+    name = METRICS[first.metric][0]
+    if first.metric == "accuracy":
+        key, factor, name = "cross_entropy", 1.0, "cross-entropy, nats"
+    figure, panels = plt.subplots(1, 2, figsize=(8, 3.8), layout="constrained", sharey=True)
+
+    def values(split: str) -> Callable[[Run], tuple[list[int], list[float]]]:
+        def curve(run: Run) -> tuple[list[int], list[float]]:
+            found = [
+                (r["step"], r[key] * factor)
+                for r in run.records
+                if r["split"] == split and r.get("statistics", "batch") == "batch" and key in r
+            ]
+            return [s for s, _ in found], [v for _, v in found]
+
+        return curve
+
+    for k, (gamma, runs) in enumerate(by_gamma.items()):
+        # Yellow, the last of viridis, is too pale on white.
+        colour = colormaps["viridis"](0.88 * k / (len(by_gamma) - 1))
+        for axes, split in zip(panels, ("train", "valid"), strict=True):
+            marker = "o" if split == "valid" else None
+            _seeds(axes, runs, values(split), color=colour, marker=marker, label=f"γ = {gamma:g}")
+    for axes, split in zip(panels, ("training", "validation, batch statistics"), strict=True):
+        _label(axes, first.metric, "training steps")
+        axes.set_ylabel(name if split == "training" else "")
+        axes.set_title(f"{title}: {split}" if title and split == "training" else split,
+                       fontsize=10, loc="left")  # fmt: skip
+    handles, labels = panels[1].get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, loc="outside right center", title="at the start")
+    return figure
+
+
+def steps_and_seconds(runs: list[Run]) -> Figure:
     """Validation against steps and against time, side by side: a step of one model costs more."""
-    figure, (left, right) = plt.subplots(
-        1, 2, figsize=(9, 4), layout="constrained", sharey=True
-    )  # fmt: skip
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 4), layout="constrained", sharey=True)
     for run in runs:
         steps, values = run.curve()
         clock = {r["step"]: r["seconds"] for r in run.records if r["split"] == "valid"}
         seconds = [clock[step] for step in steps]
-        style = {"color": COLOURS.get(run.model, "black"), "marker": "o", "markersize": 3}
+        style = {"color": COLOURS.get(run.model, "black"), **_DOT}
         left.plot(steps, values, label=run.title, **style)
         right.plot(seconds, values, label=run.title, **style)
-    _label(left, runs[0].metric, "training steps")
-    _label(right, runs[0].metric, "seconds, validation included")
+    for axes, label_ in ((left, "training steps"), (right, "seconds, validation included")):
+        _label(axes, runs[0].metric, label_)
+        _legend(axes, runs[0])
     right.set_ylabel("")
-    save(figure, path)
+    return figure
+
+
+def _seeds(
+    axes: Axes,
+    runs: list[Run],
+    curve: Callable[[Run], tuple[list[int], list[float]]],
+    thick: float = 2.0,
+    **style: Any,
+) -> None:
+    """One run: its curve. Several: a thin line each, and the mean at the steps all have."""
+    curves = [curve(run) for run in runs]
+    if len(runs) > 1:
+        thin = {key: style[key] for key in ("color", "linestyle") if key in style}
+        for steps, values in curves:
+            axes.plot(steps, _finite(values), linewidth=0.7, alpha=0.5, **thin)
+        curves = [mean_curve(_averaged(runs), curve)]
+    for steps, values in curves:
+        if len(steps) > _DOTTED:
+            style["marker"] = None
+        axes.plot(steps, _finite(values), linewidth=thick, markersize=3.5, **style)
+
+
+def _averaged(runs: list[Run]) -> list[Run]:
+    """The finished ones, if any: a run that stopped early would cut their mean short."""
+    return [run for run in runs if run.result is not None] or runs
+
+
+def _finite(values: Sequence[float]) -> list[float]:
+    return [value if math.isfinite(value) else math.nan for value in values]
 
 
 def _label(axes: Axes, metric: str, x_label: str) -> None:
@@ -82,10 +177,26 @@ def _label(axes: Axes, metric: str, x_label: str) -> None:
     axes.set_ylabel("validation " + METRICS[metric][0])
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
+    axes.xaxis.set_major_formatter(lambda step, _: f"{step:,.0f}")
+
+
+def _legend(axes: Axes, run: Run) -> None:
+    # Where learning curves leave room.
+    corner = "lower right" if run.metric == "accuracy" else "upper right"
+    axes.legend(frameon=False, loc=corner, fontsize=9)
+
+
+def encode(figure: Figure, kind: str) -> bytes:
+    """As "png" or "svg": the same figure gives the same bytes."""
+    buffer = io.BytesIO()
+    with plt.rc_context({"svg.hashsalt": "bnrnn"}):
+        figure.savefig(
+            buffer, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None
+        )
+    return buffer.getvalue()
 
 
 def save(figure: Figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    write_atomic(path, encode(figure, path.suffix.removeprefix(".")))
     plt.close(figure)

@@ -1,14 +1,17 @@
-"""Run directories read back: settings, records, result."""
+"""Run directories and analyses read back: settings, records, result, and what became of them."""
 
 import json
+import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
 from bnrnn import metrics
 from bnrnn.errors import CheckpointError
+from bnrnn.rundir import is_held
 
 # What a person calls it, its unit, and the factor from the recorded value to that unit.
 METRICS = {
@@ -16,6 +19,7 @@ METRICS = {
     "accuracy": ("accuracy, %", 100.0),
     "error": ("error, %", 100.0),
 }
+_METRIC_OF = {"pixels": "accuracy", "characters": "bpc", "questions": "error"}
 MODELS = {
     "lstm": "LSTM",
     "bnlstm": "BN-LSTM",
@@ -27,6 +31,19 @@ MODELS = {
     "attentive_bne_star": "BN-e*",
     "attentive_bne_star_star": "BN-e**",
 }
+# In the paper's order, what it does not have after what it has.
+DATA = {
+    "mnist": "MNIST, a pixel a step",
+    "pmnist-official-map": "Permuted MNIST, the pixel map of the released code",
+    "pmnist": "Permuted MNIST, a true permutation",
+    "ptb": "Penn Treebank, characters",
+    "text8": "text8",
+    "cnn4": "CNN questions, four sentences",
+    "cnn4-synthetic": "CNN questions, four sentences: generated ones",
+    "cnn": "CNN questions, whole articles",
+    "cnn-synthetic": "CNN questions, whole articles: generated ones",
+    "pydocs": "Python's documentation, the embedded corpus",
+}
 
 
 @dataclass(frozen=True)
@@ -37,6 +54,8 @@ class Run:
     config: dict[str, Any]
     records: list[dict[str, Any]]
     result: dict[str, Any] | None
+    failure: str | None = None
+    held: bool = False
 
     @property
     def task(self) -> str:
@@ -47,13 +66,55 @@ class Run:
         return self.config["model"]["name"]
 
     @property
+    def data(self) -> str:
+        """The task, and what its data are where they are not the paper's."""
+        task = self.config["task"]
+        if task.get("permutation") == "official_code":
+            return self.task + "-official-map"
+        if self.config.get("data", {}).get("synthetic"):
+            return self.task + "-synthetic"
+        if task.get("variant", "paper") != "paper":
+            return f"{self.task}-{task['variant']}"
+        if task.get("path"):
+            return f"{self.task}-{Path(task['path']).stem}"
+        return self.task
+
+    @property
+    def seed(self) -> int:
+        return self.config["seed"]
+
+    @property
+    def scale(self) -> str | None:
+        return self.config.get("scale")
+
+    @property
     def metric(self) -> str:
-        kinds = {"pixels": "accuracy", "characters": "bpc", "questions": "error"}
-        return kinds[self.config["task"]["kind"]]
+        return _METRIC_OF[self.config["task"]["kind"]]
 
     @property
     def title(self) -> str:
         return MODELS.get(self.model, self.model)
+
+    @property
+    def state(self) -> str:
+        """finished; failed; running; stopped: `bnrnn resume=` goes on; unfinished: it cannot."""
+        if self.held:
+            return "running"
+        if self.failure is not None:
+            return "failed"
+        if self.result is not None:
+            return "finished"
+        return "stopped" if (self.path / "last.pt").exists() else "unfinished"
+
+    @property
+    def step(self) -> int:
+        """The last one there is a record of."""
+        return max((record["step"] for record in self.records), default=0)
+
+    @property
+    def better(self) -> Any:
+        """`max` or `min`, whichever finds the best value of the metric."""
+        return max if self.metric == "accuracy" else min
 
     def curve(self, statistics: str = "population") -> tuple[list[int], list[float]]:
         """Steps and validation metric, in the unit of `METRICS`; [] where there is none."""
@@ -65,6 +126,40 @@ class Run:
         ]
         return [step for step, _ in found], [value for _, value in found]
 
+    def paper_like_curve(self) -> tuple[list[int], list[float]]:
+        """With batch statistics where the model normalises: so the paper's curves are."""
+        by_batch = self.curve("batch")
+        return by_batch if by_batch[0] else self.curve()
+
+    def best_step(self) -> int | None:
+        """Of the best validation with population statistics; None before the first."""
+        if self.result is not None:
+            return self.result["best_step"]
+        steps, values = self.curve()
+        finite = [
+            (v, s) for s, v in zip(steps, values, strict=True) if math.isfinite(v)
+        ]  # fmt: skip
+        return self.better(finite)[1] if finite else None
+
+    def final(self, split: str) -> float:
+        """The best model on "test" or "valid", with population statistics of the training set."""
+        assert self.result is not None
+        return self.result[split][self.metric] * METRICS[self.metric][1]
+
+
+class Unreadable(NamedTuple):
+    path: Path
+    reason: str
+
+
+class Found(NamedTuple):
+    """What lies under a folder, by path."""
+
+    root: Path
+    runs: list[Run]
+    analyses: dict[str, dict[str, Any]]  # by `analysis_name`
+    unreadable: list[Unreadable]
+
 
 def read_run(path: Path) -> Run:
     """
@@ -73,14 +168,74 @@ def read_run(path: Path) -> Run:
     """
     try:
         config = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
-        records = metrics.read(path / "metrics.jsonl")
-        file = path / "result.json"
-        result = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise CheckpointError(f"{path} is no readable run directory: {error}") from error
-    return Run(path, config, records, result)
+        file = path / "metrics.jsonl"
+        records = metrics.read(file) if file.exists() else []
+        failure = _read_json(path / "failed.json")
+        run = Run(
+            path, config, records, _read_json(path / "result.json"),
+            None if failure is None else str(failure["error"]), is_held(path),
+        )  # fmt: skip
+        _touch_all(run)
+    except KeyError as error:
+        raise CheckpointError(f"{path} is no readable run directory: no {error} there") from error
+    except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{path} is no readable run directory: {reason}") from error
+    return run
+
+
+def _read_json(file: Path) -> dict[str, Any] | None:
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+
+
+def _touch_all(run: Run) -> None:
+    """Look at all that a report will look at, so that what is missing is missed here."""
+    _ = run.data, run.model, run.seed, run.scale, run.step, run.best_step()
+    for statistics in ("population", "batch"):
+        run.curve(statistics)
+    if run.result is not None:
+        _ = run.final("test"), run.result["steps"], run.result["wall_seconds"]
 
 
 def find_runs(folder: Path) -> list[Run]:
-    """All runs at or under `folder`, by path."""
-    return [read_run(file.parent) for file in sorted(folder.glob("**/metrics.jsonl"))]
+    """All readable runs at or under `folder`, by path."""
+    return find(folder).runs
+
+
+def find(folder: Path) -> Found:
+    """Runs and analyses at or under `folder`; what cannot be read is listed, and no error."""
+    found = Found(folder, [], {}, [])
+
+    def unreadable(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):  # of `folder`, or just removed
+            found.unreadable.append(Unreadable(Path(error.filename), error.strerror or str(error)))
+
+    for name, folders, files in os.walk(folder, onerror=unreadable):
+        path = Path(name)
+        folders[:] = sorted(f for f in folders if not f.startswith(".") and f != "tb")
+        try:
+            analysis = _analysis(path) if "result.json" in files else None
+            if analysis is not None:
+                found.analyses[analysis_name(analysis)] = analysis
+            elif {"metrics.jsonl", "config.yaml", "failed.json"} & set(files):
+                found.runs.append(read_run(path))
+        except CheckpointError as error:
+            reason = str(error).removeprefix(f"{path} is no readable run directory: ")
+            found.unreadable.append(Unreadable(path, reason))
+    return found
+
+
+def _analysis(path: Path) -> dict[str, Any] | None:
+    try:
+        result = _read_json(path / "result.json")
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"result.json: {error}") from error
+    return result if isinstance(result, dict) and "analysis" in result else None
+
+
+def analysis_name(result: dict[str, Any]) -> str:
+    """What tells an analysis from the others: the newest of a name counts."""
+    parts = [result["analysis"], *(result[key] for key in ("task", "model") if key in result)]
+    if "model" in result:
+        parts.append(f"seed{result['seed']}")
+    return "-".join(map(str, parts))

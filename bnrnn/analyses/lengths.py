@@ -1,0 +1,78 @@
+"""Figure 3b: bits per character of test sequences longer than those in training."""
+
+import contextlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from bnrnn.errors import DataError
+from bnrnn.evaluate import normalizes
+from bnrnn.nn import batch_statistics
+from bnrnn.tasks import Batch, CharacterTask, Progress
+from bnrnn.tasks.base import even_batches
+from bnrnn.tasks.scoring import Score, score_batches
+
+
+def lengths(
+    model: nn.Module,
+    task: CharacterTask,
+    lengths: Sequence[int],
+    batch_size: int,
+    device: torch.device,
+    progress: Progress = iter,
+) -> dict[str, Any]:
+    """Cut the test string into non-overlapping slices of each length, and score the slices.
+
+    A slice of length L has L - 1 predictions, from the learned initial state on; what is left of
+    the string after the last whole slice is not scored.
+
+    Args:
+        model: with population statistics; put into evaluation mode here.
+        lengths: each 2 or more.
+        batch_size: slices at a time; the paper's code: 100. At least 3 for a model that
+            normalises, so that no batch is of one slice.
+
+    Returns:
+        "bpc": test bits per character for each length, with "population" statistics and, of a
+        model that normalises, with those of each "batch".
+
+    Raises:
+        DataError: the test string is too short for a length.
+    """
+    text = task.corpus.test
+    kinds = ["population", "batch"] if normalizes(model) else ["population"]
+    for length in lengths:
+        # A single slice has no batch statistics.
+        if length * len(kinds) > len(text):
+            needs = "two slices, for batch statistics" if len(kinds) == 2 else "one slice"
+            raise DataError(
+                f"the test string of {task.corpus.name} has {len(text)} characters, too few for "
+                f"{needs}, of {length}: lower lengths.lengths"
+            )
+    jobs = [
+        (kind, length, part)
+        for length in lengths
+        for kind in kinds
+        for part in even_batches(len(text) // length, batch_size)
+    ]
+    scores = {kind: {length: Score() for length in lengths} for kind in kinds}
+    model.eval()
+    for kind, length, part in progress(jobs):
+        rows = text[part.start * length : part.stop * length].reshape(-1, length)
+        characters = torch.from_numpy(rows.T.astype(np.int64))
+        batch = Batch(characters[:-1], characters[1:])
+        with batch_statistics(model) if kind == "batch" else contextlib.nullcontext():
+            scores[kind][length] += score_batches(model, task, [batch], device)
+    return {
+        "analysis": "lengths",
+        "lengths": list(lengths),
+        "batch_size": batch_size,
+        "characters": len(text),
+        "bpc": {
+            kind: [round(task.metrics(score)["bpc"], 5) for score in by_length.values()]
+            for kind, by_length in scores.items()
+        },
+    }

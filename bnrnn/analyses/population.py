@@ -1,0 +1,66 @@
+"""Figure 5: how population statistics change over the time steps of a sequence."""
+
+from typing import Any, cast
+
+import numpy as np
+from torch import nn
+
+from bnrnn.errors import ConfigError
+from bnrnn.kernels import Moments
+from bnrnn.nn import BNLSTM, StepStatistics
+
+TERMS = {"recurrent": "hh_l0", "cell": "c_l0"}
+FIRST, LATER = 30, 30  # time steps that are kept: the first, and so many of all the others
+
+
+def population(model: nn.Module, units: int, seed: int) -> dict[str, Any]:
+    """Population mean and variance of random units of the first `BNLSTM` in `model`.
+
+    Of the recurrent term W_h h these are features among 4H (gates i, f, g, o), of the cell state
+    units among H; fewer than `units` where there are not so many.
+
+    Returns:
+        "steps": T; "t": the first 30 steps, and 30 more up to the last; "recurrent" and "cell":
+        "units" (indices), "mean" and "variance", for each unit a list over t.
+
+    Raises:
+        ConfigError: the model does not normalise both.
+    """
+    found = next((module for module in model.modules() if isinstance(module, BNLSTM)), None)
+    if found is None or not all(name in found.statistics for name in TERMS.values()):
+        raise ConfigError(
+            "population statistics of the recurrent term and the cell are of a model that "
+            "normalises both, as model=bnlstm does: take a run of such a model"
+        )
+    generator = np.random.default_rng(seed)
+    moments = {
+        term: cast("StepStatistics", found.statistics[name]).population()
+        for term, name in TERMS.items()
+    }
+    steps = len(moments["cell"].mean)
+    t = list(range(steps))
+    if steps > FIRST + LATER:
+        t[FIRST:] = np.linspace(FIRST, steps - 1, LATER).round().astype(int).tolist()
+    return {
+        "analysis": "population",
+        "seed": seed,
+        "steps": steps,
+        "t": t,
+        **{term: _curves(moments[term], t, units, generator) for term in TERMS},
+    }
+
+
+def _curves(
+    moments: Moments, t: list[int], units: int, generator: np.random.Generator
+) -> dict[str, Any]:
+    features = moments.mean.shape[1]
+    chosen = np.sort(generator.choice(features, min(units, features), replace=False)).tolist()
+
+    def curves(statistic: np.ndarray) -> list[list[float]]:
+        return [[float(f"{x:.4g}") for x in row] for row in statistic[t][:, chosen].T.tolist()]
+
+    return {
+        "units": chosen,
+        "mean": curves(moments.mean.cpu().numpy()),
+        "variance": curves(moments.var.cpu().numpy()),
+    }

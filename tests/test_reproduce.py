@@ -1,0 +1,201 @@
+"""Each of the paper's experiments from one command: its settings, and the whole way at a small
+scale."""
+
+import itertools
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
+
+from bnrnn import cli  # noqa: F401 (registers the schemas)
+from bnrnn import config as settings
+
+ROOT = Path(__file__).parent.parent
+DATA = ROOT.parent / "shared" / "data"
+FOLDER = ROOT / "conf" / "reproduce"
+EXPERIMENTS = sorted(file.stem for file in FOLDER.glob("*.yaml"))
+PIXELS_AND_CHARACTERS = ["mnist", "pmnist", "ptb", "text8"]
+
+
+def jobs(experiment):
+    """The overrides of each job of its sweep."""
+    params = yaml.safe_load((FOLDER / f"{experiment}.yaml").read_text())["hydra"]["sweeper"][
+        "params"
+    ]
+    values = [[f"{key}={value}" for value in str(v).split(",")] for key, v in params.items()]
+    return [list(job) for job in itertools.product(*values)]
+
+
+@pytest.fixture
+def composed():
+    def compose_config(*overrides):
+        GlobalHydra.instance().clear()
+        with initialize_config_module("bnrnn.conf", version_base="1.3"):
+            return settings.from_hydra(compose("config", list(overrides)))
+
+    return compose_config
+
+
+@pytest.mark.parametrize("scale", settings.SCALES)
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_job_of_every_scale_composes(composed, experiment, scale):
+    steps = {composed(f"reproduce={experiment}", f"scale={s}", *jobs(experiment)[0]).max_steps
+             for s in ("minutes", "hour")}  # fmt: skip
+    assert len(steps) == 2
+    for job in jobs(experiment):
+        assert composed(f"reproduce={experiment}", f"scale={scale}", *job).scale == scale
+
+
+@pytest.mark.parametrize("experiment", PIXELS_AND_CHARACTERS)
+def test_in_full_it_is_the_run_of_task_and_model_alone(composed, experiment):
+    for job in jobs(experiment):
+        ours = settings.to_dict(composed(f"reproduce={experiment}", *job))
+        plain = settings.to_dict(composed(f"task={experiment}", *job))
+        assert ours == plain
+
+
+def test_which_models_and_data_are_compared():
+    assert [job[:1] for job in jobs("ptb")] == [["model=lstm"], ["model=bnlstm"]]
+    assert {tuple(job[:2]) for job in jobs("pmnist")} == {
+        (f"task.permutation={permutation}", f"model={model}")
+        for permutation in ("official_code", "'true'")
+        for model in ("lstm", "bnlstm")
+    }
+    assert len(jobs("cnn4")) == 5
+    gammas = {tuple(job[:3]) for job in jobs("gamma")}
+    assert gammas == {
+        (f"task={task}", "model=bnlstm", f"model.gamma_init={gamma}")
+        for task in ("pmnist", "ptb")
+        for gamma in (0.1, 0.3, 0.5, 0.7, 1.0)
+    }
+
+
+def test_question_answering_in_full(composed):
+    """Sizes, rates and batches as the paper has them; the shorter scales make their own data."""
+    star = {"attentive_bne_star", "attentive_bne_star_star"}
+    for (model, *_), scale in itertools.product(jobs("cnn4"), ("hour", "full")):
+        config = composed("reproduce=cnn4", f"scale={scale}", model)
+        if scale == "hour":
+            assert (config.data.synthetic, config.model.hidden_size) == (20000, 100)
+            assert (config.task.batch_size, config.optimizer.lr) == (40, 8e-4)
+        else:
+            assert (config.data.synthetic, config.model.hidden_size) == (None, 240)
+            as_printed = config.model.name in star
+            assert config.task.batch_size == (40 if as_printed else 64)
+            assert config.optimizer.lr == (8e-4 if as_printed else 8e-5)
+    full = composed("reproduce=cnn", "model=attentive_bne_star_star")
+    assert (full.model.hidden_size, full.optimizer.lr, full.max_steps) == (120, 8e-4, 90_000)
+    assert composed("reproduce=cnn", "model=attentive_lstm").model.hidden_size == 240
+
+
+def test_the_gamma_sweep_is_on_the_papers_pixel_map(composed):
+    config = composed("reproduce=gamma", "task=pmnist", "model.gamma_init=0.3")
+    assert config.task.permutation == "official_code"
+    assert (config.max_steps, config.model.gamma_init) == (50_000, 0.3)
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_file_says_what_it_costs_and_what_to_expect(experiment):
+    text = (FOLDER / f"{experiment}.yaml").read_text()
+    assert f"make reproduce-{experiment} " in text
+    assert "Expected (the paper)" in text
+    for scale in settings.SCALES:
+        assert f"scale={scale}" in text
+    help = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert f"make reproduce-{experiment} " in help.stdout
+
+
+def test_scale_alone_is_refused(bnrnn_here):
+    done = bnrnn_here("scale=hour")
+    assert done.returncode == 2
+    assert done.stderr == (
+        "bnrnn: error: scale=hour goes with reproduce=…, which says what to shrink\n"
+    )
+
+
+SMALL = ["max_steps=2", "model.hidden_size=8", "calibration_batches=2", "task.batch_size=500",
+         "task.length=10", "test_calibration_batches=2", "task.stream_length=50000"]  # fmt: skip
+
+
+def test_analyses_of_a_trained_model_find_it_by_its_settings(bnrnn_here, tmp_path):
+    missing = bnrnn_here("mode=lengths", "run=auto", *SMALL)
+    assert missing.returncode == 4
+    assert "no finished run of task=pydocs model=bnlstm" in missing.stderr
+    assert not (tmp_path / "outputs").exists()
+
+    assert bnrnn_here(*SMALL).returncode == 0
+    (run,) = tmp_path.glob("outputs/pydocs/bnlstm/*")
+    done = bnrnn_here("mode=lengths", "run=auto", "lengths.lengths=[10,40]", *SMALL)
+    assert done.returncode == 0, done.stderr
+    (file,) = run.glob("lengths/*/result.json")
+    result = json.loads(file.read_text())
+    assert result["lengths"] == [10, 40]
+    assert set(result["bpc"]) == {"population", "batch"}
+    assert (result["task"], result["model"], result["step"]) == ("pydocs", "bnlstm", 2)
+    assert result["calibrated"] == 2
+    assert (file.parent / "lengths.png").exists()
+
+    done = bnrnn_here("mode=population", f"run={run}", "population.units=3")
+    assert done.returncode == 0, done.stderr
+    assert len(list(run.glob("population/*/population.png"))) == 1
+
+
+def test_analyses_without_a_model(bnrnn_here, tmp_path):
+    done = bnrnn_here("mode=tanh_derivative")
+    assert done.returncode == 0, done.stderr
+    (file,) = tmp_path.glob("outputs/tanh_derivative/*/result.json")
+    assert json.loads(file.read_text())["analysis"] == "tanh_derivative"
+    assert (file.parent / "tanh_derivative.png").exists()
+
+
+def test_lengths_of_a_pixel_model_are_refused(bnrnn_here):
+    done = bnrnn_here("mode=gradient_flow", "gradient_flow.gammas=[0]")
+    assert done.returncode == 2
+    assert "gradient_flow.gammas must be positive" in done.stderr
+
+
+def test_a_run_that_fails_says_so_in_its_folder_until_it_goes_on(bnrnn_here, tmp_path):
+    done = bnrnn_here(*SMALL, "optimizer=sgd", "optimizer.lr=1e30", "max_steps=50")
+    assert done.returncode == 5
+    (run,) = tmp_path.glob("outputs/pydocs/bnlstm/*")
+    failure = json.loads((run / "failed.json").read_text())
+    assert failure["exit_code"] == 5
+    assert failure["error"] in done.stderr
+    assert bnrnn_here("mode=report").returncode == 0
+    report = (tmp_path / "outputs" / "report" / "report.md").read_text()
+    assert "failed" in report
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not DATA.is_dir(), reason="no data sets at ../shared/data")
+@pytest.mark.parametrize(
+    "targets",
+    [
+        ["mnist"], ["pmnist"], ["text8"], ["cnn4"], ["cnn"], ["gamma"], ["gradient-flow", "tanh"],
+        ["lengths", "population"],  # which come after ptb
+    ],
+)  # fmt: skip
+def test_every_target_end_to_end(targets, tmp_path, monkeypatch):
+    """At the smallest scale there is; on real data, but for the questions."""
+    for name in ("mnist", "ptb", "text8"):  # generated questions are put into the same folder
+        (tmp_path / "data").mkdir(exist_ok=True)
+        (tmp_path / "data" / name).symlink_to(DATA / name)
+    monkeypatch.setenv("BNRNN_CACHE_DIR", str(tmp_path / "cache"))
+    outputs = tmp_path / "outputs"
+    for target in targets:
+        subprocess.run(
+            ["make", "--assume-old=install", f"BIN={Path(sys.executable).parent}", "SCALE=minutes",
+             f"ARGS=data_dir={tmp_path / 'data'} outputs={outputs}", f"reproduce-{target}"],
+            cwd=ROOT, check=True, capture_output=True,
+        )  # fmt: skip
+    assert (outputs / "report" / "report.html").exists()
+    results = list(outputs.glob("**/result.json"))
+    expected = {"mnist": 2, "pmnist": 4, "text8": 2, "cnn4": 5, "cnn": 2, "gamma": 10,
+                "gradient-flow": 2, "lengths": 2 + 2 + 1}[targets[0]]  # fmt: skip
+    assert len(results) == expected
+    assert len(list(outputs.glob("report/figures/*.png"))) > 0
