@@ -4,11 +4,28 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
+
+from bnrnn import cli  # noqa: F401 (registers the schemas)
+from bnrnn import config as settings
 
 
 @pytest.fixture(autouse=True)
 def _one_seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def composed():
+    """The configuration that overrides make, as plain objects."""
+
+    def compose_config(*overrides):
+        GlobalHydra.instance().clear()
+        with initialize_config_module("bnrnn.conf", version_base="1.3"):
+            return settings.from_hydra(compose("config", list(overrides)))
+
+    return compose_config
 
 
 @dataclass

@@ -5,10 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hydra import compose, initialize_config_module
-from hydra.core.global_hydra import GlobalHydra
 
-from bnrnn import cli  # noqa: F401 (registers the schemas)
 from bnrnn import config as settings
 from bnrnn.errors import ConfigError
 from bnrnn.nn.attentive_reader import VARIANTS
@@ -18,16 +15,6 @@ CONF = Path(__file__).parent.parent / "conf"
 
 def names(group):
     return sorted(file.stem for file in (CONF / group).glob("*.yaml"))
-
-
-@pytest.fixture
-def composed():
-    def compose_config(*overrides):
-        GlobalHydra.instance().clear()
-        with initialize_config_module("bnrnn.conf", version_base="1.3"):
-            return settings.from_hydra(compose("config", list(overrides)))
-
-    return compose_config
 
 
 @pytest.mark.parametrize("model", names("model"))

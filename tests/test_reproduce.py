@@ -9,10 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hydra import compose, initialize_config_module
-from hydra.core.global_hydra import GlobalHydra
 
-from bnrnn import cli  # noqa: F401 (registers the schemas)
 from bnrnn import config as settings
 
 ROOT = Path(__file__).parent.parent
@@ -29,16 +26,6 @@ def jobs(experiment):
     ]
     values = [[f"{key}={value}" for value in str(v).split(",")] for key, v in params.items()]
     return [list(job) for job in itertools.product(*values)]
-
-
-@pytest.fixture
-def composed():
-    def compose_config(*overrides):
-        GlobalHydra.instance().clear()
-        with initialize_config_module("bnrnn.conf", version_base="1.3"):
-            return settings.from_hydra(compose("config", list(overrides)))
-
-    return compose_config
 
 
 @pytest.mark.parametrize("scale", settings.SCALES)

@@ -44,7 +44,8 @@ def collect(outputs: Path, results: Path) -> None:
     for name, analysis in found.analyses.items():
         folder = results / "analyses" / name
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "result.json", _without_paths(analysis))
+        line = json.dumps(_without_paths(analysis)) + "\n"  # indented, curves are a line a number
+        write_atomic(folder / "result.json", line.encode())
 
 
 def folder_name(run: Run, kept: dict[str, Run]) -> str:
