@@ -62,7 +62,7 @@ reproduce-cnn:  ## figure 4 right, table 4
 reproduce-gamma:  ## figure 6: other initial values of gamma
 reproduce-lengths:  ## figure 3b: test strings of other lengths, after reproduce-ptb
 reproduce-population:  ## figure 5: population statistics against time, after reproduce-ptb
-reproduce-gradient-flow:  ## figure 1a: half a minute, no training
+reproduce-gradient-flow:  ## figure 1a: a minute or two, no training
 reproduce-tanh:  ## figure 1b: a second
 
 $(SWEEPS:%=reproduce-%): reproduce-%: install

@@ -261,7 +261,7 @@ class GradientFlowConfig:
 
     gammas: list[float] = field(default_factory=lambda: [k / 10 for k in range(1, 11)])
     matrices: list[str] = field(default_factory=lambda: ["identity", "orthogonal"])
-    repeats: int = 4
+    repeats: int = 10
     hidden_size: int = 100
     batch_size: int = 100
     init_noise: float = 0.1

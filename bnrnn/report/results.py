@@ -125,7 +125,8 @@ def write(results: Path, figures: bool = True) -> str:
         "Results",
         ("Made by ", Code("make results"), " from run directories; nothing here is typed by hand, "
          "and nothing is shown that was not run. Each run's settings, records and result: ",
-         Code("runs/"), "."),
+         Code("runs/"), ". Where ours differs from the paper's, and what was tried: ",
+         Link("differences.md", "differences.md"), "."),
         lambda run: Link(run.path.name, f"runs/{run.path.name}"),
     )  # fmt: skip
     if figures:
