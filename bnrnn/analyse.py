@@ -43,11 +43,12 @@ def analyse(config: Config, source: Path | None, device: torch.device) -> dict[s
             )  # fmt: skip
         assert source is not None
         task = build_task(config)
+        if config.mode == "lengths" and not isinstance(task, CharacterTask):
+            raise ConfigError(f"mode=lengths needs a character model, {source} is of another task")
         model, facts = load_calibrated(config, source, task, device, stop)
         facts |= {"task": config.task.name, "model": config.model.name, "seed": config.seed}
         if config.mode == "population":
             return population(model, config.population.units, config.seed) | facts
-        if not isinstance(task, CharacterTask):
-            raise ConfigError(f"mode=lengths needs a character model, {source} is of another task")
+        assert isinstance(task, CharacterTask)
         cut = config.lengths
         return lengths(model, task, cut.lengths, cut.batch_size, device, progress) | facts

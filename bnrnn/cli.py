@@ -78,7 +78,7 @@ def _job(cfg: DictConfig) -> None:
             raise ConfigError(f"scale={cfg.scale} goes with reproduce=…, which says what to shrink")
         _dispatch(settings.from_hydra(cfg), run)
     except BnrnnError as error:
-        run.discard_if_empty()
+        run.discard_if_empty(Path(cfg.outputs))
         if single:
             _fail(str(error), error.exit_code)
         raise  # Hydra goes on with the sweep, and raises this again at its end
@@ -110,7 +110,7 @@ def _dispatch(config: Config, run: RunDirectory) -> None:
     task = build_task(config)
     if config.mode == "data":
         log.info("%s", task.describe())
-        run.discard_if_empty()
+        run.discard_if_empty(Path(config.outputs))
         return
     source = _used_run(config)
     if config.mode == "evaluate":

@@ -96,8 +96,9 @@ class RunDirectory:
         with contextlib.suppress(OutputError):
             write_json(self.failure, {"error": text, "exit_code": getattr(error, "exit_code", 1)})
 
-    def discard_if_empty(self) -> None:
-        """Remove what Hydra made for a run that never began, empty parents too."""
+    def discard_if_empty(self, outputs: Path) -> None:
+        """Remove what Hydra made for a run that never began, and its parents that are empty then,
+        but neither `outputs` nor what that lies in."""
         if any((self.path / name).exists() for name in ("config.yaml", "last.pt", "result.json")):
             return
         names = {entry.name for entry in self.path.iterdir()} if self.path.is_dir() else set()
@@ -105,7 +106,10 @@ class RunDirectory:
             return
         for file in [*self.path.glob(".hydra/*"), *self.path.glob("*.log")]:
             file.unlink(missing_ok=True)
+        root = outputs.resolve()
         for folder in (self.path / ".hydra", self.path, *list(self.path.parents)[:2]):
+            if root.is_relative_to(folder.resolve()):
+                break
             try:
                 folder.rmdir()
             except OSError:

@@ -113,7 +113,7 @@ def test_analyses_of_a_trained_model_find_it_by_its_settings(bnrnn_here, tmp_pat
     missing = bnrnn_here("mode=lengths", "run=auto", *SMALL)
     assert missing.returncode == 4
     assert "no finished run of task=pydocs model=bnlstm" in missing.stderr
-    assert not (tmp_path / "outputs").exists()
+    assert not list(tmp_path.glob("outputs/*"))
 
     assert bnrnn_here(*SMALL).returncode == 0
     (run,) = tmp_path.glob("outputs/pydocs/bnlstm/*")
@@ -140,10 +140,18 @@ def test_analyses_without_a_model(bnrnn_here, tmp_path):
     assert (file.parent / "tanh_derivative.png").exists()
 
 
-def test_lengths_of_a_pixel_model_are_refused(bnrnn_here):
+def test_wrong_settings_of_an_analysis(bnrnn_here):
     done = bnrnn_here("mode=gradient_flow", "gradient_flow.gammas=[0]")
     assert done.returncode == 2
     assert "gradient_flow.gammas must be positive" in done.stderr
+
+
+def test_nothing_to_report_on_leaves_the_folder_alone(bnrnn_here, tmp_path):
+    done = bnrnn_here("mode=report")
+    assert done.returncode == 4
+    assert done.stderr.startswith("bnrnn: error: no run under ")
+    assert tmp_path.is_dir()
+    assert not list(tmp_path.glob("outputs/*"))
 
 
 def test_a_run_that_fails_says_so_in_its_folder_until_it_goes_on(bnrnn_here, tmp_path):
