@@ -37,6 +37,7 @@ COLOURS = {
 }
 _DOT = {"marker": "o", "markersize": 3}
 _MARKERS = "os^Dv"  # of one model, for each of its settings
+_LONG = 50  # letters beyond which labels stand below the curves, not over them
 _DOTTED = 40  # points of a curve beyond which its dots run into each other
 Curve = tuple[Sequence[float], Sequence[float]]
 
@@ -78,7 +79,11 @@ def validation_curves(runs: list[Run], title: str = "") -> Figure:
             _seeds(axes, seeds, Run.curve, label=f"{name}, population statistics",
                    linestyle="--", thick=1.2, **style)  # fmt: skip
     _label(axes, runs[0].metric, "training steps")
-    _legend(axes, runs[0])
+    if max(len(text) for text in axes.get_legend_handles_labels()[1]) > _LONG:
+        figure.set_figheight(4.5 + 0.2 * len(clusters))
+        figure.legend(frameon=False, loc="outside lower center", fontsize=9)
+    else:
+        _legend(axes, runs[0])
     if title:
         axes.set_title(title, fontsize=10, loc="left")
     return figure

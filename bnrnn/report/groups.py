@@ -15,6 +15,7 @@ _NAMES = {
     "model.hidden_size": "{} units",
     "model.num_layers": "{} layers",
     "model.recurrent_init": "recurrent matrix {}",
+    "model.init": "{} initialisation",
     "optimizer.name": "{}",
     "optimizer.lr": "learning rate {}",
     "task.batch_size": "batch {}",
@@ -25,10 +26,11 @@ _NAMES = {
     "calibration_batches": "{} calibration batches",
     "max_valid_batches": "validated on {} batches",
 }
-# How often and on what a run is measured makes it no other curve.
-MEASURED = frozenset(
-    {"validate_every", "calibration_batches", "test_calibration_batches", "max_valid_batches"}
-)
+# How often and on what a run is measured, and which of its models is kept, makes it no other curve.
+MEASURED = frozenset([
+    "validate_every", "calibration_batches", "test_calibration_batches", "max_valid_batches",
+    "selection",
+])  # fmt: skip
 _WITHOUT_VALUE = {
     "validate_every": "validated every epoch",
     "max_valid_batches": "validated on all batches",
@@ -223,9 +225,12 @@ def part(key: str, value: Any) -> str:
     if value is None and key in _WITHOUT_VALUE:
         return _WITHOUT_VALUE[key]
     name = key.rpartition(".")[2].replace("_", " ")
+    if key == "model.mask_attention_statistics":
+        return "attention statistics " + ("without padding" if value else "over padding too")
     if isinstance(value, bool):
         return name if value else f"no {name}"
     shown = "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+    shown = {"official_code": "released code's"}.get(shown, shown)
     return _NAMES.get(key, name + " {}").format(shown)
 
 
