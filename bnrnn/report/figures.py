@@ -103,13 +103,19 @@ def gamma_sweep(by_gamma: dict[float, list[Run]], title: str = "") -> Figure:
     if first.metric == "accuracy":
         key, factor, name = "cross_entropy", 1.0, "cross-entropy, nats"
     figure, panels = plt.subplots(1, 2, figsize=(8, 3.8), layout="constrained", sharey=True)
+    # The run from the usual γ is often one that went on for long: what the others have is compared.
+    *_, second, longest = sorted(max(r.step for r in runs) for runs in by_gamma.values())
+    last = second if longest > 2 * second else longest
 
     def values(split: str) -> Callable[[Run], tuple[list[int], list[float]]]:
         def curve(run: Run) -> tuple[list[int], list[float]]:
             found = [
                 (r["step"], r[key] * factor)
                 for r in run.records
-                if r["split"] == split and r.get("statistics", "batch") == "batch" and key in r
+                if r["split"] == split
+                and r.get("statistics", "batch") == "batch"
+                and key in r
+                and r["step"] <= last
             ]
             return [s for s, _ in found], [v for _, v in found]
 
