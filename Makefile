@@ -80,7 +80,7 @@ reproduce:  ## all of them, one after the other, whatever becomes of one
 	$(MAKE) --keep-going $(SWEEPS:%=reproduce-%) $(TRAINED:%=reproduce-%) $(ALONE:%=reproduce-%)
 
 report: install  ## outputs/report/: tables and figures from all runs, beside the paper's
-	$(BIN)/bnrnn mode=report
+	$(BIN)/bnrnn mode=report $(ARGS)
 
 results: install  ## results/ again, from the runs under outputs/
 	$(BIN)/python -m bnrnn.report.results outputs results

@@ -24,7 +24,7 @@ from bnrnn.allocator import keep_large_blocks
 from bnrnn.files import write_atomic, write_json
 from bnrnn.nn import BNLSTM
 from bnrnn.nn.attentive_reader import VARIANTS, AttentiveReader
-from bnrnn.provenance import commit, machine
+from bnrnn.provenance import provenance
 
 BATCH, QUESTION = 64, 30
 # The paper: 240 units, a vocabulary of 65,829 words; four sentences, or a whole article.
@@ -90,10 +90,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args(arguments)
     keep_large_blocks()
-    facts = {
-        "machine": machine(torch.device("cpu")), "threads": torch.get_num_threads(),
-        "torch": torch.__version__, "commit": commit(),
-    }  # fmt: skip
+    facts = provenance(torch.device("cpu"))
+    facts = {key: facts[key] for key in ("machine", "threads", "torch", "commit")}
     found = {name: measure(T, options.rounds, VOCABULARY, HIDDEN) for name, T in LENGTHS.items()}
     text = [
         "# Questions per second in training",

@@ -27,7 +27,7 @@ from bench.plain_loop import PlainLoopBNLSTM
 from bnrnn import BNLSTM
 from bnrnn.allocator import keep_large_blocks
 from bnrnn.files import write_atomic, write_json
-from bnrnn.provenance import commit, machine
+from bnrnn.provenance import provenance
 
 OURS, TORCH, REFERENCE, PLAIN = "bnrnn", "nn.LSTM", "bnrnn, reference", "plain loop"
 SUBJECTS = (OURS, TORCH, REFERENCE, PLAIN)
@@ -206,10 +206,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--no-growth", action="store_true", help="leave out the figure")
     options = parser.parse_args(arguments)
     keep_large_blocks()
-    facts = {
-        "machine": machine(torch.device("cpu")), "threads": torch.get_num_threads(),
-        "torch": torch.__version__, "commit": commit(),
-    }  # fmt: skip
+    facts = provenance(torch.device("cpu"))
+    facts = {key: facts[key] for key in ("machine", "threads", "torch", "commit")}
     shapes: dict[str, Any] = {}
     text = [
         "# What a training step of the recurrence costs",
