@@ -169,6 +169,8 @@ def train(config: Config, task: Task, run: RunDirectory, device: torch.device) -
         "task": config.task.name,
         "model": config.model.name,
         "seed": config.seed,
+        "data": task.describe(),
+        "whole_data": task.whole_data,
         "steps": state.step,
         "max_steps": total,
         "epochs": state.step / task.steps_per_epoch,

@@ -106,6 +106,7 @@ def test_a_run_directory_holds_what_it_should(tmp_path, text):
 
     result = json.loads((run / "result.json").read_text())
     assert result["steps"] == 6
+    assert (result["data"].partition(":")[0], result["whole_data"]) == (str(text), True)
     assert result["kernel"] == "cpu"
     assert result["calibrated"] > 2  # the whole training set, not the sample of a validation
     assert set(result) >= {"seed", "torch", "bnrnn", "commit", "machine", "wall_seconds", "command"}

@@ -374,8 +374,9 @@ def test_folder_and_archive_give_the_same_corpus(
     for data_dir in ("packed", "folder"):
         found = load_cnn(tmp_path / data_dir)
         assert arrays(found) == expected
-        assert (found.name, found.synthetic) == ("CNN questions", False)
+        assert (found.name, found.synthetic, found.whole) == ("CNN questions", False, False)
     assert corpus.synthetic
+    assert corpus.whole
     assert corpus.name == "synthetic CNN-like questions (2,000)"
     warning = "holds 1,800 / 100 / 100 questions, not the 380,298 / 3,924 / 3,198 of the published"
     assert all(warning in record.getMessage() for record in caplog.records)

@@ -508,13 +508,14 @@ def test_text8_in_each_format(small_text8: Path, name: str, caplog: pytest.LogCa
     corpus = load_text8(small_text8.parent)
     assert sizes(corpus) == (180, 10, 10)
     assert whole(corpus).encode() == SMALL
-    assert corpus.name == "text8"
+    assert (corpus.name, corpus.whole) == ("text8", True)
     assert not caplog.records
 
 
 def test_text8_that_is_short_is_a_prefix(small_text8: Path, caplog: pytest.LogCaptureFixture):
     (small_text8 / "text8").write_bytes(SMALL[:100])
-    assert sizes(load_text8(small_text8.parent)) == (90, 5, 5)
+    corpus = load_text8(small_text8.parent)
+    assert (sizes(corpus), corpus.whole) == ((90, 5, 5), False)
     assert "only the first 100 of text8's 200 characters" in caplog.text
 
 

@@ -58,6 +58,7 @@ def make_run(
             "test": {metric: values[-1] - 0.125 if test is None else test},
             "valid": {metric: values[-1]},
             "best_step": 100 * len(values), "steps": steps or 100 * len(values), "epochs": 2.0,
+            "data": "/somewhere/the.txt: 9 characters",
             "wall_seconds": 90.0, "train_seconds": 60.0, "kernel": "reference", "commit": "abc",
             "machine": "a machine", "threads": 2,
             "command": f"bnrnn task={task} model={model} data_dir=/somewhere threads=1",
@@ -128,6 +129,16 @@ def test_a_run_reads_back_its_curves(tmp_path):
 def test_data_that_are_not_the_papers_have_another_name(tmp_path, changes, data):
     make_run(tmp_path / "a", "lstm", [1.0], **changes)
     assert read_run(tmp_path / "a").data == data
+
+
+def test_results_on_a_part_of_the_corpus_do_not_stand_beside_the_papers(tmp_path):
+    make_run(tmp_path / "a", "lstm", [1.3], task="text8", steps=195_300)
+    file = tmp_path / "a" / "result.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"whole_data": False}))
+    assert read_run(tmp_path / "a").data == "text8-part"
+    made = document(tmp_path)
+    assert Heading(3, "text8, a part of it") in made
+    assert rows(made, "LSTM") == [["1.175 test", "1", "195,300"]]
 
 
 def test_three_seeds_have_a_mean_a_standard_deviation_and_a_verdict(tmp_path):
@@ -272,6 +283,8 @@ def all_states(tmp_path):
             "lower_quartile": [1.0, 0.4], "upper_quartile": [1.0, 0.9],
         })
     )  # fmt: skip
+    (folder / "newer").mkdir()
+    (folder / "newer" / "result.json").write_text('{"analysis": "of_tomorrow"}')
     with RunDirectory(folder / "4-running"):
         yield folder
 
@@ -279,7 +292,7 @@ def all_states(tmp_path):
 def test_every_run_is_listed_whatever_became_of_it(all_states):
     made = document(all_states)
     assert made[2] == Paragraph(
-        "8 runs: 1 finished, 1 running, 1 stopped, 1 unfinished, 1 failed, 3 unreadable."
+        "9 runs: 1 finished, 1 running, 1 stopped, 1 unfinished, 1 failed, 4 unreadable."
     )
     assert rows(made, "2-failed", "failed")[0] == ["200", "nan at 200", HOSTILE]
     assert rows(made, "3-stopped", "stopped")[0] == [
@@ -293,6 +306,8 @@ def test_every_run_is_listed_whatever_became_of_it(all_states):
     assert "expected the node content" in unreadable[-1]
     assert "config.yaml" in rows(made, Code("7-incomplete"), "unreadable")[0][-1]
     assert rows(made, Code("8-strange"), "unreadable")[0][-1] == "no 'best_step' there"
+    reason = "an analysis that this version does not know, of_tomorrow"
+    assert rows(made, Code("newer"), "unreadable")[0][-1] == reason
     # The best of a run with a NaN in it is its best number.
     assert rows(made, "2-failed", "failed", "3.000")[0][:3] == ["-", "100", "200"]
 
@@ -360,6 +375,9 @@ def test_the_page_is_whole_by_itself_and_escapes_what_it_shows(all_states, tmp_p
 
 def test_the_same_runs_make_the_same_bytes(all_states, tmp_path):
     for name in ("a", "b"):
+        figures = tmp_path / name / "figures"
+        figures.mkdir(parents=True)
+        (figures / "of-a-run-that-is-gone.svg").touch()
         report.write_report(all_states, tmp_path / name)
     files = [file for file in sorted((tmp_path / "a").rglob("*")) if file.is_file()]
     assert len(files) == 6
@@ -443,9 +461,10 @@ def test_names_tell_settings_apart(tmp_path):
     for k, changes in enumerate([
         {"model__gamma_init": 0.1}, {"model__gamma_init": 0.3}, {"model__gamma_init": 1.0},
         {"model__gamma_init": 0.1, "scale": "hour"}, {"model__gamma_init": 0.1, "seed": 1},
-        {"model__gamma_init": 0.1, "task__new": 2},
+        {"model__gamma_init": 0.1, "task__new": 2, "task__newer": 2},
+        {"model__gamma_init": 0.1, "task__new": 2, "task__newer": 3},
     ]):  # fmt: skip
-        known = {"task__new": 1} | changes
+        known = {"task__new": 1, "task__newer": 1} | changes
         make_run(outputs / str(k), "bnlstm", [3.0], **known)
     make_run(outputs / "map", "bnlstm", [0.5], task="pmnist", task__permutation="official_code")
     make_run(outputs / "true", "bnlstm", [0.5], task="pmnist", task__permutation="true")
@@ -453,7 +472,8 @@ def test_names_tell_settings_apart(tmp_path):
     assert sorted(path.name for path in (target / "runs").iterdir()) == [
         "pmnist-bnlstm-seed0", "pmnist-official-map-bnlstm-seed0",
         "ptb-bnlstm-gamma0.3-seed0", "ptb-bnlstm-gamma1-seed0", "ptb-bnlstm-hour-seed0",
-        "ptb-bnlstm-new_2-seed0", "ptb-bnlstm-seed0", "ptb-bnlstm-seed1",
+        "ptb-bnlstm-new_2-newer_3-seed0", "ptb-bnlstm-new_2-seed0", "ptb-bnlstm-seed0",
+        "ptb-bnlstm-seed1",
     ]  # fmt: skip
     before = {file: file.read_bytes() for file in target.rglob("*.*") if file.is_file()}
     results.collect(outputs, target)

@@ -17,6 +17,7 @@ class CharacterCorpus:
     """A text over `symbols`, in order of their code points: index k stands for `symbols[k]`.
 
     train, valid, test: (characters,), uint8 up to 256 symbols, else the next wider unsigned type.
+    whole: False where only a part of the published corpus is at hand.
     """
 
     name: str
@@ -24,6 +25,7 @@ class CharacterCorpus:
     train: np.ndarray
     valid: np.ndarray
     test: np.ndarray
+    whole: bool = True
 
     def decode(self, indices: np.ndarray | Sequence[int]) -> str:
         """indices (n,), each below the number of symbols -> n characters."""

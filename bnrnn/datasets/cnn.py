@@ -100,6 +100,7 @@ class QuestionCorpus:
     entity_ids: (E,) int64, ascending: the ids of all `@entityN`. facts: for "train", "valid" and
     "test" a dict with "n"; "skipped" (malformed files by reason); "unknown_answers" (how many
     answers are UNK); and "recall" for four sentences: the share of passages that kept the answer.
+    whole: False where only a part of the published corpus is at hand.
     """
 
     name: str
@@ -110,6 +111,7 @@ class QuestionCorpus:
     test: QuestionSplit
     synthetic: bool
     facts: dict[str, dict[str, Any]]
+    whole: bool = True
 
     def decode(self, ids: np.ndarray) -> list[str]:
         """ids (n,) -> n words."""
@@ -161,7 +163,8 @@ def load_cnn(
 
     corpus = cached_folder(kind, [key], FORMAT_VERSION, build, lambda folder: _load(folder, "r"))
     sizes = {part: corpus.facts[part]["n"] for part in PARTS}
-    if synthetic is None and sizes != PUBLISHED:
+    whole = synthetic is not None or sizes == PUBLISHED
+    if not whole:
         log.warning(
             "%s holds %s questions, not the %s of the published corpus: results do not compare "
             "with those on the whole", source, _slashed(sizes), _slashed(PUBLISHED),
@@ -171,7 +174,7 @@ def load_cnn(
         name = f"synthetic CNN-like questions ({sum(sizes.values()):,})"
     if four_sentences:
         name += ", four sentences"
-    return replace(corpus, name=name, synthetic=synthetic is not None)
+    return replace(corpus, name=name, synthetic=synthetic is not None, whole=whole)
 
 
 def question_corpus(

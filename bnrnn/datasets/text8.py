@@ -53,7 +53,7 @@ def load_text8(data_dir: Path) -> CharacterCorpus:
         "%s holds only the first %s of text8's %s characters, split 90/5/5 %%: results do not "
         "compare with those on the whole text", path, f"{length:,}", f"{LENGTH:,}",
     )  # fmt: skip
-    return replace(corpus, name=f"text8 (first {length:,} characters)")
+    return replace(corpus, name=f"text8 (first {length:,} characters)", whole=False)
 
 
 def _parse(path: Path) -> CharacterCorpus:

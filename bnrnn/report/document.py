@@ -212,6 +212,10 @@ figure img {
   display: block; width: 100%; max-width: 48rem; height: auto;
   background: #fff; border-radius: 6px; padding: .4rem;
 }
+/* Black on white becomes white on the page's ground; hues stay, and so do the legends. */
+@media (prefers-color-scheme: dark) {
+  figure img { filter: invert(.92) hue-rotate(180deg); }
+}
 figcaption { color: var(--faint); font-size: .875rem; max-width: 46rem; margin-top: .5rem; }
 @media (max-width: 40rem) { main { padding: 1.25rem .9rem 3rem; } }
 """

@@ -122,8 +122,8 @@ def gamma_sweep(by_gamma: dict[float, list[Run]], title: str = "") -> Figure:
         return curve
 
     for k, (gamma, runs) in enumerate(by_gamma.items()):
-        # Yellow, the last of viridis, is too pale on white.
-        colour = colormaps["viridis"](0.88 * k / (len(by_gamma) - 1))
+        # Yellow, the last of viridis, is too pale on white, and too dark when a page inverts it.
+        colour = colormaps["viridis"](0.78 * k / (len(by_gamma) - 1))
         for axes, split in zip(panels, ("train", "valid"), strict=True):
             marker = "o" if split == "valid" else None
             _seeds(axes, runs, values(split), color=colour, marker=marker, label=f"γ = {gamma:g}")

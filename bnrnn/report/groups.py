@@ -217,7 +217,7 @@ def label(run: Run, siblings: list[Run], ignored: frozenset[str] = frozenset()) 
     """The settings that differ from those of `siblings` or of the paper, each with its value."""
     keys = {key for other in siblings for key in differing(run, other)} | set(unlike_the_paper(run))
     keys -= ignored
-    return ", ".join(part(key, comparable(run).get(key)) for key in sorted(keys, key=_rank))
+    return ", ".join(part(key, comparable(run).get(key)) for key in sorted(keys, key=rank))
 
 
 def part(key: str, value: Any) -> str:
@@ -234,7 +234,8 @@ def part(key: str, value: Any) -> str:
     return _NAMES.get(key, name + " {}").format(shown)
 
 
-def _rank(key: str) -> tuple[int, str]:
+def rank(key: str) -> tuple[int, str]:
+    """To sort settings by: those a reader knows best first."""
     named = list(_NAMES)
     return (named.index(key) if key in named else len(named)), key
 

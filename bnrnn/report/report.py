@@ -36,17 +36,11 @@ from bnrnn.report.groups import (
     sweeps,
     unlike_the_paper,
 )
-from bnrnn.report.runs import DATA, METRICS, MODELS, Found, Run, find
+from bnrnn.report.runs import ANALYSES, DATA, METRICS, MODELS, Found, Run, find
 
 _T = TypeVar("_T")
 
 MOST_COLUMNS = 12
-_FIGURES_OF_ANALYSES = {
-    "gradient_flow": "Gradients through time",
-    "tanh_derivative": "The derivative of tanh",
-    "lengths": "Longer sequences than in training",
-    "population": "Population statistics over time",
-}
 
 
 def write_report(outputs: Path, target: Path) -> None:
@@ -73,6 +67,9 @@ def write_report(outputs: Path, target: Path) -> None:
     for name, encoded in draw(blocks, ("png", "svg")):
         write_pictures(target / "figures", name, encoded)
         pictures[name] = encoded["svg"]
+    for picture in (target / "figures").glob("*.*"):
+        if picture.stem not in pictures and picture.suffix in (".png", ".svg"):
+            picture.unlink()  # of runs that are gone, or have another name by now
     write_atomic(target / "report.md", to_markdown(blocks).encode())
     write_atomic(target / "report.html", to_html("bnrnn: report", blocks, pictures).encode())
 
@@ -296,7 +293,7 @@ def _analyses(found: Found) -> list[Block]:
         result = found.analyses[name]
         by_kind.setdefault(result["analysis"], []).append(result)
     blocks: list[Block] = []
-    for kind, title in _FIGURES_OF_ANALYSES.items():
+    for kind, title in ANALYSES.items():
         if kind in by_kind:
             draw_it = functools.partial(analysis_figures.FIGURES[kind], by_kind[kind])
             caption = analysis_figures.CAPTIONS[kind]

@@ -19,7 +19,7 @@ from bnrnn.errors import BnrnnError
 from bnrnn.files import write_atomic, write_json
 from bnrnn.report import report
 from bnrnn.report.document import Code, Link, to_markdown
-from bnrnn.report.groups import comparable, differing, how_far, kind, part, unlike_the_paper
+from bnrnn.report.groups import comparable, differing, how_far, kind, part, rank, unlike_the_paper
 from bnrnn.report.runs import Found, Run, find, find_runs
 
 MOST_TRAINING_RECORDS = 400
@@ -64,7 +64,7 @@ def folder_name(run: Run, kept: dict[str, Run]) -> str:
         name = "-".join([run.data, run.model, *changes, *scale, f"seed{run.seed}"])
         if name not in kept:
             return name
-        keys = [*keys, *(key for key in differing(run, kept[name]) if key not in keys)]
+        keys.append(min(set(differing(run, kept[name])) - set(keys), key=rank))
 
 
 def _same(run: Run, other: Run) -> bool:
@@ -73,7 +73,7 @@ def _same(run: Run, other: Run) -> bool:
 
 
 def _slug(text: str) -> str:
-    return re.sub(r"[^\w.]+", "_", text.replace("γ ", "gamma"))
+    return re.sub(r"[^\w.]+", "_", text.replace("γ ", "gamma").replace("'", ""))
 
 
 def _copy(run: Run, target: Path) -> None:
@@ -109,8 +109,9 @@ def _without_paths(result: dict[str, Any]) -> dict[str, Any]:
     if "command" in kept:
         words = str(kept["command"]).split()
         kept["command"] = " ".join(w for w in words if w.partition("=")[0] not in _ELSEWHERE)
-    if "error" in kept and isinstance(kept["error"], str):
-        kept["error"] = re.sub(r"(?<![\w.])(/[^\s/:;,'\"]+)+/", "", kept["error"])
+    for key in ("data", "error"):
+        if isinstance(kept.get(key), str):
+            kept[key] = re.sub(r"(?<![\w.])(/[^\s/:;,'\"]+)+/", "", kept[key])
     return kept
 
 

@@ -38,11 +38,20 @@ DATA = {
     "pmnist": "Permuted MNIST, a true permutation",
     "ptb": "Penn Treebank, characters",
     "text8": "text8",
+    "text8-part": "text8, a part of it",
     "cnn4": "CNN questions, four sentences",
+    "cnn4-part": "CNN questions, four sentences: a part of the corpus",
     "cnn4-synthetic": "CNN questions, four sentences: generated ones",
     "cnn": "CNN questions, whole articles",
+    "cnn-part": "CNN questions, whole articles: a part of the corpus",
     "cnn-synthetic": "CNN questions, whole articles: generated ones",
     "pydocs": "Python's documentation, the embedded corpus",
+}
+ANALYSES = {
+    "gradient_flow": "Gradients through time",
+    "tanh_derivative": "The derivative of tanh",
+    "lengths": "Longer sequences than in training",
+    "population": "Population statistics over time",
 }
 
 
@@ -73,6 +82,8 @@ class Run:
             return self.task + "-official-map"
         if self.config.get("data", {}).get("synthetic"):
             return self.task + "-synthetic"
+        if not (self.result or {}).get("whole_data", True):
+            return self.task + "-part"
         if task.get("variant", "paper") != "paper":
             return f"{self.task}-{task['variant']}"
         if task.get("path"):
@@ -230,7 +241,11 @@ def _analysis(path: Path) -> dict[str, Any] | None:
         result = _read_json(path / "result.json")
     except (OSError, ValueError) as error:
         raise CheckpointError(f"result.json: {error}") from error
-    return result if isinstance(result, dict) and "analysis" in result else None
+    if not isinstance(result, dict) or "analysis" not in result:
+        return None
+    if result["analysis"] not in ANALYSES:
+        raise CheckpointError(f"an analysis that this version does not know, {result['analysis']}")
+    return result
 
 
 def analysis_name(result: dict[str, Any]) -> str:

@@ -37,6 +37,7 @@ class Task(ABC):
     metric: ClassVar[str]  # what models are selected by
     lower_is_better: ClassVar[bool]
     padded: ClassVar[bool] = False  # sequences of different lengths in a batch
+    whole_data: bool = True  # False: only a part of them is at hand, and results do not compare
 
     def __init__(self, config: TaskConfig, seed: int) -> None:
         self.config, self.seed = config, seed

@@ -45,6 +45,7 @@ class CharacterTask(Task):
         super().__init__(config, seed)
         self.config: CharacterConfig = config
         self.corpus = load_corpus(config, data_dir)
+        self.whole_data = self.corpus.whole
         if self.steps_per_epoch == 0:
             needed = config.length * (config.batch_size + 1)
             raise DataError(

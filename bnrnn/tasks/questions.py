@@ -47,6 +47,7 @@ class QuestionTask(Task):
             config.on_error,  # type: ignore[arg-type]
             config.numbers,
         )
+        self.whole_data = self.corpus.whole
         if self.steps_per_epoch == 0:
             raise DataError(
                 f"{self.corpus.name} has {len(self.corpus.train)} training questions, fewer than a "
