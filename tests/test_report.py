@@ -132,13 +132,13 @@ def test_data_that_are_not_the_papers_have_another_name(tmp_path, changes, data)
 
 
 def test_results_on_a_part_of_the_corpus_do_not_stand_beside_the_papers(tmp_path):
-    make_run(tmp_path / "a", "lstm", [1.3], task="text8", steps=195_300)
+    make_run(tmp_path / "a", "lstm", [1.3], task="text8", steps=195_300, model__hidden_size=500)
     file = tmp_path / "a" / "result.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"whole_data": False}))
     assert read_run(tmp_path / "a").data == "text8-part"
     made = document(tmp_path)
     assert Heading(3, "text8, a part of it") in made
-    assert rows(made, "LSTM") == [["1.175 test", "1", "195,300"]]
+    assert rows(made, "LSTM") == [["500 units", "1.175 test", "1", "195,300"]]
 
 
 def test_three_seeds_have_a_mean_a_standard_deviation_and_a_verdict(tmp_path):

@@ -129,7 +129,7 @@ def differing(ours: Run, other: Run) -> list[str]:
 def unlike_the_paper(run: Run) -> list[str]:
     """Keys of the settings that are not those of the paper's run on these data."""
     ours = comparable(run)
-    theirs = paper.SETTINGS.get(run.data, {})
+    theirs = paper.SETTINGS.get(run.data.removesuffix("-part"), {})
     return [key for key, value in theirs.items() if ours.get(key, value) != value]
 
 
