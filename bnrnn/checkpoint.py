@@ -6,6 +6,7 @@ A checkpoint is one `torch.save` of a dictionary:
     config      the run's settings, nested dictionaries
     model       state_dict, statistics included
     task        what makes the model mean the same: the pixel order, the symbols
+    data        a fingerprint of what it was trained on; None: the data have one form only
     training    optimizer, loop state and random number generators; not in `best.pt`
     calibrated  how many training batches the population statistics were averaged over; None: they
                 are the running averages of training

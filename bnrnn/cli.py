@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from bnrnn import allocator, config_errors, kernels
 from bnrnn import config as settings
-from bnrnn.analyse import analyse
+from bnrnn.analyse import analyse, find_analysis
 from bnrnn.answer import answer
 from bnrnn.config import Config
 from bnrnn.errors import BnrnnError, CheckpointError, ConfigError, OutputError
@@ -30,7 +30,7 @@ from bnrnn.interrupt import Interrupted
 from bnrnn.metrics import format_values
 from bnrnn.nn.attentive_reader import AttentiveReader
 from bnrnn.provenance import provenance
-from bnrnn.rundir import RunDirectory, find_matching
+from bnrnn.rundir import RunDirectory, find_finished, find_matching
 from bnrnn.sample import sample
 from bnrnn.tasks import CharacterModel, CharacterTask, QuestionTask, Task, build_task
 from bnrnn.train import train
@@ -157,6 +157,13 @@ def _answer(config: Config, run: RunDirectory, task: Task, device: torch.device)
 
 def _analyse(config: Config, run: RunDirectory, device: torch.device) -> None:
     source = _used_run(config) if config.mode in settings.USE_A_RUN else None
+    if source is not None and config.run == "auto":
+        finished = find_analysis(config, source)
+        if finished is not None:
+            figure = finished.with_name(f"{config.mode}.png")
+            log.info("finished already: %s%s", finished, f", {figure}" * figure.exists())
+            run.discard_if_empty(Path(config.outputs))
+            return
     began = time.monotonic()
     result = analyse(config, source, device)
     result |= {"wall_seconds": round(time.monotonic() - began, 1), **provenance(device)}
@@ -182,7 +189,7 @@ def _report(config: Config, run: RunDirectory) -> None:
 
 
 def _used_run(config: Config) -> Path:
-    """The run that `run=DIR` names; auto: the newest finished one with these settings.
+    """The run that `run=DIR` names; auto: the finished one with these settings that went furthest.
 
     Raises:
         CheckpointError: there is none.
@@ -190,7 +197,7 @@ def _used_run(config: Config) -> Path:
     assert config.run is not None
     if config.run != "auto":
         return Path(config.run)
-    found = find_matching(Path(config.outputs), settings.to_dict(config), finished=True)
+    found = find_finished(Path(config.outputs), settings.to_dict(config))
     if found is None:
         raise CheckpointError(
             f"no finished run of task={config.task.name} model={config.model.name} with these "
@@ -209,7 +216,9 @@ def _train(config: Config, run: RunDirectory, device: torch.device) -> None:
         if run.config.exists():
             _check_same(config, run)
         if finished is not None and not _goes_on(config, finished):
-            log.info("%s is finished: test %s", run.path, format_values(finished["test"]))
+            data = f"; {finished['data']}" if "data" in finished else ""
+            values = format_values(finished["test"])
+            log.info("%s is finished: test %s%s", run.path, values, data)
             return
         run.failure.unlink(missing_ok=True)
         try:
@@ -217,7 +226,8 @@ def _train(config: Config, run: RunDirectory, device: torch.device) -> None:
         except Interrupted:
             raise
         except Exception as error:
-            run.write_failure(error)
+            if not run.result.exists():  # a finished run that could not go on is a finished run
+                run.write_failure(error)
             raise
     print(f"test  {format_values(result['test'])}   ({run.path})")
 
@@ -311,7 +321,6 @@ def _replay(arguments: list[str]) -> list[str]:
 def _register_resolvers() -> None:
     OmegaConf.register_new_resolver("bnrnn.run_dir", _run_dir, replace=True)
     OmegaConf.register_new_resolver("bnrnn.sweep_subdir", _sweep_subdir, replace=True)
-    OmegaConf.register_new_resolver("bnrnn.by_scale", _by_scale, replace=True)
 
 
 def _run_dir(stamp: str, *, _root_: DictConfig) -> str:
@@ -358,7 +367,7 @@ def _used_by(root: DictConfig) -> Path:
     """As `_used_run`, which says so if there is none."""
     if root.run != "auto":
         return Path(root.run)
-    return find_matching(Path(root.outputs), _plain(root), finished=True) or Path(root.outputs)
+    return find_finished(Path(root.outputs), _plain(root)) or Path(root.outputs)
 
 
 def _plain(root: DictConfig) -> dict[str, Any]:
@@ -366,11 +375,6 @@ def _plain(root: DictConfig) -> dict[str, Any]:
     ours = OmegaConf.to_container(OmegaConf.masked_copy(root, keys), resolve=True)
     assert isinstance(ours, dict)
     return {str(key): value for key, value in ours.items()}
-
-
-def _by_scale(scale: str | None, minutes: Any, hour: Any, full: Any) -> Any:
-    """One of three, by how far `reproduce=` goes."""
-    return {"minutes": minutes, "hour": hour}.get(scale or "full", full)
 
 
 def _quoted(path: Path) -> str:

@@ -399,7 +399,8 @@ RESUME_MAY_CHANGE = frozenset({
 
 
 def register() -> None:
-    """Make the schemas known to Hydra: `base_*` in each group of `conf/`."""
+    """Make known to Hydra the schemas, `base_*` in each group of `conf/`, and `bnrnn.by_scale`."""
+    OmegaConf.register_new_resolver("bnrnn.by_scale", _by_scale, replace=True)
     store = ConfigStore.instance()
     store.store(name="base_config", node=Config)
     store.store(group="model", name="base_model", node=ModelConfig)
@@ -410,6 +411,11 @@ def register() -> None:
     store.store(group="optimizer", name="base_adam", node=AdamConfig)
     store.store(group="optimizer", name="base_rmsprop", node=RMSPropConfig)
     store.store(group="optimizer", name="base_sgd", node=SGDConfig)
+
+
+def _by_scale(scale: str | None, minutes: Any, hour: Any, full: Any) -> Any:
+    """One of three, by how far `reproduce=` goes."""
+    return {"minutes": minutes, "hour": hour}.get(scale or "full", full)
 
 
 def from_hydra(cfg: DictConfig) -> Config:
@@ -454,15 +460,18 @@ _SCHEMAS = {
 }
 
 
-def _defaults(settings: dict[str, Any]) -> dict[str, Any]:
-    """The defaults of the dataclasses that these settings are made of, flat."""
+def defaults_of(settings: dict[str, Any]) -> dict[str, Any]:
+    """The defaults of the dataclasses that these settings are made of, flat.
+
+    Settings that were saved by an older version may lack some keys.
+    """
     found = _field_defaults(Config)
     for section, schemas in _SCHEMAS.items():
-        for schema in schemas:
-            defaults = _field_defaults(schema)
-            if defaults.keys() == settings[section].keys():
-                found[section] = defaults
-    return flatten(found)
+        fitting = [
+            d for d in map(_field_defaults, schemas) if d.keys() >= settings.get(section, {}).keys()
+        ]
+        found[section] = min(fitting, key=len, default={})
+    return {key: value for key, value in flatten(found).items() if value is not MISSING}
 
 
 def _field_defaults(schema: type) -> dict[str, Any]:
@@ -479,7 +488,7 @@ def differences(ours: dict[str, Any], saved: dict[str, Any]) -> dict[str, tuple[
     `ours` has every setting there is. One that `saved` lacks is younger than the saved run, which
     did what the setting's default still does.
     """
-    defaults = _defaults(ours)
+    defaults = defaults_of(ours)
     ours, saved = flatten(ours), flatten(saved)
     saved |= {key: defaults[key] for key in ours.keys() & defaults.keys() - saved.keys()}
     return {

@@ -3,8 +3,11 @@
 import contextlib
 import fcntl
 import json
+import math
 import os
 import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -116,19 +119,79 @@ class RunDirectory:
                 break
 
 
-def find_matching(outputs: Path, ours: dict[str, Any], finished: bool = False) -> Path | None:
-    """The newest run directory under `outputs` with these settings and something to go on from."""
-    found = []
+def find_matching(outputs: Path, ours: dict[str, Any]) -> Path | None:
+    """The run under `outputs` with these settings to go on with, or that is finished already.
+
+    First one that was finished with as many steps as are asked for, of several the shortest; then
+    the one that went furthest, but not beyond those steps; of equals the newest.
+    """
+    done, begun = [], []
+    for progress in _with_settings(outputs, ours):
+        asked = progress.total(ours)
+        newest = progress.changed
+        if progress.planned is not None and progress.planned >= asked:
+            done.append((-progress.planned, newest, progress.folder))
+        elif progress.step <= asked:
+            begun.append((progress.step, newest, progress.folder))
+    return max(done or begun)[-1] if done or begun else None
+
+
+def find_finished(outputs: Path, ours: dict[str, Any]) -> Path | None:
+    """The finished run under `outputs` with these settings that went furthest, then the newest."""
+    found = [
+        (progress.step, progress.changed, progress.folder)
+        for progress in _with_settings(outputs, ours)
+        if progress.planned is not None
+    ]
+    return max(found)[-1] if found else None
+
+
+@dataclass(frozen=True)
+class _Progress:
+    """How far a run went."""
+
+    folder: Path
+    changed: float  # when, in seconds
+    step: int
+    steps_per_epoch: float | None  # None: not known before the first record
+    planned: int | None  # the steps a finished run was allowed
+
+    def total(self, ours: dict[str, Any]) -> float:
+        """The steps that these settings ask for."""
+        epochs = ours["max_epochs"] or ours["task"]["max_epochs"]
+        by_epochs = math.inf if self.steps_per_epoch is None else epochs * self.steps_per_epoch
+        return min(round(by_epochs, 3), ours["max_steps"] or math.inf)
+
+
+def _with_settings(outputs: Path, ours: dict[str, Any]) -> Iterator[_Progress]:
+    """Of each run directory with a checkpoint that these settings would not make another run."""
     for checkpoint in outputs.glob("**/last.pt"):
-        if finished and not (checkpoint.parent / "result.json").exists():
-            continue
+        run = RunDirectory(checkpoint.parent)
         try:
-            saved = yaml.safe_load((checkpoint.parent / "config.yaml").read_text())
-        except (OSError, yaml.YAMLError):
+            saved = yaml.safe_load(run.config.read_text())
+            if not isinstance(saved, dict) or settings.differences(ours, saved):
+                continue
+            # A text that was moved is the same to resume=DIR, which says where the run is.
+            if ours["path"] != saved.get("path"):
+                continue
+            step, epochs, planned = _how_far(run)
+            changed = checkpoint.stat().st_mtime
+        except (OSError, ValueError, KeyError, yaml.YAMLError, CheckpointError):
             continue
-        if isinstance(saved, dict) and not settings.differences(ours, saved):
-            found.append((checkpoint.stat().st_mtime, checkpoint.parent))
-    return max(found)[1] if found else None
+        yield _Progress(run.path, changed, step, step / epochs if epochs else None, planned)
+
+
+def _how_far(run: RunDirectory) -> tuple[int, float, int | None]:
+    """Steps, epochs, and the steps it was allowed if it is finished."""
+    result = run.read_result()
+    if result is not None:
+        return result["steps"], result["epochs"], result["max_steps"]
+    lines = run.metrics.read_text().splitlines() if run.metrics.exists() else []
+    for line in reversed(lines):
+        record = json.loads(line)
+        if "epoch" in record:
+            return record["step"], record["epoch"], None
+    return 0, 0.0, None
 
 
 def is_held(folder: Path) -> bool:

@@ -4,7 +4,7 @@ import dataclasses
 import logging
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,12 +14,12 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from bnrnn import checkpoint
 from bnrnn.config import AdamConfig, Config, OptimizerConfig, RMSPropConfig, SGDConfig, to_dict
-from bnrnn.errors import CheckpointError, NonFiniteError
+from bnrnn.errors import CheckpointError, ConfigError, NonFiniteError
 from bnrnn.evaluate import final_test, load_best, validate
 from bnrnn.interrupt import Interrupted, Interruption
 from bnrnn.metrics import MetricsWriter, format_values
 from bnrnn.nn import BNLSTM
-from bnrnn.provenance import provenance
+from bnrnn.provenance import commit, provenance
 from bnrnn.rundir import RunDirectory
 from bnrnn.tasks import Task
 from bnrnn.tasks.scoring import Score
@@ -45,6 +45,7 @@ class LoopState:
     count: int = 0
     grad_norm: float = 0.0
     logged: int = 0  # the step of that line
+    commits: list[str] = field(default_factory=list)  # of the source, one after the other
 
 
 def train(config: Config, task: Task, run: RunDirectory, device: torch.device) -> dict[str, Any]:
@@ -56,12 +57,19 @@ def train(config: Config, task: Task, run: RunDirectory, device: torch.device) -
     Raises:
         Interrupted: by a signal, after saving a checkpoint.
         NonFiniteError: the loss or the gradient is not finite.
-        CheckpointError, OutputError: see there.
+        ConfigError: fewer steps are asked for than `run` has done.
+        CheckpointError: `run` was trained on other data; and see there.
+        OutputError: see there.
     """
     state = LoopState()
     resumed = checkpoint.load(run.last, device) if run.last.exists() else None
     if resumed is not None:
         task.load_state(resumed["task"])
+        if resumed.get("data") not in (None, task.fingerprint()):
+            raise CheckpointError(
+                f"{run.path} was trained on other data than these, {task.describe()}: go on with "
+                "its own, or choose another place for a new run with outputs=DIR"
+            )
     torch.manual_seed(config.seed)
     model = task.build_model(config.model, config.kernel).to(device)
     optimizer = build_optimizer(config.optimizer, model)
@@ -74,6 +82,13 @@ def train(config: Config, task: Task, run: RunDirectory, device: torch.device) -
     total = epochs * task.steps_per_epoch
     if config.max_steps is not None:
         total = min(total, config.max_steps)
+    if state.step > total:
+        raise ConfigError(
+            f"{run.path} is at step {state.step} already, beyond the {total} that max_steps and "
+            f"max_epochs allow: max_steps={state.step} tests it as it is, more goes on"
+        )
+    if (source := commit()) is not None and source not in state.commits[-1:]:
+        state.commits.append(source)
     validate_every = config.validate_every or task.steps_per_epoch
     log.info("%s", task.describe())
     log.info(
@@ -178,6 +193,7 @@ def train(config: Config, task: Task, run: RunDirectory, device: torch.device) -
         "train_seconds": round(state.train_seconds, 1),
         "kernel": kernel_name(model, task),
         **provenance(device),
+        "commits": state.commits,
     }
     run.write_result(result)
     return result
@@ -340,6 +356,7 @@ def describe(config: Config, task: Task, model: nn.Module, step: int) -> dict[st
         "config": to_dict(config),
         "model": model.state_dict(),
         "task": task.state(),
+        "data": task.fingerprint(),
         "step": step,
     }
 

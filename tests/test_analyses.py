@@ -1,6 +1,9 @@
 """The paper's analyses against finite differences, closed forms and scoring by hand."""
 
+import itertools
 import json
+import subprocess
+import time
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +20,16 @@ from bnrnn.config import CharacterConfig, ModelConfig
 from bnrnn.datasets import load_mnist
 from bnrnn.errors import ConfigError, DataError
 from bnrnn.report.analysis_figures import CAPTIONS, FIGURES
+from bnrnn.report.document import Figure
 from bnrnn.report.figures import plt
+from bnrnn.report.report import document
+from bnrnn.report.results import collect
+from bnrnn.report.runs import analysis_name, find
 from bnrnn.tasks import CharacterTask
 from tests.equations import bn
 
-DATA = Path(__file__).parent.parent.parent / "shared" / "data"
+ROOT = Path(__file__).parent.parent
+DATA = ROOT.parent / "shared" / "data"
 CPU = torch.device("cpu")
 NORMALIZED = {"input_norm": "frame", "recurrent_norm": "frame", "cell_norm": "frame"}
 
@@ -244,7 +252,7 @@ def test_population_statistics_need_a_bn_lstm(norms):
 def test_the_figures(task):
     images, labels = make_images()
     model = make_model(task, NORMALIZED)
-    facts = {"task": "ptb", "seed": 0}
+    facts = {"task": "ptb", "seed": 0, "step": 3160}
     results = {
         "gradient_flow": [
             gradient_flow(images, labels, [0.1, 0.55], ["identity", "orthogonal"], 2, 12)
@@ -254,7 +262,7 @@ def test_the_figures(task):
             lengths(model, task, [10, 20], 5, CPU) | {"model": name} | facts
             for name, model in (*[("bnlstm", model)] * 2, ("lstm", make_model(task, {})))
         ],
-        "population": [population(model, 4, 0) | facts] * 2,
+        "population": [population(model, 4, 0) | {"model": "bnlstm"} | facts] * 2,
     }
     assert results.keys() == FIGURES.keys() == CAPTIONS.keys()
     figures = {}
@@ -267,11 +275,189 @@ def test_the_figures(task):
     assert (len(identity.lines), len(orthogonal.lines)) == (3, 2)
     (axes,) = figures["lengths"].axes
     assert len(axes.lines) == 3 + 5
-    assert [text.get_text() for text in figures["lengths"].legends[0].texts] == [
+    assert legend(figures["lengths"]) == [
         "LSTM, the paper", "BN-LSTM, batch statistics, the paper",
         "BN-LSTM, population statistics, the paper",
-        "LSTM", "BN-LSTM, batch statistics", "BN-LSTM, population statistics",
+        "LSTM, 3,160 steps", "BN-LSTM, batch statistics, 3,160 steps",
+        "BN-LSTM, population statistics, 3,160 steps",
     ]  # fmt: skip
     assert axes.lines[3].get_ydata().tolist() == results["lengths"][2]["bpc"]["population"]
     assert len(figures["population"].axes) == 8
+
+
+@pytest.fixture(autouse=True)
+def _no_figures_left():
+    yield
     plt.close("all")
+
+
+def legend(figure):
+    return [text.get_text() for text in figure.legends[0].texts]
+
+
+LENGTHS = {
+    "analysis": "lengths", "lengths": [10, 20], "bpc": {"population": [2.0, 1.9]}, "task": "ptb",
+    "model": "lstm", "seed": 0, "step": 100,
+}  # fmt: skip
+CURVES = {"units": [0], "mean": [[0.0, 1.0]], "variance": [[1.0, 1.0]]}
+POPULATION = {
+    "analysis": "population", "t": [0, 1], "recurrent": CURVES, "cell": CURVES, "task": "ptb",
+    "model": "bnlstm", "seed": 0, "step": 3160,
+}  # fmt: skip
+
+
+def test_a_figure_says_of_which_models_it_is():
+    figure = FIGURES["lengths"]([
+        LENGTHS | {"task": "text8", "data": "text8-part", **own}
+        for own in (
+            {"seed": 1, "step": 1580, "gamma_init": 0.1, "hidden_size": 1000, "scale": None},
+            {},
+            {"hidden_size": 200, "scale": "minutes"},
+            {"model": "bnlstm", "gamma_init": 0.3, "bpc": {"batch": [3.0, 2.9]}},
+        )
+    ])  # fmt: skip
+    assert legend(figure) == [
+        "LSTM, 100/1,580 steps, seeds 0/1",
+        "LSTM, 200 units, 100 steps, seed 0, scale=minutes",
+        "BN-LSTM, batch statistics, γ 0.3, 100 steps, seed 0",
+    ]
+    (axes,) = figure.axes
+    assert axes.get_title(loc="left") == "text8, a part of it"
+    assert [line.get_marker() for line in axes.lines] == ["o", "o", "s", "o"]
+
+    def titles(*results):
+        return [part.get_suptitle() for part in FIGURES["population"](list(results)).subfigs]
+
+    assert titles(POPULATION) == ["Penn Treebank, characters: BN-LSTM, 3,160 training steps"]
+    assert titles(POPULATION | {"seed": 1, "scale": "hour"}, POPULATION) == [
+        "Penn Treebank, characters: BN-LSTM, 3,160 training steps, seed 0",
+        "Penn Treebank, characters: BN-LSTM, 3,160 training steps, seed 1, scale=hour",
+    ]
+
+
+def put(folder, result):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "result.json").write_text(json.dumps(result))
+
+
+def test_the_analysis_of_the_model_that_was_trained_furthest_counts(tmp_path):
+    outputs, results = tmp_path / "outputs", tmp_path / "results"
+    name = "lengths-ptb-lstm-seed0"
+
+    def shown(folder):
+        return {key: (a["step"], a.get("mark")) for key, a in find(folder).analyses.items()}
+
+    put(outputs / "ptb/lstm/run/lengths/2026-01-01_00-00-02", LENGTHS | {"mark": "new"})
+    put(outputs / "ptb/lstm/run/lengths/2026-01-01_00-00-01", LENGTHS | {"mark": "old"})
+    put(outputs / "sweeps/now/0-run/lengths/2026-01-01_00-00-00", LENGTHS | {"mark": "sweep"})
+    assert shown(outputs) == {name: (100, "new")}
+    collect(outputs, results)
+    assert shown(results / "analyses") == {name: (100, "new")}
+
+    put(outputs / "sweeps/now/0-run/lengths/2026-01-01_00-00-03", LENGTHS | {"step": 99})
+    assert shown(outputs) == {name: (100, "new")}
+    put(outputs / "a/lengths/2025-01-01_00-00-00", LENGTHS | {"step": 101})
+    assert shown(outputs) == {name: (101, None)}
+    collect(outputs, results)
+    assert shown(results / "analyses") == {name: (101, None)}
+
+    # One of fewer steps stays out of results/; one of as many is newer.
+    for step, kept in ((100, (101, None)), (101, (101, "again"))):
+        other = tmp_path / f"other-{step}"
+        put(other / "run", LENGTHS | {"step": step, "mark": "again"})
+        collect(other, results)
+        assert shown(results / "analyses") == {name: kept}
+
+
+def test_analyses_of_unlike_models_have_names_of_their_own():
+    usual = {"gamma_init": 0.1, "hidden_size": 1000, "scale": "full", "data": "ptb"}
+    for own, name in (
+        ({}, "lengths-ptb-lstm-seed0"),
+        (usual, "lengths-ptb-lstm-seed0"),
+        (usual | {"gamma_init": 0.3}, "lengths-ptb-lstm-gamma0.3-seed0"),
+        (usual | {"hidden_size": 200}, "lengths-ptb-lstm-200_units-seed0"),
+        ({"task": "text", "data": "text-book"}, "lengths-text-book-lstm-seed0"),
+    ):  # fmt: skip
+        assert analysis_name(LENGTHS | own) == name
+    # Not the size of a model of a run: of the one in the analysis.
+    assert analysis_name({"analysis": "gradient_flow", "hidden_size": 100}) == "gradient_flow"
+
+
+def test_the_report_has_a_figure_a_data_set(tmp_path):
+    for k, (result, task) in enumerate(itertools.product((LENGTHS, POPULATION), ("pydocs", "ptb"))):
+        put(tmp_path / f"run{k}", result | {"task": task})
+    blocks = document(find(tmp_path), "Report", "", lambda run: run.path.name)
+    found = {block.name: block for block in blocks if isinstance(block, Figure)}
+    assert list(found) == ["lengths", "lengths-pydocs", "population", "population-pydocs"]
+    assert found["lengths"].alt == "Longer sequences than in training"
+    assert found["lengths-pydocs"].alt == (
+        "Longer sequences than in training: Python's documentation, the embedded corpus"
+    )
+    assert "the paper's, after its full training" in found["lengths"].caption
+    assert "the paper" not in found["lengths-pydocs"].caption
+    assert len(legend(found["lengths"].draw())) == 3 + 1
+    assert legend(found["lengths-pydocs"].draw()) == ["LSTM, 100 steps"]
+
+
+SMALL = ["max_steps=2", "model.hidden_size=8", "calibration_batches=2", "task.batch_size=500",
+         "task.length=10", "test_calibration_batches=2", "task.stream_length=50000",
+         "model.gamma_init=0.2", "lengths.lengths=[10,40]"]  # fmt: skip
+
+
+def test_what_is_analysed_already_is_not_analysed_again(bnrnn_here, tmp_path):
+    assert bnrnn_here(*SMALL).returncode == 0
+    (run,) = tmp_path.glob("outputs/pydocs/bnlstm/*")
+
+    def analyse(*arguments):
+        """What was said, and whether a folder came of it."""
+        time.sleep(1 - time.time() % 1)  # folders are named by the second
+        before = set(tmp_path.rglob("*"))
+        done = bnrnn_here(*arguments, *SMALL)
+        assert done.returncode == 0, done.stderr
+        return done.stdout + done.stderr, bool(set(tmp_path.rglob("*")) - before)
+
+    for mode in ("lengths", "population"):
+        said, new = analyse(f"mode={mode}", "run=auto", "population.units=3")
+        assert new
+        assert "finished already" not in said
+        (file,) = run.glob(f"{mode}/*/result.json")
+        said, new = analyse(f"mode={mode}", "run=auto", "population.units=3")
+        assert not new
+        place = file.parent.relative_to(tmp_path)
+        assert said == f"finished already: {place}/result.json, {place}/{mode}.png\n"
+    result = json.loads(file.read_text())
+    facts = {"task": "pydocs", "data": "pydocs", "model": "bnlstm", "gamma_init": 0.2,
+             "hidden_size": 8, "seed": 0, "scale": None, "step": 2, "units": 3}  # fmt: skip
+    assert {key: result[key] for key in facts} == facts
+
+    # Asked for by name, with other settings, or of a model that went on, it is made again.
+    assert analyse("mode=population", f"run={run}", "population.units=3")[1]
+    assert analyse("mode=population", "run=auto", "population.units=2")[1]
+    assert len(list(run.glob("population/*/result.json"))) == 3
+    content = json.loads((run / "result.json").read_text())
+    (run / "result.json").write_text(json.dumps(content | {"best_step": 3}))
+    assert analyse("mode=population", "run=auto", "population.units=3")[1]
+
+
+def make(*arguments):
+    done = subprocess.run(
+        ["make", "--assume-old=install", *arguments], cwd=ROOT, capture_output=True, text=True,
+        check=True,
+    )  # fmt: skip
+    return done.stdout
+
+
+def test_targets_say_first_what_to_expect_and_report_without_settings_of_runs():
+    for target, expected in (
+        ("lengths", "1.398 to 1.333"), ("population", "ten time steps"),
+        ("gradient-flow", "flat at 0.1"), ("tanh", "0.99 at 0.1 and 0.61 at 1"),
+    ):  # fmt: skip
+        assert expected in make(f"expect-{target}")
+        arguments = "ARGS=outputs=somewhere task.permutation=official_code"
+        commands = make("--dry-run", arguments, f"reproduce-{target}")
+        assert commands.index(expected) < commands.index("bin/bnrnn ")
+        assert "bnrnn mode=report outputs=somewhere &&" in commands
+        assert commands.count("outputs=somewhere task.permutation=official_code;") > 0
+    assert make("--dry-run", "ARGS=outputs=somewhere", "report").splitlines()[-1].endswith(
+        "bnrnn mode=report outputs=somewhere"
+    )  # fmt: skip

@@ -15,12 +15,12 @@ from bnrnn.report.document import (
     Code,
     Heading,
     Link,
-    Listing,
     Paragraph,
     Table,
     to_html,
     to_markdown,
 )
+from bnrnn.report.figures import validation_curves
 from bnrnn.report.groups import groups, mean_curve, sweeps
 from bnrnn.report.runs import find, find_runs, read_run
 from bnrnn.rundir import RunDirectory
@@ -201,7 +201,7 @@ def test_the_best_validation_counts_where_the_paper_has_no_test(tmp_path):
         file = tmp_path / "a" / name
         file.write_text(file.read_text().replace('"bpc"', '"error"'))
     ((value, reported, *_),) = rows(document(tmp_path), "LSTM")
-    assert (value, reported) == ("50.00 valid", "50.3, section 5.4")
+    assert (value, reported) == ("75.00 valid", "50.3, section 5.4")  # with batch statistics
 
 
 def test_groups_are_told_apart_by_what_differs(tmp_path):
@@ -214,11 +214,33 @@ def test_groups_are_told_apart_by_what_differs(tmp_path):
     ]  # fmt: skip
 
 
-def test_a_setting_that_an_older_run_does_not_know_is_no_difference(tmp_path):
+def test_an_older_run_has_the_default_of_a_setting_that_it_does_not_know(tmp_path):
     make_run(tmp_path / "a", "lstm", [2.0], task="pydocs")
-    make_run(tmp_path / "b", "lstm", [2.0], task="pydocs", seed=1, model__new_setting=True)
-    (group,) = groups(find_runs(tmp_path))
-    assert (group.label, len(group.runs)) == ("", 2)
+    make_run(tmp_path / "b", "lstm", [2.0], task="pydocs", seed=1, optimizer__clip="norm")
+    make_run(tmp_path / "c", "lstm", [2.0], task="pydocs", optimizer__clip="square_root")
+    found = groups(find_runs(tmp_path))
+    assert [(g.label, len(g.runs)) for g in found] == [("", 2), ("clip square_root", 1)]
+
+
+def test_another_model_than_the_papers_gets_no_verdict(tmp_path):
+    for seed, bpc in enumerate([1.31, 1.32, 1.33]):
+        make_run(tmp_path / f"{seed}", "bnlstm", [bpc], seed=seed, steps=39_500, test=bpc,
+                 model__num_layers=3, optimizer__max_grad_norm=50.0)  # fmt: skip
+    ((settings, *_, verdict, _, _),) = rows(document(tmp_path), "BN-LSTM")
+    assert settings == "3 layers, max grad norm 50"
+    assert verdict == "not the paper's settings"
+
+
+def test_steps_are_compared_with_those_of_the_papers_own_run(tmp_path):
+    for seed in range(3):
+        make_run(tmp_path / f"{seed}", "attentive_bne_star", [0.25], task="cnn4", seed=seed,
+                 steps=550_000, task__batch_size=40, optimizer__lr=8e-4)  # fmt: skip
+        for file in (tmp_path / f"{seed}").iterdir():
+            text = file.read_text().replace("characters", "questions").replace('"bpc"', '"error"')
+            file.write_text(text)
+    ((value, _, _, verdict, _, steps),) = rows(document(tmp_path), "BN-e*")
+    assert (value, steps) == ("50.00 ± 0.00 valid", "550,000 of 550,000")
+    assert verdict == "outside the seeds' spread, worse"
 
 
 def test_of_one_seed_a_run_counts_once_and_lengths_apart(tmp_path):
@@ -248,6 +270,15 @@ def test_a_sweep_over_gamma(tmp_path):
     assert names == {
         f"pydocs{name}.{kind}" for name in ("", "-bnlstm-gamma") for kind in ("png", "svg")
     }
+
+
+def test_a_mean_is_over_runs_of_the_same_length(tmp_path):
+    make_run(tmp_path / "a", "lstm", [2.0, 1.5, 1.0])
+    make_run(tmp_path / "b", "lstm", [3.0, 1.75, 1.25], seed=1)
+    make_run(tmp_path / "c", "lstm", [4.0], seed=2)
+    figure = validation_curves(find_runs(tmp_path))
+    (legend,) = [line for line in figure.axes[0].lines if "mean of 2 seeds" in line.get_label()]
+    assert legend.get_xydata().tolist() == [[100, 2.5], [200, 1.625], [300, 1.125]]
 
 
 def test_the_mean_of_curves_is_where_all_seeds_have_a_value(tmp_path):
@@ -318,7 +349,7 @@ def test_a_run_that_goes_on_is_as_any_other(all_states):
 
 
 def test_what_was_not_run_is_said(all_states):
-    (not_run,) = [block.items for block in document(all_states) if isinstance(block, Bullets)]
+    not_run, _ = [block.items for block in document(all_states) if isinstance(block, Bullets)]
     assert len(not_run) == 14  # of the paper's fifteen results
     assert (
         "Penn Treebank, characters, LSTM: the paper has 1.38 bits per character (test, table 2, "
@@ -396,20 +427,17 @@ def test_blocks_as_markdown_and_as_html():
         Paragraph(("see ", Link("a_b", "runs/a_b"), " and ", Code("x `y`"), "_")),
         Bullets(["BN-e**", Code("a|b")]),
         Table(["n", "v"], "lr", [[Code("a|b"), "1 < 2"]]),
-        Listing(["bnrnn  a=<b>"]),
     ]
     assert to_markdown(blocks).split("\n\n") == [
         "## A &amp; b",
         "see [a_b](runs/a_b) and `` x `y` ``\\_",
         "- BN-e\\*\\*\n- `a|b`",
-        "| n | v |\n|---|---:|\n| `a\\|b` | 1 \\< 2 |",
-        "    bnrnn a=<b>\n",
+        "| n | v |\n|---|---:|\n| `a\\|b` | 1 \\< 2 |\n",
     ]
     page = to_html("<t>", blocks, {})
     for part in (
         "<title>&lt;t&gt;</title>", "<h2>A &amp; b</h2>", '<a href="runs/a_b">a_b</a>',
         "<code>x `y`</code>", "<li>BN-e**</li>", '<td class="r">1 &lt; 2</td>',
-        "<pre>bnrnn a=&lt;b&gt;</pre>",
     ):  # fmt: skip
         assert part in page
 
@@ -435,7 +463,8 @@ def test_results_from_runs(tmp_path):
         "| [ptb-lstm-seed0](runs/ptb-lstm-seed0) | failed | 200 | 2.500 at 200 | the loss is"
         in (text)
     )
-    assert "\n    bnrnn task=ptb model=bnlstm\n" in text
+    command = "`bnrnn task=ptb model=bnlstm`"
+    assert f"\n- [ptb-bnlstm-seed0](runs/ptb-bnlstm-seed0): {command}\n" in text
     copied = [file for file in target.rglob("*") if file.suffix in (".yaml", ".json", ".md")]
     assert not re.search("/somewhere|/home", "".join(file.read_text() for file in copied))
     assert (target / "figures" / "ptb.png").stat().st_size > 10_000
@@ -443,6 +472,21 @@ def test_results_from_runs(tmp_path):
     results.main(tmp_path / "nothing new", target)
     assert (target / "README.md").read_text() == text
     assert results.write(target, figures=False) == text
+
+
+@pytest.mark.parametrize(
+    ("typed", "steps", "shown"),
+    [
+        ("task=ptb data_dir=/d outputs=/o threads=1 resume=auto", {}, "task=ptb"),
+        ("task=text path=/books/emma.txt", {}, "task=text path=emma.txt"),
+        ("task=ptb mode=lengths run=/o/ptb/1", {}, "task=ptb mode=lengths run=auto"),
+        ("task=ptb max_epochs=4", {"steps": 3160, "max_steps": 3160}, "task=ptb max_epochs=4"),
+        ("task=ptb max_epochs=4", {"steps": 3547, "max_steps": 3160}, "task=ptb max_steps=3547"),
+        ("task=ptb patience=2", {"steps": 900, "max_steps": 39500}, "task=ptb patience=2"),
+    ],
+)
+def test_the_command_that_makes_a_result_elsewhere(typed, steps, shown):
+    assert results.command({"command": f"bnrnn {typed}"} | steps) == f"bnrnn {shown}"
 
 
 def test_a_finished_run_stays_and_takes_its_folder_again(tmp_path):

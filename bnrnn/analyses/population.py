@@ -20,8 +20,8 @@ def population(model: nn.Module, units: int, seed: int) -> dict[str, Any]:
     units among H; fewer than `units` where there are not so many.
 
     Returns:
-        "steps": T; "t": the first 30 steps, and 30 more up to the last; "recurrent" and "cell":
-        "units" (indices), "mean" and "variance", for each unit a list over t.
+        "units"; "steps": T; "t": the first 30 steps, and 30 more up to the last; "recurrent" and
+        "cell": "units" (indices), "mean" and "variance", for each unit a list over t.
 
     Raises:
         ConfigError: the model does not normalise both.
@@ -44,6 +44,7 @@ def population(model: nn.Module, units: int, seed: int) -> dict[str, Any]:
     return {
         "analysis": "population",
         "seed": seed,
+        "units": units,
         "steps": steps,
         "t": t,
         **{term: _curves(moments[term], t, units, generator) for term in TERMS},

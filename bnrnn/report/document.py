@@ -40,13 +40,6 @@ class Bullets:
 
 
 @dataclass(frozen=True)
-class Listing:
-    """Lines as they are typed."""
-
-    lines: Sequence[str]
-
-
-@dataclass(frozen=True)
 class Table:
     """`align` has a letter a column: l left, r right, w left and wrapped where it is long."""
 
@@ -65,7 +58,7 @@ class Figure:
     draw: Callable[[], Any]
 
 
-Block = Heading | Paragraph | Bullets | Listing | Table | Figure
+Block = Heading | Paragraph | Bullets | Table | Figure
 
 
 def to_markdown(blocks: Sequence[Block], pictures: str = "figures") -> str:
@@ -79,8 +72,6 @@ def to_markdown(blocks: Sequence[Block], pictures: str = "figures") -> str:
                 parts.append(_markdown(text))
             case Bullets(items):
                 parts.append("\n".join(f"- {_markdown(item)}" for item in items))
-            case Listing(lines):
-                parts.append("\n".join("    " + _one_line(line) for line in lines))
             case Table(header, align, rows):
                 marks = ["---:" if letter == "r" else "---" for letter in align]
                 lines = [
@@ -138,8 +129,6 @@ def _block(block: Block, pictures: dict[str, bytes]) -> str:
             return f"<p>{_html(text)}</p>"
         case Bullets(items):
             return "<ul>" + "".join(f"<li>{_html(item)}</li>" for item in items) + "</ul>"
-        case Listing(lines):
-            return "<pre>" + html.escape("\n".join(map(_one_line, lines))) + "</pre>"
         case Table(header, align, rows):
 
             def row(tag: str, cells: Sequence[Text]) -> str:
@@ -202,10 +191,8 @@ tbody tr:hover { background: var(--shade); }
 .r { text-align: right; }
 .w { white-space: normal; min-width: 7rem; overflow-wrap: anywhere; }
 th:first-child, td:first-child { padding-left: 0; }
-code, pre { font: .85em/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
-pre {
-  background: var(--shade); border-radius: 6px; padding: .8rem 1rem;
-  white-space: pre-wrap; overflow-wrap: anywhere;
+code {
+  font: .85em/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; overflow-wrap: anywhere;
 }
 figure { margin: 1.5rem 0; }
 figure img {

@@ -175,8 +175,11 @@ def _seeds(
 
 
 def _averaged(runs: list[Run]) -> list[Run]:
-    """The finished ones, if any: a run that stopped early would cut their mean short."""
-    return [run for run in runs if run.result is not None] or runs
+    """Those that went as far as the furthest, of the finished ones if any: one that stopped early
+    would cut their mean short."""
+    finished = [run for run in runs if run.result is not None] or runs
+    furthest = max((run.step for run in finished), default=0)
+    return [run for run in finished if run.step == furthest]
 
 
 def _finite(values: Sequence[float]) -> list[float]:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from bnrnn.config import RESUME_MAY_CHANGE, flatten
+from bnrnn.config import RESUME_MAY_CHANGE, defaults_of, flatten
 from bnrnn.report import paper
 from bnrnn.report.runs import DATA, Run
 
@@ -26,11 +26,13 @@ _NAMES = {
     "calibration_batches": "{} calibration batches",
     "max_valid_batches": "validated on {} batches",
 }
-# How often and on what a run is measured, and which of its models is kept, makes it no other curve.
+# How often a run is measured, with how good statistics, and which of its models is kept makes it no
+# other curve.
 MEASURED = frozenset([
-    "validate_every", "calibration_batches", "test_calibration_batches", "max_valid_batches",
-    "selection",
+    "validate_every", "calibration_batches", "test_calibration_batches", "selection",
 ])  # fmt: skip
+# Nor another experiment than the paper's.
+_AS_GOOD = ("validate_every", "calibration_batches", "selection")
 _WITHOUT_VALUE = {
     "validate_every": "validated every epoch",
     "max_valid_batches": "validated on all batches",
@@ -59,6 +61,9 @@ class Group:
 
     @property
     def values(self) -> list[float]:
+        if self.split == "valid":
+            # The paper's are the best of its curves, which are with batch statistics.
+            return [run.better(run.paper_like_curve()[1]) for run in self.runs]
         return [run.final(self.split) for run in self.runs]
 
     @property
@@ -79,8 +84,7 @@ class Group:
     @property
     def share(self) -> float | None:
         """Of the paper's steps; None where the paper has no such run."""
-        total = paper.STEPS.get(self.first.data)
-        return self.steps[0] / total if self.reported and total else None
+        return self.steps[0] / paper.STEPS[kind(self.first)] if self.reported else None
 
     @property
     def difference(self) -> float | None:
@@ -111,26 +115,38 @@ def percent(share: float) -> str:
 
 
 def comparable(run: Run) -> dict[str, Any]:
-    """The settings that make a run another run, but for its seed."""
+    """The settings that make a run another run, but for its seed; as it has them."""
+    return _without_place_and_length(flatten(run.config))
+
+
+def completed(run: Run) -> dict[str, Any]:
+    """`comparable`, with the defaults of the settings that are younger than the run."""
+    return _without_place_and_length(defaults_of(run.config)) | comparable(run)
+
+
+def _without_place_and_length(flat: dict[str, Any]) -> dict[str, Any]:
     return {
         key: value
-        for key, value in flatten(run.config).items()
+        for key, value in flat.items()
         if key not in ("seed", "model.name", "task.name")
         and not any(key == k or key.startswith(k + ".") for k in RESUME_MAY_CHANGE)
     }
 
 
 def differing(ours: Run, other: Run) -> list[str]:
-    """Keys of the settings that differ; a key that an older run does not know counts as equal."""
-    ours_, other_ = comparable(ours), comparable(other)
+    """Keys of the settings that differ."""
+    ours_, other_ = completed(ours), completed(other)
     return sorted(key for key in ours_.keys() & other_.keys() if ours_[key] != other_[key])
 
 
 def unlike_the_paper(run: Run) -> list[str]:
     """Keys of the settings that are not those of the paper's run on these data."""
-    ours = comparable(run)
-    theirs = paper.SETTINGS.get(run.data.removesuffix("-part"), {})
-    return [key for key, value in theirs.items() if ours.get(key, value) != value]
+    theirs = paper.settings(run.data.removesuffix("-part"), run.model)
+    return [
+        key
+        for key, value in comparable(run).items()
+        if key not in _AS_GOOD and key in theirs and value != theirs[key]
+    ]
 
 
 def cluster(runs: Iterable[Run], ignored: frozenset[str] = frozenset()) -> list[list[Run]]:
@@ -201,7 +217,7 @@ def _natural(run: Run) -> list[tuple[str, str, Any]]:
     """The settings, so that γ 0.1 comes before γ 0.3 and nothing depends on the folders' names."""
     return [
         (key, type(value).__name__, value if isinstance(value, (int, float)) else str(value))
-        for key, value in sorted(comparable(run).items())
+        for key, value in sorted(completed(run).items())
     ]
 
 
@@ -214,10 +230,19 @@ def _planned_steps(run: Run) -> tuple[int | None, int]:
 
 
 def label(run: Run, siblings: list[Run], ignored: frozenset[str] = frozenset()) -> str:
-    """The settings that differ from those of `siblings` or of the paper, each with its value."""
-    keys = {key for other in siblings for key in differing(run, other)} | set(unlike_the_paper(run))
-    keys -= ignored
-    return ", ".join(part(key, comparable(run).get(key)) for key in sorted(keys, key=rank))
+    """The settings that differ from those of `siblings` or of the paper, each with its value.
+
+    Less known ones only where they are not the default.
+    """
+    values, defaults = completed(run), defaults_of(run.config)
+    keys = {
+        key
+        for other in siblings
+        for key in differing(run, other)
+        if key in _NAMES or values[key] != defaults.get(key)
+    }
+    keys = (keys | set(unlike_the_paper(run))) - ignored
+    return ", ".join(part(key, values[key]) for key in sorted(keys, key=rank))
 
 
 def part(key: str, value: Any) -> str:

@@ -17,7 +17,6 @@ from bnrnn.report.document import (
     Figure,
     Heading,
     Inline,
-    Listing,
     Paragraph,
     Table,
     Text,
@@ -26,7 +25,6 @@ from bnrnn.report.document import (
 )
 from bnrnn.report.figures import encode, gamma_sweep, plt, validation_curves
 from bnrnn.report.groups import (
-    GAMMA,
     MEASURED,
     Group,
     cluster,
@@ -36,7 +34,7 @@ from bnrnn.report.groups import (
     sweeps,
     unlike_the_paper,
 )
-from bnrnn.report.runs import ANALYSES, DATA, METRICS, MODELS, Found, Run, find
+from bnrnn.report.runs import ANALYSES, DATA, METRICS, MODELS, Found, Run, analysed_data, find
 
 _T = TypeVar("_T")
 
@@ -136,8 +134,10 @@ def _results(runs: list[Run]) -> list[Block]:
     blocks: list[Block] = [
         Heading(2, "By data set"),
         Paragraph(
-            "Numbers are of the model with the best validation, with population statistics "
-            "averaged over the training set. A row is a group of runs that differ in their seed "
+            "Numbers are of the model with the best validation, tested with population statistics "
+            "averaged over the training set, or over so many batches of it as the settings say; "
+            "those marked valid, where the paper has no other, are the best validation with batch "
+            "statistics. A row is a group of runs that differ in their seed "
             "only: the mean with the standard deviation over three seeds or more (by n - 1), or "
             "the range of two. Where the steps and settings are the paper's, the verdict says "
             "whether its number lies within that spread; where a run is shorter, the difference "
@@ -196,8 +196,7 @@ def _result_row(group: Group) -> list[Text]:
     low, high = group.steps
     steps = f"{low:,}" if low == high else f"{low:,} to {high:,}"
     if group.share is not None:
-        total = paper.STEPS[run.data]
-        steps += f" of {total:,}"
+        steps += f" of {paper.STEPS[run.data, run.model]:,}"
     scales = sorted({r.scale for r in group.runs if r.scale})
     settings = ", ".join([*filter(None, [group.label]), *(f"scale={scale}" for scale in scales)])
     reported, difference = group.reported, group.difference
@@ -221,7 +220,7 @@ def _figures(data: str, runs: list[Run]) -> list[Block]:
         for by_gamma in found_sweeps
         for gamma, of_gamma in by_gamma.items()
         for run in of_gamma
-        if gamma != paper.SETTINGS.get(data, {}).get(GAMMA, 0.1)
+        if gamma != paper.GAMMA
     }
     shown = [run for run in runs if run.curve()[0] and run.path not in own_figure]
     if shown:
@@ -276,7 +275,7 @@ def _not_run(runs: list[Run]) -> list[Block]:
             value = with_unit(reported.value, metric)
             items.append(
                 f"{data_title(data)}, {MODELS[model]}: the paper has {value} "
-                f"({reported.split}, {reported.source}, {paper.STEPS[data]:,} steps){state}"
+                f"({reported.split}, {reported.source}, {paper.STEPS[data, model]:,} steps){state}"
             )
     if not items:
         return []
@@ -288,16 +287,19 @@ def _not_run(runs: list[Run]) -> list[Block]:
 
 
 def _analyses(found: Found) -> list[Block]:
-    by_kind: dict[str, list[dict[str, Any]]] = {}
-    for name in sorted(found.analyses):
+    """A figure an analysis, and each data set; the paper's, Penn Treebank, first."""
+    by_figure: dict[tuple[str, str | None], list[dict[str, Any]]] = {}
+    for name in sorted(found.analyses, key=lambda name: ("-ptb-" not in name, name)):
         result = found.analyses[name]
-        by_kind.setdefault(result["analysis"], []).append(result)
+        by_figure.setdefault((result["analysis"], analysed_data(result)), []).append(result)
     blocks: list[Block] = []
-    for kind, title in ANALYSES.items():
-        if kind in by_kind:
-            draw_it = functools.partial(analysis_figures.FIGURES[kind], by_kind[kind])
-            caption = analysis_figures.CAPTIONS[kind]
-            blocks += [Heading(3, title), Figure(kind, title, caption, draw_it)]
+    for kind, data in sorted(by_figure, key=lambda key: list(ANALYSES).index(key[0])):
+        name, title = kind, ANALYSES[kind]
+        if data not in (None, "ptb"):
+            name, title = f"{kind}-{data}", f"{title}: {data_title(data)}"
+        draw_it = functools.partial(analysis_figures.FIGURES[kind], by_figure[kind, data])
+        caption = analysis_figures.caption(kind, data)
+        blocks += [Heading(3, title), Figure(name, title, caption, draw_it)]
     return [Heading(2, "Analyses"), *blocks] if blocks else []
 
 
@@ -338,15 +340,18 @@ def _all_runs(runs: list[Run], name: Callable[[Run], Inline]) -> list[Block]:
         "wall time", "ms a training step", "kernel", "commit", "machine, threads",
     ]  # fmt: skip
     ordered = sorted(runs, key=lambda run: (*order(run), run.seed, str(run.path)))
-    results = [run.result for run in ordered if run.result is not None]
-    commands = list(dict.fromkeys(str(r["command"]) for r in results if "command" in r))
+    commands = [
+        (name(run), ": ", Code(str(run.result["command"])))
+        for run in ordered
+        if run.result is not None and "command" in run.result
+    ]
     blocks: list[Block] = [
         Heading(2, "All runs"),
         Paragraph("Validation at the best step, while training."),
         Table(header, "lrrrrrrrlll", [_run_row(run, name(run)) for run in ordered]),
     ]
     if commands:
-        blocks += [Paragraph("The commands:"), Listing(commands)]
+        blocks += [Paragraph("The commands:"), Bullets(commands)]
     return blocks
 
 
@@ -369,7 +374,7 @@ def _run_row(run: Run, name: Inline) -> list[Text]:
         "-" if seconds is None else _duration(seconds),
         f"{1000 * training / result['steps']:.0f}" if training else "-",
         str(result.get("kernel", "-")),
-        str(result.get("commit", "-")),
+        ", ".join(result.get("commits") or [str(result.get("commit", "-"))]),
         ", ".join(machine) or "-",
     ]
 

@@ -8,6 +8,7 @@ alone, so that anyone can make them again without the runs.
 """
 
 import json
+import math
 import re
 import sys
 from pathlib import Path
@@ -19,12 +20,12 @@ from bnrnn.errors import BnrnnError
 from bnrnn.files import write_atomic, write_json
 from bnrnn.report import report
 from bnrnn.report.document import Code, Link, to_markdown
-from bnrnn.report.groups import comparable, differing, how_far, kind, part, rank, unlike_the_paper
-from bnrnn.report.runs import Found, Run, find, find_runs
+from bnrnn.report.groups import completed, differing, how_far, kind, part, rank, unlike_the_paper
+from bnrnn.report.runs import Found, Run, find, find_runs, trained
 
 MOST_TRAINING_RECORDS = 400
 # Where things lay on one machine is of no use on another.
-_ELSEWHERE = ("data_dir", "outputs", "path", "resume", "run", "threads")
+_ELSEWHERE = ("data_dir", "outputs", "resume", "threads")
 
 
 def collect(outputs: Path, results: Path) -> None:
@@ -41,7 +42,10 @@ def collect(outputs: Path, results: Path) -> None:
             continue
         _copy(run, results / "runs" / name)
         kept[name] = run
+    shown = find(results / "analyses").analyses
     for name, analysis in found.analyses.items():
+        if name in shown and trained(shown[name]) > trained(analysis):
+            continue
         folder = results / "analyses" / name
         folder.mkdir(parents=True, exist_ok=True)
         line = json.dumps(_without_paths(analysis)) + "\n"  # indented, curves are a line a number
@@ -59,7 +63,7 @@ def folder_name(run: Run, kept: dict[str, Run]) -> str:
             return name
     keys = unlike_the_paper(run)
     while True:
-        changes = [_slug(part(key, comparable(run).get(key))) for key in sorted(keys)]
+        changes = [_slug(part(key, completed(run)[key])) for key in sorted(keys)]
         scale = [run.scale] if run.scale else []
         name = "-".join([run.data, run.model, *changes, *scale, f"seed{run.seed}"])
         if name not in kept:
@@ -107,12 +111,26 @@ def thin(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _without_paths(result: dict[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in result.items() if key != "run"}
     if "command" in kept:
-        words = str(kept["command"]).split()
-        kept["command"] = " ".join(w for w in words if w.partition("=")[0] not in _ELSEWHERE)
+        kept["command"] = command(kept)
     for key in ("data", "error"):
         if isinstance(kept.get(key), str):
             kept[key] = re.sub(r"(?<![\w.])(/[^\s/:;,'\"]+)+/", "", kept[key])
     return kept
+
+
+def command(result: dict[str, Any]) -> str:
+    """What makes this result elsewhere."""
+    # Stopped on the way to more, and then tested by asking for fewer.
+    cut_short = result.get("steps", 0) > result.get("max_steps", math.inf)
+    words = []
+    for word in str(result["command"]).split():
+        key, _, value = word.partition("=")
+        if key in _ELSEWHERE or (cut_short and key in ("max_epochs", "max_steps")):
+            continue
+        words.append({"path": f"path={Path(value).name}", "run": "run=auto"}.get(key, word))
+    if cut_short:
+        words.append(f"max_steps={result['steps']}")
+    return " ".join(words)
 
 
 def write(results: Path, figures: bool = True) -> str:

@@ -216,6 +216,7 @@ def find_runs(folder: Path) -> list[Run]:
 def find(folder: Path) -> Found:
     """Runs and analyses at or under `folder`; what cannot be read is listed, and no error."""
     found = Found(folder, [], {}, [])
+    ranks: dict[str, tuple[int, str]] = {}
 
     def unreadable(error: OSError) -> None:
         if not isinstance(error, FileNotFoundError):  # of `folder`, or just removed
@@ -227,7 +228,9 @@ def find(folder: Path) -> Found:
         try:
             analysis = _analysis(path) if "result.json" in files else None
             if analysis is not None:
-                found.analyses[analysis_name(analysis)] = analysis
+                key, rank = analysis_name(analysis), (trained(analysis), path.name)
+                if rank >= ranks.get(key, rank):
+                    found.analyses[key], ranks[key] = analysis, rank
             elif {"metrics.jsonl", "config.yaml", "failed.json"} & set(files):
                 found.runs.append(read_run(path))
         except CheckpointError as error:
@@ -249,8 +252,26 @@ def _analysis(path: Path) -> dict[str, Any] | None:
 
 
 def analysis_name(result: dict[str, Any]) -> str:
-    """What tells an analysis from the others: the newest of a name counts."""
-    parts = [result["analysis"], *(result[key] for key in ("task", "model") if key in result)]
-    if "model" in result:
-        parts.append(f"seed{result['seed']}")
-    return "-".join(map(str, parts))
+    """What tells an analysis from the others. Of a name the one counts whose model was trained
+    furthest, then the newest."""
+    if "model" not in result:
+        return result["analysis"]
+    own = [part.replace("γ ", "gamma").replace(" ", "_") for part in departures(result)]
+    parts = [result["analysis"], analysed_data(result), result["model"], *own]
+    return "-".join([*parts, f"seed{result['seed']}"])
+
+
+def trained(analysis: dict[str, Any]) -> int:
+    """Steps behind the model of an analysis; 0 where there is no trained model."""
+    return analysis.get("step", 0)
+
+
+def analysed_data(analysis: dict[str, Any]) -> str | None:
+    """As `Run.data`; older results have the task only, and analyses without a model neither."""
+    return analysis.get("data", analysis.get("task"))
+
+
+def departures(analysis: dict[str, Any]) -> list[str]:
+    """How its model departs from the usual one, which is what older results do not name."""
+    gamma, units = analysis.get("gamma_init", 0.1), analysis.get("hidden_size", 1000)
+    return [*[f"γ {gamma:g}"] * (gamma != 0.1), *[f"{units} units"] * (units != 1000)]

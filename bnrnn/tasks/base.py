@@ -1,6 +1,7 @@
 """What the training loop needs to know of a task."""
 
 import itertools
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar, NamedTuple
@@ -78,6 +79,10 @@ class Task(ABC):
     def describe(self) -> str:
         """The data in one line, for people."""
 
+    def fingerprint(self) -> str | None:
+        """The same for the same data, wherever they lie; None: they are verified when read."""
+        return None
+
     def state(self) -> dict[str, Any]:
         """What a checkpoint must hold for the model to mean the same: tensors and plain data."""
         return {}
@@ -129,6 +134,11 @@ def build_head(hidden_size: int, classes: int) -> nn.Linear:
     nn.init.orthogonal_(head.weight)
     nn.init.zeros_(head.bias)
     return head
+
+
+def fingerprint(*arrays: np.ndarray) -> str:
+    """Lengths and check sums."""
+    return ", ".join(f"{len(a)} {zlib.crc32(a.tobytes()):08x}" for a in arrays)
 
 
 def even_batches(n: int, batch_size: int) -> list[slice]:

@@ -14,7 +14,15 @@ from torch import Tensor, nn
 from bnrnn.config import CharacterConfig, ModelConfig
 from bnrnn.datasets import CharacterCorpus, load_ptb, load_pydocs, load_text, load_text8
 from bnrnn.errors import CheckpointError, DataError
-from bnrnn.tasks.base import Batch, Progress, Task, build_head, build_lstm, even_batches
+from bnrnn.tasks.base import (
+    Batch,
+    Progress,
+    Task,
+    build_head,
+    build_lstm,
+    even_batches,
+    fingerprint,
+)
 from bnrnn.tasks.scoring import Score, score_logits
 
 State = tuple[Tensor, Tensor]
@@ -108,6 +116,9 @@ class CharacterTask(Task):
     def describe(self) -> str:
         sizes = " / ".join(f"{len(part):,}" for part in self._splits())
         return f"{self.corpus.name}: {sizes} characters, {len(self.corpus.symbols)} symbols"
+
+    def fingerprint(self) -> str:
+        return fingerprint(*self._splits())
 
     def state(self) -> dict[str, Any]:
         return {"symbols": self.corpus.symbols}

@@ -26,7 +26,7 @@ from bnrnn.datasets import (
 )
 from bnrnn.errors import CheckpointError, DataError
 from bnrnn.nn.attentive_reader import AttentiveReader
-from bnrnn.tasks.base import Batch, Progress, Task
+from bnrnn.tasks.base import Batch, Progress, Task, fingerprint
 from bnrnn.tasks.scoring import Score, score_batches, score_logits
 
 
@@ -159,6 +159,12 @@ class QuestionTask(Task):
             if part == "valid" and "recall" in found
         )
         return f"{corpus.name}: {sizes} questions, {len(corpus.words):,} words{facts}"
+
+    def fingerprint(self) -> str:
+        parts = (self.corpus.train, self.corpus.valid, self.corpus.test)
+        return fingerprint(
+            *(array for part in parts for array in (part.answers, part.passages.lengths))
+        )
 
     def state(self) -> dict[str, Any]:
         return {"words": "\n".join(self.corpus.words)}

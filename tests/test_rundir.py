@@ -1,0 +1,105 @@
+"""Which run `resume=auto` goes on with and `run=auto` looks into, and what a run refuses."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+TINY = [
+    "task=text", "model=lstm", "model.hidden_size=4", "task.length=20", "task.batch_size=8",
+    "validate_every=3", "log_every=1", "calibration_batches=2",
+]  # fmt: skip
+
+
+def write_text(path, words):
+    path.write_text("\n".join(" ".join(words[k % len(words) :]) for k in range(300)))
+    return path
+
+
+@pytest.fixture
+def text(tmp_path):
+    return write_text(tmp_path / "a.txt", ["time", "step", "gate", "cell", "state", "batch"])
+
+
+@pytest.fixture
+def train(bnrnn_here, text):
+    def train(*arguments, path=text, exit_code=0):
+        done = bnrnn_here(*TINY, f"path={path}", *arguments)
+        assert done.returncode == exit_code, done.stderr
+        return done
+
+    return train
+
+
+def finished():
+    return {
+        file.parent: json.loads(file.read_text())["steps"]
+        for file in Path("outputs/text/lstm").glob("*/result.json")
+    }
+
+
+def test_a_finished_run_of_as_many_steps_is_preferred_to_a_newer_shorter_one(train):
+    train("max_steps=6")
+    (run,) = finished()
+    train("max_steps=3")
+    assert sorted(finished().values()) == [3, 6]
+    assert f"{run.name} is finished" in train("max_steps=6", "resume=auto").stderr
+    assert f"{run.name} is finished" in train("max_steps=5", "resume=auto").stderr
+    train("max_steps=8", "resume=auto")
+    assert finished()[run] == 8
+    assert sorted(finished().values()) == [3, 8]
+
+
+def test_run_auto_is_the_finished_run_that_went_furthest(train, bnrnn_here):
+    train("max_steps=6")
+    (run,) = finished()
+    train("max_steps=3")
+    train("max_steps=3", "mode=evaluate", "run=auto")
+    assert len(list(run.glob("evaluate/*/result.json"))) == 1
+
+
+def test_an_unfinished_run_is_not_cut_short(train):
+    train("max_steps=6")
+    (run,) = finished()
+    (run / "result.json").unlink()
+    done = train(f"resume={run}", "max_steps=3", exit_code=2)
+    assert "is at step 6 already, beyond the 3" in done.stderr
+    assert "max_steps=6 tests it as it is" in done.stderr
+    assert not (run / "result.json").exists()
+    train("resume=auto", "max_steps=3")
+    assert len(list(run.parent.iterdir())) == 2
+    assert list(finished().values()) == [3]
+    train(f"resume={run}", "max_steps=6")
+    assert finished()[run] == 6
+
+
+def test_another_text_is_another_run(train, tmp_path, text):
+    other = write_text(tmp_path / "b.txt", ["time", "batch", "gate", "step", "cell", "state"])
+    train("max_steps=3", "resume=auto")
+    (run,) = finished()
+    train("max_steps=3", "resume=auto", path=other)
+    assert len(finished()) == 2
+    done = train("max_steps=6", f"resume={run}", path=other, exit_code=4)
+    assert "was trained on other data than these" in done.stderr
+    moved = text.rename(tmp_path / "moved.txt")
+    train("max_steps=6", f"resume={run}", path=moved)
+    assert finished()[run] == 6
+
+
+def test_a_finished_run_that_cannot_go_on_stays_finished(train, tmp_path, text):
+    train("max_steps=3")
+    (run,) = finished()
+    moved = text.rename(tmp_path / "moved.txt")
+    train(f"resume={run}", "max_steps=6", exit_code=3)
+    assert finished() == {run: 3}
+    assert not (run / "failed.json").exists()
+    train(f"resume={run}", "max_steps=6", path=moved)
+    assert finished() == {run: 6}
+
+
+def test_a_result_names_all_the_versions_it_comes_from(train, monkeypatch):
+    for number, commit in enumerate(["aaa", "bbb", "bbb"], start=1):
+        monkeypatch.setattr("bnrnn.train.commit", lambda name=commit: name)
+        train(f"max_steps={number}", "resume=auto")
+    (run,) = finished()
+    assert json.loads((run / "result.json").read_text())["commits"] == ["aaa", "bbb"]
