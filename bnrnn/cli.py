@@ -307,15 +307,9 @@ def _replay(arguments: list[str]) -> list[str]:
         raise CheckpointError(f"no run directory at {folder}")
     if "resume" in given and not run.last.exists():
         raise CheckpointError(f"{folder} has no last.pt to go on from: start the run anew")
-    try:
-        replayed = yaml.safe_load((run.path / ".hydra" / "overrides.yaml").read_text())
-    except (OSError, yaml.YAMLError):
-        raise CheckpointError(
-            f"{folder} has no readable .hydra/overrides.yaml: give all its settings again"
-        ) from None
     own = {"run", "resume", "mode"} | given.keys()
-    kept = [o for o in replayed or [] if parser.parse_override(o).get_key_element() not in own]
-    return kept + arguments
+    typed = {o: parser.parse_override(o).get_key_element() for o in run.read_overrides()}
+    return [override for override, key in typed.items() if key not in own] + arguments
 
 
 def _register_resolvers() -> None:

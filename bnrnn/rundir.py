@@ -23,6 +23,7 @@ class RunDirectory:
     """outputs/<task>/<model>/<stamp>/, held by one process while it is entered.
 
     config.yaml    the resolved settings
+    overrides.yaml what of them was typed
     last.pt        the latest checkpoint, to go on from
     best.pt        the best model on validation; at the end with calibrated statistics
     metrics.jsonl  one object a line; tables and figures are made from this
@@ -30,12 +31,13 @@ class RunDirectory:
     failed.json    the error that stopped it, until it goes on
     tb/            for TensorBoard
     bnrnn.log      what was said
-    .hydra/        the command's overrides, as Hydra writes them
+    .hydra/        what Hydra writes, before the folder is held
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.config = path / "config.yaml"
+        self.overrides = path / "overrides.yaml"
         self.last = path / "last.pt"
         self.best = path / "best.pt"
         self.metrics = path / "metrics.jsonl"
@@ -77,6 +79,21 @@ class RunDirectory:
     def write_config(self, config: settings.Config) -> None:
         text = yaml.safe_dump(settings.to_dict(config), sort_keys=False, allow_unicode=True)
         write_atomic(self.config, text.encode())
+        # Hydra's own copy is overwritten by a command that is then refused.
+        typed = self.path / ".hydra" / "overrides.yaml"
+        if typed.exists():
+            write_atomic(self.overrides, typed.read_bytes())
+
+    def read_overrides(self) -> list[str]:
+        """The command that trained here last, to go on by."""
+        older = self.path / ".hydra" / "overrides.yaml"
+        file = self.overrides if self.overrides.exists() else older
+        try:
+            return yaml.safe_load(file.read_text()) or []
+        except (OSError, yaml.YAMLError):
+            raise CheckpointError(
+                f"{self.path} has no readable overrides.yaml: give all its settings again"
+            ) from None
 
     def write_result(self, result: dict[str, Any]) -> None:
         write_json(self.result, result)
@@ -164,9 +181,12 @@ class _Progress:
 
 
 def _with_settings(outputs: Path, ours: dict[str, Any]) -> Iterator[_Progress]:
-    """Of each run directory with a checkpoint that these settings would not make another run."""
-    for checkpoint in outputs.glob("**/last.pt"):
-        run = RunDirectory(checkpoint.parent)
+    """Of each run that these settings would not make another run: those with a checkpoint, and
+    those that a process has just begun."""
+    for config in outputs.glob("**/config.yaml"):
+        run = RunDirectory(config.parent)
+        if config.parent.name == ".hydra" or not (run.last.exists() or is_held(run.path)):
+            continue
         try:
             saved = yaml.safe_load(run.config.read_text())
             if not isinstance(saved, dict) or settings.differences(ours, saved):
@@ -175,7 +195,7 @@ def _with_settings(outputs: Path, ours: dict[str, Any]) -> Iterator[_Progress]:
             if ours["path"] != saved.get("path"):
                 continue
             step, epochs, planned = _how_far(run)
-            changed = checkpoint.stat().st_mtime
+            changed = (run.last if run.last.exists() else config).stat().st_mtime
         except (OSError, ValueError, KeyError, yaml.YAMLError, CheckpointError):
             continue
         yield _Progress(run.path, changed, step, step / epochs if epochs else None, planned)

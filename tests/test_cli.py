@@ -97,8 +97,8 @@ def test_a_run_directory_holds_what_it_should(tmp_path, text):
     done = bnrnn(tmp_path, "task=text", f"path={text}", *TINY)
     run = only_run(tmp_path / "outputs" / "text" / "bnlstm")
     assert {entry.name for entry in run.iterdir()} == {
-        ".hydra", "config.yaml", "bnrnn.log", "metrics.jsonl", "tb", "last.pt", "best.pt",
-        "result.json",
+        ".hydra", "config.yaml", "overrides.yaml", "bnrnn.log", "metrics.jsonl", "tb", "last.pt",
+        "best.pt", "result.json",
     }  # fmt: skip
     assert "test  bpc" in done.stdout
     assert "\r" not in done.stderr  # no progress bar where nobody watches
@@ -348,6 +348,8 @@ def test_two_processes_cannot_train_in_one_run_directory(tmp_path, text):
     done = bnrnn(tmp_path, f"resume={run}", "max_steps=9", check=False)
     os.close(descriptor)
     assert_error(done, 6, "another process is training in")
+    done = bnrnn(tmp_path, f"resume={run}")  # by its own settings, not by the refused ones
+    assert f"{run.name} is finished" in done.stderr
 
 
 # ---------------------------------------------------------------- bad input

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from bnrnn.rundir import RunDirectory
+
 TINY = [
     "task=text", "model=lstm", "model.hidden_size=4", "task.length=20", "task.batch_size=8",
     "validate_every=3", "log_every=1", "calibration_batches=2",
@@ -71,6 +73,18 @@ def test_an_unfinished_run_is_not_cut_short(train):
     assert list(finished().values()) == [3]
     train(f"resume={run}", "max_steps=6")
     assert finished()[run] == 6
+
+
+def test_a_run_that_another_process_has_just_begun_is_not_begun_twice(train):
+    train("max_steps=3")
+    (run,) = finished()
+    (run / "result.json").unlink()
+    (run / "last.pt").unlink()
+    with RunDirectory(run):
+        done = train("max_steps=3", "resume=auto", exit_code=6)
+    assert "another process is training in" in done.stderr
+    train("max_steps=3", "resume=auto")
+    assert len(list(run.parent.iterdir())) == 2
 
 
 def test_another_text_is_another_run(train, tmp_path, text):
