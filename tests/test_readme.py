@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from bnrnn.report.groups import unlike_the_paper
+from bnrnn.report.runs import find_runs
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 DATA = ROOT.parent / "shared" / "data"
@@ -106,6 +109,29 @@ def test_the_speed_table_is_what_was_measured():
         steps = {subject: row["step"] for subject, row in shape["subjects"].items()}
         assert ours == f"{steps['bnrnn'] / steps['nn.LSTM']:.2f}"
         assert loop == f"{steps['plain loop'] / steps['nn.LSTM']:.2f}"
+
+
+def test_our_numbers_are_those_of_the_recorded_runs():
+    rows = re.findall(
+        r"^\| `bnrnn task=(\w+) model=(\w+)` \|[^|]*\| ([^|]*\d\.\d[^|]*) \|", README, re.MULTILINE
+    )
+    runs = find_runs(ROOT / "results" / "runs")
+    assert {task for task, *_ in rows} >= {"pmnist", "ptb", "pydocs"}
+    for task, model, cell in rows:
+        # The first row stands beside numbers on the map of the released code; so do ours.
+        data = {"pmnist": "pmnist-official-map", "text8": "text8-part"}.get(task, task)
+        ours = [
+            run
+            for name in (model, "lstm")
+            for run in runs
+            if (run.data, run.model, run.seed) == (data, name, 0) and not unlike_the_paper(run)
+        ]
+        assert len(ours) == 2, (task, [run.path.name for run in ours])
+        decimals = 1 if ours[0].metric == "accuracy" else 3
+        shown = [f"{run.final('test'):.{decimals}f}" for run in ours]
+        assert re.findall(r"\d+\.\d+", cell) == shown, task
+        for epochs in re.findall(r"after (\d+) epochs", cell):
+            assert {run.result["epochs"] for run in ours} == {int(epochs)}, task
 
 
 def test_every_make_target_is_one():

@@ -222,6 +222,18 @@ def test_an_older_run_has_the_default_of_a_setting_that_it_does_not_know(tmp_pat
     assert [(g.label, len(g.runs)) for g in found] == [("", 2), ("clip square_root", 1)]
 
 
+def test_the_settings_of_the_released_code_are_told_as_one(tmp_path):
+    for name, decay, changes in (
+        ("a", 0.9, {}),
+        ("b", 0.9, {"model__cell_bias": True, "selection": "batch"}),
+        ("c", 0.5, {"model__cell_bias": True}),
+    ):
+        make_run(tmp_path / name, "lstm", [0.5], task="pmnist", task__permutation="official_code",
+                 optimizer__name="rmsprop", optimizer__decay=decay, **changes)  # fmt: skip
+    labels = {group.first.path.name: group.label for group in groups(find_runs(tmp_path))}
+    assert labels == {"a": "", "b": "experiment=official_code", "c": "cell bias, decay 0.5"}
+
+
 def test_another_model_than_the_papers_gets_no_verdict(tmp_path):
     for seed, bpc in enumerate([1.31, 1.32, 1.33]):
         make_run(tmp_path / f"{seed}", "bnlstm", [bpc], seed=seed, steps=39_500, test=bpc,

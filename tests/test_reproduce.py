@@ -162,7 +162,7 @@ def test_nothing_to_report_on_leaves_the_folder_alone(bnrnn_here, tmp_path):
     assert not list(tmp_path.glob("outputs/*"))
 
 
-def test_a_run_that_fails_says_so_in_its_folder_until_it_goes_on(bnrnn_here, tmp_path):
+def test_a_run_that_fails_says_so_in_its_folder_and_in_the_report(bnrnn_here, tmp_path):
     done = bnrnn_here(*SMALL, "optimizer=sgd", "optimizer.lr=1e30", "max_steps=50")
     assert done.returncode == 5
     (run,) = tmp_path.glob("outputs/pydocs/bnlstm/*")

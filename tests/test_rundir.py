@@ -111,6 +111,17 @@ def test_a_finished_run_that_cannot_go_on_stays_finished(train, tmp_path, text):
     assert finished() == {run: 6}
 
 
+def test_an_unfinished_run_that_fails_says_so_until_it_goes_on(train, tmp_path, text):
+    train("max_steps=3")
+    (run,) = finished()
+    (run / "result.json").unlink()
+    train(f"resume={run}", "max_steps=6", path=tmp_path / "none.txt", exit_code=3)
+    assert json.loads((run / "failed.json").read_text())["exit_code"] == 3
+    train(f"resume={run}", "max_steps=6")
+    assert not (run / "failed.json").exists()
+    assert finished() == {run: 6}
+
+
 def test_a_result_names_all_the_versions_it_comes_from(train, monkeypatch):
     for number, commit in enumerate(["aaa", "bbb", "bbb"], start=1):
         monkeypatch.setattr("bnrnn.train.commit", lambda name=commit: name)

@@ -232,7 +232,7 @@ def _planned_steps(run: Run) -> tuple[int | None, int]:
 def label(run: Run, siblings: list[Run], ignored: frozenset[str] = frozenset()) -> str:
     """The settings that differ from those of `siblings` or of the paper, each with its value.
 
-    Less known ones only where they are not the default.
+    Less known ones only where they are not the default; all of the released code as one.
     """
     values, defaults = completed(run), defaults_of(run.config)
     keys = {
@@ -241,8 +241,13 @@ def label(run: Run, siblings: list[Run], ignored: frozenset[str] = frozenset()) 
         for key in differing(run, other)
         if key in _NAMES or values[key] != defaults.get(key)
     }
-    keys = (keys | set(unlike_the_paper(run))) - ignored
-    return ", ".join(part(key, values[key]) for key in sorted(keys, key=rank))
+    keys |= set(unlike_the_paper(run))
+    parts = []
+    official = paper.official_code(run.task, run.model) if len(keys) > 1 else {}
+    if official and official.items() <= values.items():
+        keys -= official.keys()
+        parts = ["experiment=official_code"]
+    return ", ".join(parts + [part(key, values[key]) for key in sorted(keys - ignored, key=rank)])
 
 
 def part(key: str, value: Any) -> str:

@@ -11,8 +11,11 @@ from typing import Any, NamedTuple
 
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
 
 from bnrnn import config
+from bnrnn.errors import BnrnnError
 
 Points = list[list[float]]  # [[x, y], ...]
 
@@ -80,13 +83,26 @@ def settings(data: str, model: str) -> dict[str, Any]:
     if (data, model) not in RESULTS:
         return {}
     overrides = [f"reproduce={data.removesuffix(MAP)}", f"model={model}"]
-    if data.endswith(MAP):
-        overrides.append("task.permutation=official_code")
+    return _composed(*overrides, *["task.permutation=official_code"] * data.endswith(MAP))
+
+
+@functools.cache
+def official_code(task: str, model: str) -> dict[str, Any]:
+    """What `experiment=official_code` sets for a task and model, flat; {} where it has nothing."""
+    overrides = [f"task={task}", f"model={model}"]
+    try:
+        ours, theirs = _composed(*overrides), _composed(*overrides, "experiment=official_code")
+    except (BnrnnError, HydraException, OmegaConfBaseException):  # no such task or model any more
+        return {}
+    return {key: value for key, value in theirs.items() if value != ours[key]}
+
+
+def _composed(*overrides: str) -> dict[str, Any]:
     config.register()
     with contextlib.ExitStack() as stack:
         if not GlobalHydra.instance().is_initialized():  # by no command
             stack.enter_context(initialize_config_module("bnrnn.conf", version_base="1.3"))
-        composed = config.from_hydra(compose("config", overrides))
+        composed = config.from_hydra(compose("config", list(overrides)))
     return config.flatten(config.to_dict(composed))
 
 
