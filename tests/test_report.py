@@ -13,6 +13,7 @@ from bnrnn.report import compare, report, results
 from bnrnn.report.document import (
     Bullets,
     Code,
+    Figure,
     Heading,
     Link,
     Paragraph,
@@ -282,6 +283,19 @@ def test_a_sweep_over_gamma(tmp_path):
     assert names == {
         f"pydocs{name}.{kind}" for name in ("", "-bnlstm-gamma") for kind in ("png", "svg")
     }
+
+
+def test_runs_with_other_settings_than_the_papers_have_a_figure_of_their_own(tmp_path):
+    make_run(tmp_path / "a", "bnlstm", [2.0, 1.5, 1.0])
+    make_run(tmp_path / "b", "lstm", [2.0, 1.5, 1.0])
+    make_run(tmp_path / "c", "lstm", [2.0, 1.25], model__dropout=0.5)
+    figures = [block for block in document(tmp_path) if isinstance(block, Figure)]
+    assert [figure.name for figure in figures] == ["ptb", "ptb-settings"]
+    (axes,) = figures[1].draw().axes
+    lines = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
+    assert lines["LSTM"] == [[100, 2.0], [200, 1.5]]
+    assert lines["LSTM, dropout 0.5"] == [[100, 2.0], [200, 1.25]]
+    assert set(lines) == {"LSTM", "LSTM, dropout 0.5"}
 
 
 def test_a_mean_is_over_runs_of_the_same_length(tmp_path):

@@ -39,20 +39,31 @@ _DOT = {"marker": "o", "markersize": 3}
 _MARKERS = "os^Dv"  # of one model, for each of its settings
 _LONG = 50  # letters beyond which labels stand below the curves, not over them
 _DOTTED = 40  # points of a curve beyond which its dots run into each other
-Curve = tuple[Sequence[float], Sequence[float]]
+RunCurve = Callable[[Run], tuple[list[int], list[float]]]
 
 
-def validation_curves(runs: list[Run], title: str = "") -> Figure:
+def validation_curves(runs: list[Run], title: str = "", last: float = math.inf) -> Figure:
     """Validation against steps for runs on the same data, the paper's curves lightly behind.
 
     Solid: batch statistics where there are some, as the paper's curves (an LSTM has no such
     choice). Dashed: population statistics, up to three curves. Several seeds are thin, their mean
     is thick.
+
+    Args:
+        last: the last step that is drawn.
     """
+
+    def until_last(curve: RunCurve) -> RunCurve:
+        def cut(run: Run) -> tuple[list[int], list[float]]:
+            points = [(s, v) for s, v in zip(*curve(run), strict=True) if s <= last]
+            return [s for s, _ in points], [v for _, v in points]
+
+        return cut
+
     figure, axes = plt.subplots(figsize=(7.2, 4.5), layout="constrained")
     factor = METRICS[runs[0].metric][1]
     clusters = sorted(cluster(runs, MEASURED), key=lambda members: order(members[0]))
-    longest = max(max(run.curve()[0], default=0) for run in runs)
+    longest = min(last, max(max(run.curve()[0], default=0) for run in runs))
     for model, points in paper.validation(runs[0].data).items():
         shown = [(s, v * factor) for s, v in points if s <= longest * 1.05]
         if shown:
@@ -74,9 +85,10 @@ def validation_curves(runs: list[Run], title: str = "") -> Figure:
         }
         both = any(run.curve("batch")[0] for run in seeds)
         kinds = ", batch statistics" if both and len(clusters) < 4 else ""
-        _seeds(axes, seeds, Run.paper_like_curve, label=name + kinds, **style)
+        like_the_papers = until_last(Run.paper_like_curve)
+        _seeds(axes, seeds, like_the_papers, label=name + kinds, **style)
         if kinds:
-            _seeds(axes, seeds, Run.curve, label=f"{name}, population statistics",
+            _seeds(axes, seeds, until_last(Run.curve), label=f"{name}, population statistics",
                    linestyle="--", thick=1.2, **style)  # fmt: skip
     _label(axes, runs[0].metric, "training steps")
     if max(len(text) for text in axes.get_legend_handles_labels()[1]) > _LONG:
@@ -107,7 +119,7 @@ def gamma_sweep(by_gamma: dict[float, list[Run]], title: str = "") -> Figure:
     *_, second, longest = sorted(max(r.step for r in runs) for runs in by_gamma.values())
     last = second if longest > 2 * second else longest
 
-    def values(split: str) -> Callable[[Run], tuple[list[int], list[float]]]:
+    def values(split: str) -> RunCurve:
         def curve(run: Run) -> tuple[list[int], list[float]]:
             found = [
                 (r["step"], r[key] * factor)
@@ -157,7 +169,7 @@ def steps_and_seconds(runs: list[Run]) -> Figure:
 def _seeds(
     axes: Axes,
     runs: list[Run],
-    curve: Callable[[Run], tuple[list[int], list[float]]],
+    curve: RunCurve,
     thick: float = 2.0,
     **style: Any,
 ) -> None:

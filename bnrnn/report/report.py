@@ -223,13 +223,22 @@ def _figures(data: str, runs: list[Run]) -> list[Block]:
         if gamma != paper.GAMMA
     }
     shown = [run for run in runs if run.curve()[0] and run.path not in own_figure]
-    if shown:
+    like, other = ([r for r in shown if bool(unlike_the_paper(r)) is no] for no in (False, True))
+    drawn: list[tuple[str, str, list[Run], float]] = []
+    if like and other:
+        models = {run.model for run in other}
+        beside = [run for run in like if run.model in models] + other
+        last = max(run.step for run in other)
+        drawn = [("", "", like, math.inf), ("-settings", ", other settings", beside, last)]
+    elif shown:
+        drawn = [("", "", shown, math.inf)]
+    for suffix, of, members, last in drawn:
         blocks.append(
             Figure(
-                data,
-                f"Validation against training steps, {data_title(data)}",
-                _curve_caption(data, shown),
-                functools.partial(validation_curves, shown, data_title(data)),
+                data + suffix,
+                f"Validation against training steps, {data_title(data)}{of}",
+                _curve_caption(data, members),
+                functools.partial(validation_curves, members, data_title(data) + of, last),
             )
         )
     for k, by_gamma in enumerate(found_sweeps):
