@@ -66,7 +66,7 @@ def validation_curves(runs: list[Run], title: str = "", last: float = math.inf) 
     longest = min(last, max(max(run.curve()[0], default=0) for run in runs))
     for model, points in paper.validation(runs[0].data).items():
         shown = [(s, v * factor) for s, v in points if s <= longest * 1.05]
-        if shown:
+        if shown and model in {run.model for run in runs}:
             # The colours of many are told once; the caption tells what is wide and pale.
             name = f"{MODELS[model]}, the paper" if len(clusters) < 4 else None
             axes.plot(
