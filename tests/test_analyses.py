@@ -441,8 +441,8 @@ def test_what_is_analysed_already_is_not_analysed_again(bnrnn_here, tmp_path):
 
 def make(*arguments):
     done = subprocess.run(
-        ["make", "--assume-old=install", *arguments], cwd=ROOT, capture_output=True, text=True,
-        check=True,
+        ["make", "--no-print-directory", "--assume-old=install", *arguments],
+        cwd=ROOT, capture_output=True, text=True, check=True,
     )  # fmt: skip
     return done.stdout
 
