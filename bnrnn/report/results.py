@@ -20,7 +20,16 @@ from bnrnn.errors import BnrnnError
 from bnrnn.files import write_atomic, write_json
 from bnrnn.report import report
 from bnrnn.report.document import Code, Link, to_markdown
-from bnrnn.report.groups import completed, differing, how_far, kind, part, rank, unlike_the_paper
+from bnrnn.report.groups import (
+    MEASURED,
+    completed,
+    differing,
+    how_far,
+    kind,
+    part,
+    rank,
+    unlike_the_paper,
+)
 from bnrnn.report.runs import Found, Run, find, find_runs, trained
 
 MOST_TRAINING_RECORDS = 400
@@ -61,7 +70,7 @@ def folder_name(run: Run, kept: dict[str, Run]) -> str:
     for name, other in kept.items():
         if _same(run, other):
             return name
-    keys = unlike_the_paper(run)
+    keys = [key for key in unlike_the_paper(run) if key not in MEASURED]
     while True:
         changes = [_slug(part(key, completed(run)[key])) for key in sorted(keys)]
         scale = [run.scale] if run.scale else []
