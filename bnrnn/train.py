@@ -65,7 +65,7 @@ def train(config: Config, task: Task, run: RunDirectory, device: torch.device) -
     resumed = checkpoint.load(run.last, device) if run.last.exists() else None
     if resumed is not None:
         task.load_state(resumed["task"])
-        if resumed.get("data") not in (None, task.fingerprint()):
+        if resumed.get("data") not in (None, task.fingerprint):
             raise CheckpointError(
                 f"{run.path} was trained on other data than these, {task.describe()}: go on with "
                 "its own, or choose another place for a new run with outputs=DIR"
@@ -356,7 +356,7 @@ def describe(config: Config, task: Task, model: nn.Module, step: int) -> dict[st
         "config": to_dict(config),
         "model": model.state_dict(),
         "task": task.state(),
-        "data": task.fingerprint(),
+        "data": task.fingerprint,
         "step": step,
     }
 

@@ -32,7 +32,7 @@ MEASURED = frozenset([
     "validate_every", "calibration_batches", "test_calibration_batches", "selection",
 ])  # fmt: skip
 # Nor another experiment than the paper's.
-_AS_GOOD = ("validate_every", "calibration_batches", "selection")
+_AS_GOOD = MEASURED - {"test_calibration_batches"}
 _WITHOUT_VALUE = {
     "validate_every": "validated every epoch",
     "max_valid_batches": "validated on all batches",

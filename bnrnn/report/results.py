@@ -30,7 +30,7 @@ from bnrnn.report.groups import (
     rank,
     unlike_the_paper,
 )
-from bnrnn.report.runs import Found, Run, find, find_runs, trained
+from bnrnn.report.runs import Found, Run, find, find_runs, slug, trained
 
 MOST_TRAINING_RECORDS = 400
 # Where things lay on one machine is of no use on another.
@@ -72,7 +72,7 @@ def folder_name(run: Run, kept: dict[str, Run]) -> str:
             return name
     keys = [key for key in unlike_the_paper(run) if key not in MEASURED]
     while True:
-        changes = [_slug(part(key, completed(run)[key])) for key in sorted(keys)]
+        changes = [slug(part(key, completed(run)[key])) for key in sorted(keys)]
         scale = [run.scale] if run.scale else []
         name = "-".join([run.data, run.model, *changes, *scale, f"seed{run.seed}"])
         if name not in kept:
@@ -83,10 +83,6 @@ def folder_name(run: Run, kept: dict[str, Run]) -> str:
 def _same(run: Run, other: Run) -> bool:
     same_kind = (kind(run), run.seed, run.scale) == (kind(other), other.seed, other.scale)
     return same_kind and not differing(run, other)
-
-
-def _slug(text: str) -> str:
-    return re.sub(r"[^\w.]+", "_", text.replace("γ ", "gamma").replace("'", ""))
 
 
 def _copy(run: Run, target: Path) -> None:

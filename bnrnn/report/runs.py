@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -256,9 +257,14 @@ def analysis_name(result: dict[str, Any]) -> str:
     furthest, then the newest."""
     if "model" not in result:
         return result["analysis"]
-    own = [part.replace("γ ", "gamma").replace(" ", "_") for part in departures(result)]
+    own = map(slug, departures(result))
     parts = [result["analysis"], analysed_data(result), result["model"], *own]
     return "-".join([*parts, f"seed{result['seed']}"])
+
+
+def slug(text: str) -> str:
+    """For the name of a folder: "γ 0.3" -> "gamma0.3"."""
+    return re.sub(r"[^\w.]+", "_", text.replace("γ ", "gamma").replace("'", ""))
 
 
 def trained(analysis: dict[str, Any]) -> int:

@@ -38,6 +38,7 @@ class Task(ABC):
     metric: ClassVar[str]  # what models are selected by
     lower_is_better: ClassVar[bool]
     padded: ClassVar[bool] = False  # sequences of different lengths in a batch
+    fingerprint: str | None = None  # of the data, wherever they lie; None: verified when read
     whole_data: bool = True  # False: only a part of them is at hand, and results do not compare
 
     def __init__(self, config: TaskConfig, seed: int) -> None:
@@ -78,10 +79,6 @@ class Task(ABC):
     @abstractmethod
     def describe(self) -> str:
         """The data in one line, for people."""
-
-    def fingerprint(self) -> str | None:
-        """The same for the same data, wherever they lie; None: they are verified when read."""
-        return None
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint must hold for the model to mean the same: tensors and plain data."""
@@ -136,7 +133,7 @@ def build_head(hidden_size: int, classes: int) -> nn.Linear:
     return head
 
 
-def fingerprint(*arrays: np.ndarray) -> str:
+def checksums(*arrays: np.ndarray) -> str:
     """Lengths and check sums."""
     return ", ".join(f"{len(a)} {zlib.crc32(a.tobytes()):08x}" for a in arrays)
 

@@ -20,8 +20,8 @@ from bnrnn.tasks.base import (
     Task,
     build_head,
     build_lstm,
+    checksums,
     even_batches,
-    fingerprint,
 )
 from bnrnn.tasks.scoring import Score, score_logits
 
@@ -54,6 +54,7 @@ class CharacterTask(Task):
         self.config: CharacterConfig = config
         self.corpus = load_corpus(config, data_dir)
         self.whole_data = self.corpus.whole
+        self.fingerprint = checksums(*self._splits())
         if self.steps_per_epoch == 0:
             needed = config.length * (config.batch_size + 1)
             raise DataError(
@@ -116,9 +117,6 @@ class CharacterTask(Task):
     def describe(self) -> str:
         sizes = " / ".join(f"{len(part):,}" for part in self._splits())
         return f"{self.corpus.name}: {sizes} characters, {len(self.corpus.symbols)} symbols"
-
-    def fingerprint(self) -> str:
-        return fingerprint(*self._splits())
 
     def state(self) -> dict[str, Any]:
         return {"symbols": self.corpus.symbols}

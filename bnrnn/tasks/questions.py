@@ -26,7 +26,7 @@ from bnrnn.datasets import (
 )
 from bnrnn.errors import CheckpointError, DataError
 from bnrnn.nn.attentive_reader import AttentiveReader
-from bnrnn.tasks.base import Batch, Progress, Task, fingerprint
+from bnrnn.tasks.base import Batch, Progress, Task, checksums
 from bnrnn.tasks.scoring import Score, score_batches, score_logits
 
 
@@ -48,6 +48,8 @@ class QuestionTask(Task):
             config.numbers,
         )
         self.whole_data = self.corpus.whole
+        parts = (self.corpus.train, self.corpus.valid, self.corpus.test)
+        self.fingerprint = checksums(*(a for p in parts for a in (p.answers, p.passages.lengths)))
         if self.steps_per_epoch == 0:
             raise DataError(
                 f"{self.corpus.name} has {len(self.corpus.train)} training questions, fewer than a "
@@ -159,12 +161,6 @@ class QuestionTask(Task):
             if part == "valid" and "recall" in found
         )
         return f"{corpus.name}: {sizes} questions, {len(corpus.words):,} words{facts}"
-
-    def fingerprint(self) -> str:
-        parts = (self.corpus.train, self.corpus.valid, self.corpus.test)
-        return fingerprint(
-            *(array for part in parts for array in (part.answers, part.passages.lengths))
-        )
 
     def state(self) -> dict[str, Any]:
         return {"words": "\n".join(self.corpus.words)}
