@@ -320,7 +320,7 @@ def _register_resolvers() -> None:
 def _run_dir(stamp: str, *, _root_: DictConfig) -> str:
     """Where this command writes: a new run directory, or the one it goes on in."""
     if _root_.mode in settings.USE_A_RUN and _root_.run:
-        return str(_used_by(_root_) / _root_.mode / stamp)
+        return str(_unused(_used_by(_root_) / _root_.mode, stamp))
     if _root_.mode == "train" and _root_.resume is not None:
         found = _resumed(_root_)
         if found is not None:
@@ -333,17 +333,23 @@ def _run_dir(stamp: str, *, _root_: DictConfig) -> str:
     else:
         folder = "data" if _root_.mode == "data" else _root_.model.name
         parent = outputs / _root_.task.name / folder
+    return str(_unused(parent, stamp))
+
+
+def _unused(parent: Path, stamp: str) -> Path:
+    """Two commands can begin within a second."""
     path, attempt = parent / stamp, 1
     while path.exists():
         attempt += 1
         path = parent / f"{stamp}-{attempt}"
-    return str(path)
+    return path
 
 
 def _sweep_subdir(number: int, stamp: str, *, _root_: DictConfig) -> str:
     """A job's folder in its sweep; the one it goes on in, or looks into, is named absolutely."""
     if _root_.mode in settings.USE_A_RUN and _root_.run:
-        return str(_used_by(_root_).resolve() / _root_.mode / stamp)
+        # Each job by its number: several may look into one run.
+        return str(_used_by(_root_).resolve() / _root_.mode / f"{stamp}-{number}")
     if _root_.mode == "train" and _root_.resume is not None:
         found = _resumed(_root_)
         if found is not None:

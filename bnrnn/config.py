@@ -123,7 +123,7 @@ class PixelConfig(TaskConfig):
     max_epochs: int = 200
     permutation: str = "none"
     permutation_seed: int = 0
-    init_noise: float = 0.0
+    init_noise: float = 0.0  # on h_0: see `BNLSTM`
     # The authors' code has noise on h_0 for its BN runs only.
     init_noise_for: str = "all"
 
@@ -399,8 +399,9 @@ RESUME_MAY_CHANGE = frozenset({
 
 
 def register() -> None:
-    """Make known to Hydra the schemas, `base_*` in each group of `conf/`, and `bnrnn.by_scale`."""
+    """Make known to Hydra the schemas, `base_*` in each group of `conf/`, and two resolvers."""
     OmegaConf.register_new_resolver("bnrnn.by_scale", _by_scale, replace=True)
+    OmegaConf.register_new_resolver("bnrnn.if_equal", _if_equal, replace=True)
     store = ConfigStore.instance()
     store.store(name="base_config", node=Config)
     store.store(group="model", name="base_model", node=ModelConfig)
@@ -416,6 +417,10 @@ def register() -> None:
 def _by_scale(scale: str | None, minutes: Any, hour: Any, full: Any) -> Any:
     """One of three, by how far `reproduce=` goes."""
     return {"minutes": minutes, "hour": hour}.get(scale or "full", full)
+
+
+def _if_equal(value: Any, other: Any, then: Any, otherwise: Any) -> Any:
+    return then if value == other else otherwise
 
 
 def from_hydra(cfg: DictConfig) -> Config:

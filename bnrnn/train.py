@@ -26,6 +26,9 @@ from bnrnn.tasks.scoring import Score
 
 log = logging.getLogger(__name__)
 
+# A mean gradient norm beyond which float32, of seven digits, loses parts of the usual size.
+ROUNDING_ERRORS = 1e6
+
 
 @dataclass
 class LoopState:
@@ -110,6 +113,7 @@ def train(config: Config, task: Task, run: RunDirectory, device: torch.device) -
     ):
         if state.step < total:
             run.result.unlink(missing_ok=True)  # of a run that was finished with fewer steps
+        warned = False
         saved_at = began = time.monotonic()
         seconds_before = state.seconds
         try:
@@ -162,6 +166,9 @@ def train(config: Config, task: Task, run: RunDirectory, device: torch.device) -
                 if state.step % config.log_every == 0:
                     values = averages(state, task)
                     metrics.write(state.step, "train", values)
+                    if not warned and values["grad_norm"] > ROUNDING_ERRORS:
+                        log.warning("%s", rounding_warning(values["grad_norm"], state))
+                        warned = True
                     shown = {k: v for k, v in values.items() if k not in ("epoch", "seconds")}
                     bar.set_postfix_str(format_values(shown))
                 bar.update()
@@ -274,6 +281,14 @@ def check_finite(name: str, value: float, state: LoopState, run: RunDirectory) -
         f"the {name} is {value} at step {state.step}; {kept}. Try a lower optimizer.lr, a lower "
         "optimizer.max_grad_norm, model.gamma_init=0.1, or task.init_noise=0.1 where all "
         "sequences begin alike"
+    )
+
+
+def rounding_warning(grad_norm: float, state: LoopState) -> str:
+    return (
+        f"the gradient norm is {grad_norm:.1e} at step {state.step}: of a gradient so large little "
+        "but rounding errors remains once it is clipped. Try model.gamma_init=0.1, or "
+        "task.init_noise=0.1 where all sequences begin alike"
     )
 
 

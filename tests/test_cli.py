@@ -427,6 +427,20 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, text):
     assert not (run / "result.json").exists()
 
 
+def test_a_gradient_of_rounding_errors_is_warned_of_once(tmp_path):
+    # Lines as long as a sequence: at many an offset all sequences begin with the same characters.
+    lines = ("-" * 8 + "".join(random.Random(i).choices("abcd", k=11)) for i in range(400))
+    (tmp_path / "lines.txt").write_text("\n".join(lines))
+    arguments = [*TINY, "log_every=1", "max_steps=60", "max_valid_batches=1"]
+    done = bnrnn(tmp_path, "task=text", "path=lines.txt", *arguments)
+    largest = max(
+        r["grad_norm"] for r in records(only_run(tmp_path / "outputs")) if "grad_norm" in r
+    )
+    assert largest > 1e6
+    assert done.stderr.count("rounding errors") == 1
+    assert "task.init_noise=0.1" in done.stderr
+
+
 def test_a_disk_that_fills_while_a_checkpoint_is_written(tmp_path, text):
     arguments = ["task=text", f"path={text}", *TINY, "max_steps=3", "model.hidden_size=64"]
     bnrnn(tmp_path, *arguments)

@@ -66,8 +66,14 @@ def test_task_and_model_alone_are_the_papers_run(composed, task, model):
     if pixels:
         assert config.optimizer.decay == 0.9
         assert config.optimizer.momentum == 0.0
-        assert config.task.init_noise == (0.1 if task == "mnist" else 0.0)
+        assert config.task.init_noise == 0.1
         assert config.task.permutation == ("none" if task == "mnist" else "true")
+
+
+def test_the_released_codes_map_has_no_noise_unless_it_is_asked_for(composed):
+    assert composed("task=pmnist", "task.permutation=official_code").task.init_noise == 0.0
+    noisy = composed("task=pmnist", "task.permutation=official_code", "task.init_noise=0.2")
+    assert noisy.task.init_noise == 0.2
 
 
 TASK_OF = {"attentive": ["task=cnn"]}
@@ -106,6 +112,7 @@ def test_official_code_sets_every_deviation_that_concerns_a_task(composed):
         if task != "ptb":
             assert config.task.permutation == ("none" if task == "mnist" else "official_code")
             assert config.task.init_noise_for == ("normalized" if task == "mnist" else "all")
+            assert config.task.init_noise == (0.1 if task == "mnist" else 0.0)
             assert config.optimizer.decay == 0.9
 
 

@@ -165,6 +165,29 @@ def test_noise_on_the_initial_hidden_state():
     assert torch.equal(lstm(x, hx)[0], lstm(x, hx)[0])
 
 
+def weight_gradient(dtype, noise, kernel):
+    """Of weight_hh in float64, from sequences whose first six frames are all the same."""
+    torch.manual_seed(0)
+    weights = BNLSTM(2, 20, recurrent_init="identity").state_dict()
+    x = torch.randn(16, 32, 2)
+    x[:6] = 0
+    h_0 = 0.3 * torch.randn(20) + noise * torch.randn(1, 32, 20)
+    c_0 = torch.zeros(1, 32, 20)
+    lstm = BNLSTM(2, 20, kernel=kernel, dtype=dtype)
+    lstm.load_state_dict(weights)
+    output, _ = lstm(x.to(dtype), (h_0.to(dtype), c_0.to(dtype)))
+    output[-1].square().sum().backward()
+    return lstm.weight_hh_l0.grad.double()
+
+
+@pytest.mark.parametrize("kernel", ["reference", "cpu"])
+@pytest.mark.parametrize(("noise", "kept"), [(0.1, True), (0.0, False)])
+def test_noise_keeps_the_gradient_where_sequences_begin_alike(kernel, noise, kept):
+    exact = weight_gradient(torch.float64, noise, kernel)
+    error = (weight_gradient(torch.float32, noise, kernel) - exact).norm() / exact.norm()
+    assert error < 1e-5 if kept else error > 1e3
+
+
 def test_initialization():
     lstm = BNLSTM(D, H, gamma_init=0.3, recurrent_init="identity")
     i, f, g, o = lstm.weight_hh_l0.detach().chunk(4)

@@ -21,6 +21,7 @@ _NAMES = {
     "task.batch_size": "batch {}",
     "task.length": "length {}",
     "task.permutation_seed": "permutation {}",
+    "task.init_noise": "noise {}",
     "data.synthetic": "{} generated questions",
     "validate_every": "validated every {} steps",
     "calibration_batches": "{} calibration batches",
