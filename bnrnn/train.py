@@ -13,7 +13,15 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from bnrnn import checkpoint
-from bnrnn.config import AdamConfig, Config, OptimizerConfig, RMSPropConfig, SGDConfig, to_dict
+from bnrnn.config import (
+    AdamConfig,
+    Config,
+    OptimizerConfig,
+    PixelConfig,
+    RMSPropConfig,
+    SGDConfig,
+    to_dict,
+)
 from bnrnn.errors import CheckpointError, ConfigError, NonFiniteError
 from bnrnn.evaluate import final_test, load_best, validate
 from bnrnn.interrupt import Interrupted, Interruption
@@ -127,7 +135,7 @@ def train(config: Config, task: Task, run: RunDirectory, device: torch.device) -
                     state.seconds = seconds_before + time.monotonic() - began
                     for kind, values in found.items():
                         name = f"validation {task.metric} with {kind} statistics"
-                        check_finite(name, values[task.metric], state, run)
+                        check_finite(name, values[task.metric], config, state, run)
                         values = values | {"seconds": round(state.seconds, 2)}
                         metrics.write(state.step, "valid", values, statistics=kind)
                     metrics.write_parameters(state.step, model)
@@ -153,8 +161,8 @@ def train(config: Config, task: Task, run: RunDirectory, device: torch.device) -
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 grad_norm = clip_gradients(model, config.optimizer)
-                check_finite("loss", loss.item(), state, run)
-                check_finite("gradient norm", grad_norm.item(), state, run)
+                check_finite("loss", loss.item(), config, state, run)
+                check_finite("gradient norm", grad_norm.item(), config, state, run)
                 set_adam_eps(optimizer, config.optimizer, state.step + 1)
                 optimizer.step()
                 state.step += 1
@@ -167,7 +175,7 @@ def train(config: Config, task: Task, run: RunDirectory, device: torch.device) -
                     values = averages(state, task)
                     metrics.write(state.step, "train", values)
                     if not warned and values["grad_norm"] > ROUNDING_ERRORS:
-                        log.warning("%s", rounding_warning(values["grad_norm"], state))
+                        log.warning("%s", rounding_errors(values["grad_norm"], config, state))
                         warned = True
                     shown = {k: v for k, v in values.items() if k not in ("epoch", "seconds")}
                     bar.set_postfix_str(format_values(shown))
@@ -273,23 +281,30 @@ def set_adam_eps(optimizer: torch.optim.Optimizer, config: OptimizerConfig, step
             group["eps"] = config.eps / math.sqrt(1 - config.beta2**step)
 
 
-def check_finite(name: str, value: float, state: LoopState, run: RunDirectory) -> None:
+def check_finite(
+    name: str, value: float, config: Config, state: LoopState, run: RunDirectory
+) -> None:
     if math.isfinite(value):
         return
     kept = f"the last good checkpoint is {run.last}" if run.last.exists() else "none is saved yet"
     raise NonFiniteError(
-        f"the {name} is {value} at step {state.step}; {kept}. Try a lower optimizer.lr, a lower "
-        "optimizer.max_grad_norm, model.gamma_init=0.1, or task.init_noise=0.1 where all "
-        "sequences begin alike"
+        f"the {name} is {value} at step {state.step}; {kept}. Try a lower optimizer.lr or "
+        f"optimizer.max_grad_norm, or model.gamma_init=0.1{or_noise(config)}"
     )
 
 
-def rounding_warning(grad_norm: float, state: LoopState) -> str:
+def rounding_errors(grad_norm: float, config: Config, state: LoopState) -> str:
     return (
-        f"the gradient norm is {grad_norm:.1e} at step {state.step}: of a gradient so large little "
-        "but rounding errors remains once it is clipped. Try model.gamma_init=0.1, or "
-        "task.init_noise=0.1 where all sequences begin alike"
+        f"the gradient norm is {grad_norm:.1e} at step {state.step}: of one so large hardly "
+        "anything but rounding errors is left when it is clipped. Try a lower model.gamma_init"
+        f"{or_noise(config)}"
     )
+
+
+def or_noise(config: Config) -> str:
+    if not isinstance(config.task, PixelConfig):
+        return ""
+    return ", or task.init_noise=0.1 where all sequences begin alike"
 
 
 def add(state: LoopState, score: Score, grad_norm: float) -> None:

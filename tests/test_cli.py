@@ -438,7 +438,7 @@ def test_a_gradient_of_rounding_errors_is_warned_of_once(tmp_path):
     )
     assert largest > 1e6
     assert done.stderr.count("rounding errors") == 1
-    assert "task.init_noise=0.1" in done.stderr
+    assert "Try a lower model.gamma_init" in done.stderr
 
 
 def test_a_disk_that_fills_while_a_checkpoint_is_written(tmp_path, text):
