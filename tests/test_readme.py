@@ -134,6 +134,21 @@ def test_our_numbers_are_those_of_the_recorded_runs():
             assert {(run.result or {})["epochs"] for run in ours} == {int(epochs)}, task
 
 
+def test_our_numbers_on_a_true_permutation():
+    shown = re.findall(
+        r"on which BN-LSTM has ([\d.]+) % \(LSTM ([\d.]+)\) after (\d+) epochs",
+        " ".join(README.split()),
+    )
+    result = {
+        run.model: (f"{run.final('test'):.1f}", f"{(run.result or {})['epochs']:g}")
+        for run in find_runs(ROOT / "results" / "runs")
+        if run.data == "pmnist" and run.config["task"]["init_noise"] == 0.1
+    }
+    (bnlstm, epochs), (lstm, same) = result["bnlstm"], result["lstm"]
+    assert epochs == same
+    assert shown == [(bnlstm, lstm, epochs)]
+
+
 def test_every_make_target_is_one():
     for target in set(re.findall(r"`?make ([a-z0-9-]+)", README)):
         done = subprocess.run(
