@@ -95,7 +95,7 @@ def validation_curves(runs: list[Run], title: str = "", last: float = math.inf) 
         figure.set_figheight(4.5 + 0.2 * len(clusters))
         figure.legend(frameon=False, loc="outside lower center", fontsize=9)
     else:
-        _legend(axes, runs[0])
+        axes.legend(frameon=False, loc="best", fontsize=9)
     if title:
         axes.set_title(title, fontsize=10, loc="left")
     return figure
@@ -161,7 +161,7 @@ def steps_and_seconds(runs: list[Run]) -> Figure:
         right.plot(seconds, values, label=run.title, **style)
     for axes, label_ in ((left, "training steps"), (right, "seconds, validation included")):
         _label(axes, runs[0].metric, label_)
-        _legend(axes, runs[0])
+        axes.legend(frameon=False, loc="best", fontsize=9)
     right.set_ylabel("")
     return figure
 
@@ -204,12 +204,6 @@ def _label(axes: Axes, metric: str, x_label: str) -> None:
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.xaxis.set_major_formatter(lambda step, _: f"{step:,.0f}")
-
-
-def _legend(axes: Axes, run: Run) -> None:
-    # Where learning curves leave room.
-    corner = "lower right" if run.metric == "accuracy" else "upper right"
-    axes.legend(frameon=False, loc=corner, fontsize=9)
 
 
 def encode(figure: Figure, kind: str) -> bytes:
