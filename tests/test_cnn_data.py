@@ -36,15 +36,15 @@ from bnrnn.datasets import (
 )
 from bnrnn.datasets.cnn import EOS, NIL, NUM, SPECIALS, UNK
 from bnrnn.errors import DataError, OutputError
+from tests.conftest import DATA, QUESTIONS, missing_data
 
-REAL_DATA = Path(__file__).parents[2] / "shared" / "data"
 SIZE = 2000
 
 
 def real(name: str) -> Path:
-    if not (REAL_DATA / "cnn_qa").is_dir():
-        pytest.skip(f"the genuine samples are not at {REAL_DATA}")
-    return REAL_DATA / "cnn_qa" / name
+    if reason := missing_data(QUESTIONS):
+        pytest.skip(reason)
+    return DATA / "cnn_qa" / name
 
 
 @pytest.fixture(autouse=True)
@@ -399,7 +399,7 @@ def test_missing_data_are_asked_for(tmp_path: Path):
     assert f"`{cnn.DRIVE_ID}`" in readme.read_text()
     assert f"sha256 {cnn.SHA256}" in readme.read_text()
     # The three genuine questions are of no split.
-    assert "not there" in error_of(load_cnn, REAL_DATA)
+    assert "not there" in error_of(load_cnn, DATA)
 
 
 def test_a_split_without_questions_is_refused(tmp_path: Path, cache_dir: Path):

@@ -33,14 +33,13 @@ from bnrnn.datasets import (
 from bnrnn.datasets import mnist as mnist_module
 from bnrnn.datasets.mnist import read_idx
 from bnrnn.errors import DataError
-
-REAL_DATA = Path(__file__).parents[2] / "shared" / "data"
+from tests.conftest import DATA, missing_data
 
 
 def real(folder: str) -> Path:
-    if not (REAL_DATA / folder).is_dir():
-        pytest.skip(f"the real files of {folder} are not at {REAL_DATA}")
-    return REAL_DATA / folder
+    if reason := missing_data(folder):
+        pytest.skip(reason)
+    return DATA / folder
 
 
 @pytest.fixture(autouse=True)

@@ -14,8 +14,9 @@ from bnrnn.datasets import cnn_synthetic, four_sentence_items, load_cnn, pad, qu
 from bnrnn.datasets.questions import format_question, parse_question
 from bnrnn.nn.attentive_reader import VARIANTS, AttentiveReader
 from bnrnn.tasks import Batch, QuestionTask
+from tests.conftest import DATA, QUESTIONS, missing_data, needs_data
 
-SAMPLES = Path(__file__).parents[2] / "shared" / "data" / "cnn_qa"
+SAMPLES = DATA / "cnn_qa"
 SMALL = [
     "task=cnn4", "data.synthetic=300", "model.hidden_size=8", "threads=1", "task.batch_size=20",
     "calibration_batches=2", "max_valid_batches=2",
@@ -130,8 +131,8 @@ def test_train_resume_evaluate_and_answer(bnrnn_here, tmp_path):
     assert f"error {result['test']['error']:.4f}" in again.stdout
 
     text = SAMPLES / "questions" / "000021e9748578a514493c773809465c661a28d1.question"
-    if not text.exists():
-        pytest.skip("no genuine question at ../shared/data")
+    if reason := missing_data(QUESTIONS):
+        pytest.skip(reason)
     answered = bnrnn_here("mode=answer", f"run={whole}", f"question={text}")
     assert answered.returncode == 0, answered.stderr
     assert "looked at:" in answered.stdout
@@ -209,7 +210,7 @@ def epochs(corpus, model, n, lr, seed=0):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not SAMPLES.is_dir(), reason="no genuine questions at ../shared/data")
+@needs_data(QUESTIONS)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_variant_overfits_the_genuine_items(variant):
     items = four_sentence_items(SAMPLES / "four_sentence_sample.txt")
