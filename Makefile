@@ -29,6 +29,11 @@ test: install  ## the tests, without the slow ones
 test-all: install  ## all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -m 'not gpu'
 
+# What is combined is in tests/portable.py; a set that the machine lacks is skipped with a line.
+PORTABLE ?= --seeds 20
+test-portable: install  ## the numeric tests with 20 seeds, all instruction sets, 1 to 3 threads
+	$(BIN)/python -m tests.portable --jobs $(JOBS) $(PORTABLE)
+
 lint: install  ## ruff and pyright
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -115,6 +120,6 @@ bench: install  ## results/bench/: what a training step costs, ours against nn.L
 clean:  ## remove .venv, builds and caches; never data or runs
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
 
-.PHONY: help install demo test test-all lint format wheel results bench clean report reproduce \
+.PHONY: help install demo test test-all test-portable lint format wheel results bench clean report reproduce \
 	$(SWEEPS:%=reproduce-%) $(TRAINED:%=reproduce-%) $(ALONE:%=reproduce-%) \
 	$(TRAINED:%=expect-%) $(ALONE:%=expect-%)

@@ -1,6 +1,10 @@
+"""What all tests share: real data, seeds, and the command in this process."""
+
 import logging
+import os
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,10 +14,54 @@ from hydra.core.global_hydra import GlobalHydra
 from bnrnn import cli  # noqa: F401 (registers the schemas)
 from bnrnn import config as settings
 
+ROOT = Path(__file__).parent.parent
+DATA = Path(os.environ.get("BNRNN_TEST_DATA") or ROOT / "data").absolute()
+QUESTIONS = "cnn_qa/questions"
+
+
+def missing_data(*names: str) -> str:
+    """Which of the data sets are not in DATA, and how to have them; empty if all are.
+
+    Args:
+        names: folders of DATA: "mnist", "ptb", "text8", or `QUESTIONS`, the genuine ones, which
+            cannot be downloaded.
+    """
+    missing = [name for name in names if not (DATA / name).is_dir()]
+    if not missing:
+        return ""
+    fetched = [f"`bnrnn mode=data task={name}`" for name in missing if name != QUESTIONS]
+    cure = "set BNRNN_TEST_DATA to a folder that has it"
+    if fetched:
+        cure += f" or run {' and '.join(fetched)}"
+    return f"no {' or '.join(missing)} in {DATA}: {cure}"
+
+
+def needs_data(*names: str) -> pytest.MarkDecorator:
+    """Skip the test where these are not in DATA."""
+    reason = missing_data(*names)
+    return pytest.mark.skipif(bool(reason), reason=reason)
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--seeds", type=int, metavar="N", default=os.environ.get("BNRNN_TEST_SEEDS", "1"),
+        help="repeat the numeric tests with N seeds (BNRNN_TEST_SEEDS)",
+    )  # fmt: skip
+
+
+def pytest_generate_tests(metafunc):
+    numeric = metafunc.definition.get_closest_marker("numeric")
+    seeds = metafunc.config.getoption("seeds")
+    if numeric and numeric.kwargs.get("repeat", True) and seeds > 1:
+        metafunc.parametrize("seed", range(seeds), indirect=True)
+
 
 @pytest.fixture(autouse=True)
-def _one_seed():
-    torch.manual_seed(0)
+def seed(request) -> int:
+    """Of everything that a test draws from torch: 0, and what --seeds adds."""
+    number = getattr(request, "param", 0)
+    torch.manual_seed(number)
+    return number
 
 
 @pytest.fixture

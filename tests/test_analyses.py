@@ -25,10 +25,9 @@ from bnrnn.report.report import document
 from bnrnn.report.results import collect
 from bnrnn.report.runs import analysis_name, find
 from bnrnn.tasks import CharacterTask
+from tests.conftest import DATA, ROOT, needs_data
 from tests.equations import bn
 
-ROOT = Path(__file__).parent.parent
-DATA = ROOT.parent / "shared" / "data"
 CPU = torch.device("cpu")
 NORMALIZED = {"input_norm": "frame", "recurrent_norm": "frame", "cell_norm": "frame"}
 
@@ -116,7 +115,7 @@ def test_repeats_differ_by_their_seed():
         assert [curve["lowest"], curve["median"], curve["highest"]] == np.sort(each, 0).tolist()
 
 
-@pytest.mark.skipif(not DATA.is_dir(), reason="no data sets at ../shared/data")
+@needs_data("mnist")
 def test_a_small_gamma_keeps_the_gradient_on_mnist_and_an_orthogonal_matrix_reverses_it():
     data = load_mnist(DATA)
     result = gradient_flow(

@@ -11,8 +11,10 @@ from bnrnn import BNLSTM, batch_statistics, calibrate
 from bnrnn.nn import StepStatistics
 from bnrnn.nn.attentive_reader import VARIANTS, AttentiveReader
 from bnrnn.nn.feature_norm import FeatureNorm
+from tests.accuracy import assert_as_accurate
 from tests.equations import bn, bn_lstm
 
+pytestmark = pytest.mark.numeric
 T, Q, B, H, V = 7, 5, 4, 3, 11
 # Two rows reach the last step, so that every step has a variance of its own.
 PASSAGE_LENGTHS = torch.tensor([7, 3, 7, 1])
@@ -237,6 +239,7 @@ def test_each_variant_normalizes_the_terms_of_the_table(variant):
         assert term + ".linear.bias" not in parameters
 
 
+@pytest.mark.numeric(repeat=False)  # finite differences, far above all rounding
 @pytest.mark.parametrize("variant", ["attentive_lstm", "attentive_bne_star_star"])
 def test_gradients(variant):
     size = {"vocabulary": 5, "hidden_size": 2, "kernel": "reference"}
@@ -516,17 +519,22 @@ def test_feature_norm_keeps_nan_outside_the_mask_out_of_its_statistics():
 
 
 def test_feature_norm_averages_over_batches_and_by_momentum():
-    norm = FeatureNorm(2, momentum=0.5)
+    def by_the_module(data):
+        norm = FeatureNorm(2, momentum=0.5).to(data[0].dtype)
+        for y in data:
+            norm(y)
+        running = norm.statistics.mean.clone()
+        calibrate(norm, data)
+        return running, norm.statistics.mean, norm.statistics.var
+
+    def by_hand(data):
+        means = [y.mean(0, keepdim=True) for y in data]
+        running = means[0] / 8 + means[1] / 8 + means[2] / 4 + means[3] / 2
+        variances = torch.stack([y.var(0, correction=0, keepdim=True) for y in data])
+        return running, torch.stack(means).mean(0), variances.mean(0)
+
     data = [torch.randn(5, 2) * (k + 1) for k in range(4)]
-    means = [y.mean(0, keepdim=True) for y in data]
-    for y in data:
-        norm(y)
-    running = means[0] / 8 + means[1] / 8 + means[2] / 4 + means[3] / 2
-    torch.testing.assert_close(norm.statistics.mean, running)
-    calibrate(norm, data)
-    torch.testing.assert_close(norm.statistics.mean, torch.stack(means).mean(0))
-    variances = torch.stack([y.var(0, correction=0, keepdim=True) for y in data])
-    torch.testing.assert_close(norm.statistics.var, variances.mean(0))
+    assert_as_accurate(by_the_module, by_hand, data)
 
 
 def test_feature_norm_gradients():

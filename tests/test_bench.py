@@ -10,6 +10,7 @@ from bench import recurrence as bench
 from bench.plain_loop import PlainLoopBNLSTM
 from bnrnn import BNLSTM
 from bnrnn.nn.attentive_reader import VARIANTS
+from tests.accuracy import assert_as_accurate
 
 
 @pytest.mark.slow
@@ -45,11 +46,21 @@ def test_the_benchmark_of_the_reader(tmp_path, monkeypatch):
     assert (tmp_path / "reader.md").read_text().count("attentive_") == len(VARIANTS) + 2
 
 
+@pytest.mark.numeric
 def test_the_plain_loop_is_a_bn_lstm():
     """The peer that we measure against computes the same thing."""
-    ours, plain = BNLSTM(5, 6), PlainLoopBNLSTM(5, 6, steps=7)
-    with torch.no_grad():
-        for name in ("weight_ih", "weight_hh", "bias"):
-            getattr(plain, name).copy_(ours.get_parameter(name + "_l0"))
-    x = torch.randn(7, 4, 5)
-    torch.testing.assert_close(plain(x), ours(x)[0])
+
+    def by_the_loop(problem):
+        plain = PlainLoopBNLSTM(5, 6, steps=7)
+        with torch.no_grad():
+            for name in ("weight_ih", "weight_hh", "bias"):
+                getattr(plain, name).copy_(problem["weights"][name + "_l0"])
+        return plain(problem["x"])
+
+    def by_ours(problem):
+        lstm = BNLSTM(5, 6, kernel="reference", dtype=problem["x"].dtype)
+        lstm.load_state_dict(problem["weights"], strict=False)
+        return lstm(problem["x"])[0]
+
+    weights = dict(BNLSTM(5, 6).named_parameters())
+    assert_as_accurate(by_the_loop, by_ours, {"weights": weights, "x": torch.randn(7, 4, 5)})

@@ -17,14 +17,14 @@ import torch
 import yaml
 
 from bnrnn import config_errors
+from bnrnn.tasks import CharacterTask
+from tests.accuracy import assert_rounded
+from tests.conftest import DATA, needs_data
 
-ROOT = Path(__file__).parent.parent
-DATA = ROOT.parent / "shared" / "data"
 TINY = [
     "model.hidden_size=8", "task.length=20", "task.batch_size=8", "max_steps=6",
     "validate_every=3", "log_every=2", "calibration_batches=2",
 ]  # fmt: skip
-needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="no data sets at ../shared/data")
 
 
 @pytest.fixture
@@ -136,20 +136,32 @@ def test_tensorboard_has_curves_gammas_and_settings(tmp_path, text):
     assert any("config" in tag for tag in tags["tensors"])
 
 
-def test_golden_losses(tmp_path, text):
-    """A change of these numbers is a change of what is computed: say why in the commit."""
-    arguments = [*TINY, "optimizer.lr=0.02", "max_steps=12", "log_every=4"]
-    bnrnn(tmp_path, "-m", "task=text", f"path={text}", "model=lstm,bnlstm,bn_input", *arguments)
+@pytest.mark.numeric(repeat=False)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_golden_losses(tmp_path, text, bnrnn_here, monkeypatch, dtype):
+    """A change of these numbers is a change of what is computed: say why in the commit.
+
+    They are of training in float64 from weights drawn in float32. Processors differ in the last
+    digits of those weights, and in float32 of all else: that moves these losses by at most 2e-7,
+    and eight roundings are 4e-6.
+    """
+    build = CharacterTask.build_model
+    monkeypatch.setattr(CharacterTask, "build_model", lambda *settings: build(*settings).to(dtype))
+    done = bnrnn_here(
+        "-m", "task=text", f"path={text}", "model=lstm,bnlstm,bn_input", *TINY,
+        "optimizer.lr=0.02", "max_steps=12", "log_every=4",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
     for model, expected in GOLDEN.items():
         run = only_run(next((tmp_path / "outputs").glob(f"sweeps/*/*-{model}-*")))
-        bpc = [r["bpc"] for r in records(run) if r["split"] == "train"]
-        assert bpc == pytest.approx(expected, rel=1e-4), model
+        bpc = torch.tensor([r["bpc"] for r in records(run) if r["split"] == "train"])
+        assert_rounded(bpc, torch.tensor(expected), operations=8)
 
 
 GOLDEN = {
-    "lstm": [4.23692, 3.92591, 3.69761],
-    "bnlstm": [4.27379, 4.11032, 3.91657],
-    "bn_input": [4.16307, 3.81583, 3.5414],
+    "lstm": [4.2369177, 3.9259055, 3.6976092],
+    "bnlstm": [4.2737908, 4.1103243, 3.9165733],
+    "bn_input": [4.1630726, 3.8158281, 3.5413967],
 }
 
 
@@ -161,15 +173,22 @@ TASKS = {
     "text8": ["task.batch_size=1000"],
     "pydocs": [],
 }
+FOLDERS = {"mnist": "mnist", "pmnist": "mnist", "ptb": "ptb", "text8": "text8"}
 MODELS = ["lstm", "bnlstm", "bn_input", "bn_input_sequence"]
 FAST = {("pmnist", "lstm"), ("pydocs", "bnlstm")}
 
 
-@needs_data
 @pytest.mark.parametrize(
     ("task", "model"),
     [
-        pytest.param(task, model, marks=[] if (task, model) in FAST else pytest.mark.slow)
+        pytest.param(
+            task,
+            model,
+            marks=[
+                *([needs_data(FOLDERS[task])] if task in FOLDERS else []),
+                *([] if (task, model) in FAST else [pytest.mark.slow]),
+            ],
+        )
         for task in TASKS
         for model in MODELS
     ],
@@ -183,7 +202,7 @@ def test_every_task_with_every_model_on_real_data(tmp_path, task, model):
     assert json.loads((run / "result.json").read_text())["steps"] == 2
 
 
-@needs_data
+@needs_data("ptb")
 def test_data_mode_only_fetches_and_verifies(tmp_path, bnrnn_here):
     done = bnrnn_here("mode=data", "task=ptb", f"data_dir={DATA}")
     assert "5,059,550 / 396,412 / 446,184 characters, 50 symbols" in done.stderr

@@ -32,6 +32,7 @@ def test_clipping(clip, norm, expected):
     model = with_gradients(norm)
     found = clip_gradients(model, SGDConfig(max_grad_norm=3, clip=clip))
     assert found.item() == pytest.approx(norm, rel=1e-12)
+    # In float64; torch divides by the norm plus 1e-6.
     np.testing.assert_allclose(model.weight.grad.numpy(), 2 * expected / 7, rtol=1e-6)
     np.testing.assert_allclose(model.bias.grad.numpy(), [3 * expected / 7, -4 * expected / 7], 1e-6)
 

@@ -5,23 +5,21 @@ import re
 import shlex
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from bnrnn.report.groups import unlike_the_paper
 from bnrnn.report.runs import find_runs
+from tests.conftest import DATA, QUESTIONS, ROOT, needs_data
 
-ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-DATA = ROOT.parent / "shared" / "data"
 COMMANDS = [
     line.partition("  #")[0].strip()
     for line in re.findall(r"^(bnrnn .*)$|`(bnrnn [^`]+)`", README, re.MULTILINE)
     for line in line
     if line
 ]
-QUESTION = DATA / "cnn_qa" / "questions" / "000021e9748578a514493c773809465c661a28d1.question"
+QUESTION = DATA / QUESTIONS / "000021e9748578a514493c773809465c661a28d1.question"
 SMALL = ["max_steps=2", "calibration_batches=2", "max_valid_batches=2", "model.hidden_size=8"]
 CHARACTERS = [*SMALL, "task.batch_size=500", "task.length=10", "task.stream_length=50000"]
 
@@ -84,7 +82,7 @@ def test_the_readme_has_the_commands_of_every_task():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not DATA.is_dir(), reason="no data sets at ../shared/data")
+@needs_data("mnist", "ptb", "text8", QUESTIONS)
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_bnrnn_command(command, run, reader, bnrnn_here):
     done = bnrnn_here(*arguments(command, run, reader))

@@ -12,9 +12,8 @@ import yaml
 
 from bnrnn import config as settings
 from bnrnn.report import paper
+from tests.conftest import DATA, ROOT, needs_data
 
-ROOT = Path(__file__).parent.parent
-DATA = ROOT.parent / "shared" / "data"
 FOLDER = ROOT / "conf" / "reproduce"
 EXPERIMENTS = sorted(file.stem for file in FOLDER.glob("*.yaml"))
 PIXELS_AND_CHARACTERS = ["mnist", "pmnist", "ptb", "text8"]
@@ -175,7 +174,7 @@ def test_a_run_that_fails_says_so_in_its_folder_and_in_the_report(bnrnn_here, tm
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not DATA.is_dir(), reason="no data sets at ../shared/data")
+@needs_data("mnist", "ptb", "text8")
 @pytest.mark.parametrize(
     "targets",
     [

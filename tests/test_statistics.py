@@ -10,6 +10,7 @@ from bnrnn import BNLSTM, batch_statistics, calibrate
 from bnrnn.nn import StepStatistics
 from tests.equations import bn_lstm
 
+pytestmark = pytest.mark.numeric
 T, B, D, H = 6, 5, 3, 4
 NORMS = {"ih": "frame", "hh": "frame", "c": "frame"}
 TERMS = ("ih", "hh", "c")

@@ -27,10 +27,11 @@ _FLAGS = (
     "-O3", "-std=c++20", "-fopenmp", "-fno-math-errno", "-fno-trapping-math",
     "-ffp-contract=fast",
 )  # fmt: skip
-# By what PyTorch found this machine to have, not by the compiler's idea of "native".
+# From the widest on; by PyTorch's name for each, but for its "default".
 _INSTRUCTIONS = {
-    "AVX512": ("-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mavx2", "-mfma"),
-    "AVX2": ("-mavx2", "-mfma"),
+    "avx512": ("-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mavx2", "-mfma"),
+    "avx2": ("-mavx2", "-mfma"),
+    "baseline": (),
 }
 
 
@@ -59,8 +60,28 @@ def load() -> None:
         raise BuildError(f"{library} cannot be loaded: delete it to have it built anew") from error
 
 
+def instruction_sets() -> list[str]:
+    """What the kernel can be built for here, the widest first.
+
+    By what PyTorch found this machine to have, or ATEN_CPU_CAPABILITY allows, not by the compiler's
+    idea of "native".
+    """
+    names = list(_INSTRUCTIONS)
+    found = torch.backends.cpu.get_cpu_capability().lower()
+    return names[names.index(found) :] if found in names else ["baseline"]
+
+
 def flags() -> tuple[str, ...]:
-    return _FLAGS + _INSTRUCTIONS.get(torch.backends.cpu.get_cpu_capability(), ())
+    """The compiler's, for the widest instruction set there is, or for BNRNN_KERNEL_ISA.
+
+    Raises:
+        BuildError: BNRNN_KERNEL_ISA is no set that this machine has.
+    """
+    sets = instruction_sets()
+    wanted = os.environ.get("BNRNN_KERNEL_ISA") or sets[0]
+    if wanted not in sets:
+        raise BuildError(f"BNRNN_KERNEL_ISA is {wanted!r}: here it is one of {', '.join(sets)}")
+    return _FLAGS + _INSTRUCTIONS[wanted]
 
 
 def library_path() -> Path:

@@ -1,0 +1,121 @@
+"""How far a float32 result may be from the truth: as far as the reference is, not a fixed number.
+
+The order of sums, fused multiply-adds and the width of vectors are the processor's, so rounding
+errors are too; and a problem multiplies them by its own condition, such as 1 / sqrt(ε) where a
+variance is near zero. A tolerance that one machine meets may thus fail on the next.
+
+The criterion: the truth is the reference in float64. The reference's own error is its largest in
+float32 on the problem as it is and on up to `NUDGES` copies, whose every number moves by up to one
+unit in the last place, which is what any rounding could do. A result may be off by `ALLOWANCE`
+times that, plus `FLOOR` units in the last place of the largest number.
+
+Why copies: a single error is near zero by chance now and then. Of normal errors, one in six is
+more than four times another, but one in a million more than four times the largest of 17 others.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+ALLOWANCE = 4
+FLOOR = 4
+NUDGES = 16
+
+Results = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
+
+
+def assert_as_accurate(
+    compute: Callable[[Any], Results], reference: Callable[[Any], Results], problem: Any
+) -> None:
+    """That `compute(problem)` is as near to the truth as `reference(problem)`, tensor by tensor.
+
+    Args:
+        compute: what is tested; from a problem to a tensor, or a sequence or mapping of some.
+        reference: the same by other means, in float64 too.
+        problem: tensors, those of floats in float32, in any nest of dicts, lists and tuples.
+    """
+    truth = _by_name(reference(in_double(problem)))
+    errors = _errors(_by_name(compute(problem)), truth)
+    own = dict.fromkeys(truth, 0.0)
+    beyond = {}
+    copies = (_nudged(problem, seed) for seed in range(NUDGES))
+    for copy in itertools.chain([problem], copies):
+        for name, error in _errors(_by_name(reference(copy)), truth).items():
+            assert math.isfinite(error), f"{name}: the reference is not finite"
+            own[name] = max(own[name], error)
+        beyond = {
+            name: (error, own[name])
+            for name, error in errors.items()
+            if not error <= ALLOWANCE * own[name] + rounding(truth[name], FLOOR)
+        }
+        if not beyond:  # further copies could only allow more
+            return
+    raise AssertionError(f"by name, the error and the reference's own: {beyond}")
+
+
+def assert_rounded(found: Tensor, truth: Tensor, operations: int) -> None:
+    """That nothing is off by more than so many roundings of the largest number in `truth`.
+
+    For a result of few operations, whose roundings can be counted.
+    """
+    (error,) = _errors({"": found}, {"": truth.double()}).values()
+    allowed = rounding(truth, operations, found.dtype)
+    assert error <= allowed, f"off by {error:.3g}, more than {operations} roundings: {allowed:.3g}"
+
+
+def rounding(like: Tensor, units: float, dtype: torch.dtype = torch.float32) -> float:
+    """So many units in the last place of the largest number of `like`, counted in `dtype`."""
+    return units * torch.finfo(dtype).eps * like.abs().max().item()
+
+
+def in_double(problem: Any) -> Any:
+    """The same problem in float64; a leaf stays a leaf."""
+    return _mapped(problem, lambda values: values.double())
+
+
+def _nudged(problem: Any, seed: int) -> Any:
+    generator = torch.Generator().manual_seed(seed)
+
+    def move(values: Tensor) -> Tensor:
+        direction = 2 * torch.rand(values.shape, generator=generator, dtype=torch.float64) - 1
+        return (values.double() * (1 + torch.finfo(values.dtype).eps * direction)).to(values.dtype)
+
+    return _mapped(problem, move)
+
+
+def _mapped(problem: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """A copy in which `change` was applied to all tensors of floats."""
+    if isinstance(problem, Tensor):
+        if not problem.is_floating_point():
+            return problem
+        return change(problem.detach()).requires_grad_(problem.requires_grad)
+    if isinstance(problem, Mapping):
+        return {name: _mapped(value, change) for name, value in problem.items()}
+    if isinstance(problem, tuple) and hasattr(problem, "_fields"):  # a NamedTuple
+        return type(problem)(*(_mapped(value, change) for value in problem))
+    if isinstance(problem, list | tuple):
+        return type(problem)(_mapped(value, change) for value in problem)
+    return problem
+
+
+def _by_name(results: Results) -> dict[str, Tensor]:
+    if isinstance(results, Tensor):
+        results = [results]
+    if not isinstance(results, Mapping):
+        results = {str(k): value for k, value in enumerate(results)}
+    return {name: value.detach() for name, value in results.items()}
+
+
+def _errors(found: Mapping[str, Tensor], truth: Mapping[str, Tensor]) -> dict[str, float]:
+    """By name, the largest difference; infinite where there is no finite number to compare."""
+    assert found.keys() == truth.keys()
+    errors = {}
+    for name, value in found.items():
+        assert value.shape == truth[name].shape, name
+        difference = (value.double() - truth[name]).abs().max().item() if value.numel() else 0.0
+        errors[name] = math.inf if math.isnan(difference) else difference
+    return errors
