@@ -1,15 +1,28 @@
-"""The compiled kernel's build: once, by one process, or not at all with a line that says why."""
+"""The compiled kernel's build: once, by one process, or not at all with a line that says why; and
+nothing is loaded that somebody else may have written."""
 
 import json
+import logging
 import os
+import pwd
+import resource
+import shutil
+import signal
+import stat
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
 
+from bnrnn import kernels
 from bnrnn.kernels import BuildError, build
 
+STRANGER = 12345  # a user, not us
+TINY = ["max_steps=2", "model.hidden_size=4", "calibration_batches=2", "threads=1",
+        "max_valid_batches=2", "task.length=5"]  # fmt: skip
 USE = """
 import torch, bnrnn
 lstm = bnrnn.BNLSTM(3, 4)
@@ -18,11 +31,12 @@ print(lstm.active_kernel())
 """
 
 
-def in_a_clean_cache(folder, *command, **environment):
+def in_a_clean_cache(folder, *command, start_new_session=False, **environment):
     return subprocess.Popen(
         [sys.executable, *command],
         env={**os.environ, "TORCH_EXTENSIONS_DIR": str(folder / "cache"), **environment},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder,
+        start_new_session=start_new_session,
     )  # fmt: skip
 
 
@@ -32,7 +46,11 @@ def test_two_processes_build_at_once_in_a_clean_cache(tmp_path):
         out, err = process.communicate(timeout=300)
         assert (process.returncode, out, err) == (0, "cpu\n", "")
     built = [path.suffix for path in (tmp_path / "cache" / "bnrnn").iterdir()]
-    assert sorted(built) == [".lock", ".so"]  # one library, and nothing left of the building
+    assert sorted(built) == [
+        ".lock",
+        ".sha256",
+        ".so",
+    ]
 
 
 @pytest.fixture
@@ -50,8 +68,7 @@ def test_without_a_compiler_the_reference_serves(tmp_path, no_compiler):
 
 
 def test_a_run_without_a_compiler(tmp_path, no_compiler):
-    tiny = ("-m", "bnrnn", "max_steps=2", "model.hidden_size=4", "calibration_batches=2",
-            "threads=1", "max_valid_batches=2", "task.length=5")  # fmt: skip
+    tiny = ["-m", "bnrnn", *TINY]
     process = in_a_clean_cache(tmp_path, *tiny, **no_compiler)
     _, err = process.communicate(timeout=200)
     assert process.returncode == 0, err
@@ -91,10 +108,386 @@ def test_an_instruction_set_that_is_asked_for_by_name(monkeypatch):
             build.load.__wrapped__()
 
 
-def test_a_library_that_cannot_be_loaded_is_an_error_of_the_build(tmp_path, monkeypatch):
-    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
-    path = build.library_path()
-    path.parent.mkdir()
-    path.write_bytes(b"not a library")
-    with pytest.raises(BuildError, match="cannot be loaded: delete it"):
+# ------------------------------------------- in this process, with a compiler that is not one
+
+
+class Cache:
+    """A cache of its own; what was compiled into it and what was loaded from it."""
+
+    def __init__(self, root):
+        self.root = root
+        self.folder = root / "bnrnn"
+        self.content = b"a library " * 1000
+        self.compiled = 0
+        self.loaded = []
+
+    @property
+    def library(self):
+        return build.library_path()
+
+    @property
+    def checksum(self):
+        return self.library.with_suffix(".sha256")
+
+    def compile(self, folder):
+        self.compiled += 1
+        built = Path(folder, "bnrnn_cpu.so")
+        built.write_bytes(self.content)
+        return built
+
+    def load(self, path):
+        self.loaded.append((Path(path), Path(path).read_bytes()))
+
+    def refused(self):
+        """The line that says why nothing is loaded."""
+        with pytest.raises(BuildError) as caught:
+            build.load()
+        assert self.loaded == []
+        message = str(caught.value)
+        assert len(message.splitlines()) == 1
+        return message
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    cache = Cache(tmp_path / "cache")
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(cache.root))
+    monkeypatch.setattr(build, "load", build.load.__wrapped__)  # which remembers
+    monkeypatch.setattr(build, "_compile", cache.compile)
+    monkeypatch.setattr(torch.ops, "load_library", cache.load)
+    kernels._compiled.cache_clear()
+    yield cache
+    kernels._compiled.cache_clear()
+
+
+@pytest.fixture
+def full(cache):
+    """A cache with the library in it, as another process left it."""
+    build.load()
+    cache.loaded.clear()
+    return cache
+
+
+@pytest.fixture
+def give_away(monkeypatch):
+    """Have the path belong to another user, whoever runs the tests."""
+
+    def give(path):
+        if os.geteuid() == 0:
+            os.lchown(path, STRANGER, -1)
+        else:
+            monkeypatch.setattr(os, "geteuid", lambda: STRANGER)
+
+    return give
+
+
+def test_what_is_built_is_loaded_and_kept(cache):
+    mask = os.umask(0)
+    try:
+        build.load()
+    finally:
+        os.umask(mask)
+    build.load()
+    assert cache.compiled == 1
+    assert cache.loaded == [(cache.library, cache.content)] * 2
+    for path in (cache.root, cache.folder, cache.library, cache.checksum):
+        assert stat.S_IMODE(path.stat().st_mode) & 0o022 == 0
+
+
+@pytest.mark.parametrize("what", ["root", "folder"])
+@pytest.mark.parametrize("mode", [0o1777, 0o777, 0o775, 0o1770])
+def test_a_folder_that_others_can_write_to_is_refused(full, what, mode):
+    place = getattr(full, what)
+    place.chmod(mode)
+    if what == "root" and mode & stat.S_ISVTX:  # as in /tmp: ours can be neither moved nor deleted
+        build.load()
+    else:
+        assert f"others can write to {place}: chmod go-w it" in full.refused()
+
+
+@pytest.mark.parametrize("what", ["root", "folder"])
+def test_a_folder_of_another_user_is_refused(full, what, give_away):
+    give_away(getattr(full, what))
+    assert "belongs to another user" in full.refused()
+
+
+def test_a_folder_behind_a_link_that_another_user_made_is_refused(full, monkeypatch, tmp_path):
+    link = tmp_path / "link"
+    link.symlink_to(full.root)
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(link))
+    build.load()
+    full.loaded.clear()
+    if os.geteuid() == 0:
+        os.lchown(link, STRANGER, -1)
+        assert f"{link} belongs to another user" in full.refused()
+    link.unlink()
+    tmp_path.joinpath("theirs").mkdir()
+    tmp_path.joinpath("theirs").chmod(0o777)
+    full.root.rename(tmp_path / "theirs" / "cache")
+    link.symlink_to(tmp_path / "theirs" / "cache")
+    assert f"others can write to {tmp_path / 'theirs'}" in full.refused()
+
+
+@pytest.mark.parametrize("what", ["library", "checksum"])
+def test_a_file_that_others_could_have_written_is_refused(full, what, give_away):
+    file = getattr(full, what)
+    file.chmod(0o666)
+    assert f"others can write to {file}" in full.refused()
+    file.chmod(0o644)
+    build.load()
+    full.loaded.clear()
+    give_away(file)
+    assert "belongs to another user" in full.refused()
+
+
+@pytest.mark.parametrize("what", ["library", "checksum"])
+@pytest.mark.parametrize("kind", ["link", "fifo", "folder"])
+def test_what_is_no_file_is_refused(full, tmp_path, what, kind):
+    file = getattr(full, what)
+    file.rename(tmp_path / "elsewhere")
+    if kind == "link":
+        file.symlink_to(tmp_path / "elsewhere")
+    elif kind == "fifo":
+        os.mkfifo(file)
+    else:
+        file.mkdir()
+    assert f"{file} is no regular file: delete it" in full.refused()
+
+
+def test_a_lock_that_is_a_link_does_no_harm(cache, tmp_path):
+    cache.folder.mkdir(parents=True, mode=0o755)
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    (cache.folder / "build.lock").symlink_to(victim)
+    assert "build.lock: Too many levels of symbolic links" in cache.refused()
+    assert victim.read_text() == "precious"
+
+
+@pytest.mark.parametrize("damage", ["cut in half", "empty", "a bit", "checksum", "no checksum"])
+def test_a_damaged_library_is_built_anew(full, damage):
+    content = full.content
+    if damage == "cut in half":
+        full.library.write_bytes(content[: len(content) // 2])
+    elif damage == "empty":
+        full.library.write_bytes(b"")
+    elif damage == "a bit":
+        full.library.write_bytes(content[:500] + bytes([content[500] ^ 1]) + content[501:])
+    elif damage == "checksum":
+        full.checksum.write_text("0" * 64)
+    else:
+        full.checksum.unlink()
+    full.content = b"another library"
+    build.load()
+    assert full.compiled == 2
+    assert full.loaded == [(full.library, b"another library")]
+
+
+def test_a_library_that_cannot_be_loaded_is_an_error_of_the_build(full, monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(full.root))
+    with pytest.raises(BuildError, match=r"\.so cannot be loaded: delete it \(.*ELF"):
         build.load.__wrapped__()
+
+
+def test_litter_of_dead_builders_goes_at_the_next_build(cache):
+    cache.folder.mkdir(parents=True, mode=0o755)
+    for name in ("building-dead", "tmpdead"):
+        (cache.folder / name).mkdir()
+        (cache.folder / name / "half.o").write_bytes(b"half")
+    (cache.folder / "another-library.so").write_bytes(b"of another version")
+    build.load()
+    left = {path.name for path in cache.folder.iterdir()}
+    assert left == {"another-library.so", "build.lock", cache.library.name, cache.checksum.name}
+
+
+def test_a_build_that_fails_leaves_nothing_behind(cache, monkeypatch):
+    def compile(folder):
+        cache.compile(folder)
+        raise BuildError("no")
+
+    monkeypatch.setattr(build, "_compile", compile)
+    assert cache.refused() == "no"
+    assert [path.name for path in cache.folder.iterdir()] == ["build.lock"]
+
+
+def put_file(place):
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_text("")
+
+
+def put_fifo(place):
+    place.parent.mkdir(parents=True, exist_ok=True)
+    os.mkfifo(place)
+
+
+def put_link_loop(place):
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.symlink_to(place.name)
+
+
+@pytest.mark.parametrize("what", ["root", "folder"])
+@pytest.mark.parametrize("put", [put_file, put_fifo, put_link_loop])
+def test_what_is_no_folder_is_refused_in_a_line(cache, what, put):
+    put(getattr(cache, what))
+    message = cache.refused()
+    assert str(cache.folder) in message
+    assert "TORCH_EXTENSIONS_DIR" in message
+
+
+def test_a_folder_that_cannot_be_written_to(cache, monkeypatch):
+    if not Path("/sys").is_dir():
+        pytest.skip("no /sys, in which not even root can make a folder")
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", "/sys")
+    assert "/sys/bnrnn: " in cache.refused()
+
+
+def test_a_whole_library_in_a_read_only_folder_is_loaded(full, monkeypatch):
+    monkeypatch.setattr("filelock.FileLock", None)  # nothing to write, so nothing to lock
+    build.load()
+    assert full.loaded == [(full.library, full.content)]
+
+
+def test_a_full_disk(cache, monkeypatch):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(cache.content) // 2, limits[1]))
+    try:
+        message = cache.refused()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert message.startswith(f"{cache.folder}: File too large; TORCH_EXTENSIONS_DIR")
+    assert [path.name for path in cache.folder.iterdir()] == ["build.lock"]
+
+
+def test_a_user_without_a_home(cache, monkeypatch):
+    def unknown(uid):
+        raise KeyError(uid)
+
+    for name in ("TORCH_EXTENSIONS_DIR", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    assert "no home folder" in cache.refused()
+
+
+def test_a_process_waits_for_one_that_builds_and_not_for_ever(cache, monkeypatch, caplog):
+    monkeypatch.setattr(build, "_PATIENCE", 0.2)
+    monkeypatch.setattr(build, "_is_whole", lambda library: False)
+    with caplog.at_level(logging.INFO):
+
+        def compile(folder):
+            assert "another process has been compiling" in cache.refused()
+            return cache.compile(folder)
+
+        monkeypatch.setattr(build, "_compile", compile)
+        build.load()
+    assert "Waiting for another process" in caplog.text
+    assert cache.compiled == 1
+
+
+def test_a_run_where_the_cache_is_not_safe(full, bnrnn_here, tmp_path):
+    full.folder.chmod(0o777)
+    done = bnrnn_here(*TINY)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("slower reference serves; others can write to") == 1
+    (result,) = tmp_path.glob("outputs/pydocs/bnlstm/*/result.json")
+    assert json.loads(result.read_text())["kernel"] == "reference"
+    done = bnrnn_here(*TINY, "kernel=cpu")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("bnrnn: error: kernel=cpu: others can write to")
+    assert full.loaded == []
+
+
+# ------------------------------------------------------------ other processes, real libraries
+
+
+@pytest.fixture
+def real_library(tmp_path):
+    """The library that these tests use, in a cache of its own."""
+    build.load()
+    library = build.library_path()
+    folder = tmp_path / "cache" / "bnrnn"
+    folder.mkdir(parents=True, mode=0o755)
+    for file in (library, library.with_suffix(".sha256")):
+        shutil.copy(file, folder)
+    return folder / library.name
+
+
+def test_a_planted_library_is_not_loaded(tmp_path, real_library, no_compiler):
+    real_library.parent.chmod(0o1777)
+    process = in_a_clean_cache(tmp_path, "-c", USE, **no_compiler)
+    out, err = process.communicate(timeout=100)
+    assert (process.returncode, out) == (0, "reference\n")
+    (line,) = err.splitlines()
+    assert f"others can write to {real_library.parent}" in line
+
+
+def test_half_a_library_does_not_kill_the_process(tmp_path, real_library, no_compiler):
+    with real_library.open("r+b") as file:
+        file.truncate(real_library.stat().st_size // 2)
+    process = in_a_clean_cache(tmp_path, "-c", USE, **no_compiler)
+    out, err = process.communicate(timeout=100)
+    assert (process.returncode, out) == (0, "reference\n"), err
+
+
+@pytest.mark.parametrize("compiler", ["false", "true", "/", "sh -c 'exit 3'"])
+def test_a_compiler_that_fails(tmp_path, monkeypatch, compiler):
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("CXX", compiler)
+    with pytest.raises(BuildError, match=r"^it takes a C\+\+ compiler \(.*\) to build: .+$"):
+        build.load.__wrapped__()
+    assert [path.name for path in (tmp_path / "cache" / "bnrnn").iterdir()] == ["build.lock"]
+
+
+@pytest.fixture
+def hanging(tmp_path):
+    """A compiler that says its version, and then never ends; the file that says it began."""
+    began, compiler = tmp_path / "began", tmp_path / "compiler"
+    compiler.write_text(
+        f'#!/bin/sh\ncase "$*" in *-c*) touch {began}; exec sleep 100;; esac\nexec c++ "$@"\n'
+    )
+    compiler.chmod(0o755)
+    return str(compiler), began
+
+
+def wait_for(path, process):
+    deadline = time.monotonic() + 100
+    while not path.exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_after_a_kill_the_next_process_builds(tmp_path, hanging, no_compiler, monkeypatch):
+    compiler, began = hanging
+    killed = in_a_clean_cache(tmp_path, "-c", USE, CXX=compiler, start_new_session=True)
+    wait_for(began, killed)
+    killed.kill()  # its compiler lives on
+    killed.communicate()
+    folder = tmp_path / "cache" / "bnrnn"
+    assert list(folder.glob("building-*"))
+
+    cache = Cache(tmp_path / "cache")
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(cache.root))
+    monkeypatch.setattr(build, "_compile", cache.compile)
+    monkeypatch.setattr(torch.ops, "load_library", cache.load)
+    build.load.__wrapped__()
+    assert cache.compiled == len(cache.loaded) == 1
+    assert not list(folder.glob("building-*"))
+
+
+def test_ctrl_c_while_the_compiler_hangs(tmp_path, hanging):
+    compiler, began = hanging
+    process = in_a_clean_cache(tmp_path, "-m", "bnrnn", *TINY, CXX=compiler, start_new_session=True)
+    wait_for(began, process)
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=100)
+    assert process.returncode == 130
+    assert err.splitlines()[-1] == "bnrnn: error: interrupted"
+    assert not list((tmp_path / "cache" / "bnrnn").glob("building-*"))
+
+
+def test_help_touches_no_cache(tmp_path, no_compiler):
+    process = in_a_clean_cache(tmp_path, "-m", "bnrnn", "--help", **no_compiler)
+    out, err = process.communicate(timeout=100)
+    assert (process.returncode, err) == (0, "")
+    assert "max_steps" in out
+    assert not (tmp_path / "cache").exists()
