@@ -165,7 +165,7 @@ GOLDEN = {
 }
 
 
-# The final test takes the whole training and test set, whatever max_steps: large batches here.
+# The final test takes the whole training and test set, regardless of max_steps: large batches here.
 TASKS = {
     "mnist": ["task.batch_size=5000"],
     "pmnist": ["task.batch_size=5000"],

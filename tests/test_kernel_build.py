@@ -22,7 +22,8 @@ from bnrnn.kernels import BuildError, build
 
 STRANGER = 12345  # a user, not us
 TINY = ["max_steps=2", "model.hidden_size=4", "calibration_batches=2", "threads=1",
-        "max_valid_batches=2", "task.length=5"]  # fmt: skip
+        "max_valid_batches=2", "task.length=5", "task.batch_size=500", "task.stream_length=50000",
+        "test_calibration_batches=2"]  # fmt: skip
 USE = """
 import torch, bnrnn
 lstm = bnrnn.BNLSTM(3, 4)

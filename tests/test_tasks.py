@@ -73,7 +73,7 @@ def test_a_batch_is_a_function_of_seed_epoch_and_index(text):
 @pytest.mark.numeric
 @pytest.mark.parametrize("piece", [7, 50, 10_000])
 @pytest.mark.parametrize("norms", [{}, NORMALIZED])
-def test_the_test_string_is_one_sequence_whatever_the_piece(text, piece, norms):
+def test_the_test_string_is_one_sequence_regardless_of_the_piece(text, piece, norms):
     text.stream_length = piece
     task = CharacterTask(text, 0, Path())
     model = task.build_model(ModelConfig(name="m", hidden_size=6, **norms), "auto").double()

@@ -152,7 +152,7 @@ def _build(library: Path) -> None:
             checksum = Path(folder, "checksum")
             checksum.write_text(hashlib.sha256(built.read_bytes()).hexdigest())
             for source, target in ((built, library), (checksum, _checksum_of(library))):
-                source.chmod(0o755)  # whatever the umask: nobody else may write to it
+                source.chmod(0o755)  # regardless of the umask, nobody else may write to it
                 _flush(source)
                 source.replace(target)
             _flush(library.parent)
