@@ -19,9 +19,6 @@ import pytest
 
 from bnrnn.datasets import (
     CharacterCorpus,
-    RemoteFile,
-    cached_arrays,
-    fetch,
     load_mnist,
     load_ptb,
     load_pydocs,
@@ -31,6 +28,8 @@ from bnrnn.datasets import (
     text8,
 )
 from bnrnn.datasets import mnist as mnist_module
+from bnrnn.datasets.cache import cached_arrays
+from bnrnn.datasets.fetch import RemoteFile, fetch
 from bnrnn.datasets.mnist import read_idx
 from bnrnn.errors import DataError
 

@@ -10,10 +10,11 @@ import yaml
 
 import bnrnn
 from bnrnn.config import AttentiveReaderConfig, QuestionConfig
-from bnrnn.datasets import cnn_synthetic, four_sentence_items, load_cnn, pad, question_corpus
-from bnrnn.datasets.questions import format_question, parse_question
+from bnrnn.datasets import load_cnn, pad, parse_question
+from bnrnn.datasets.cnn.questions import format_question
 from bnrnn.nn.attentive_reader import VARIANTS, AttentiveReader
 from bnrnn.tasks import Batch, QuestionTask
+from tests.question_corpora import baselines, four_sentence_items, question_corpus
 
 SAMPLES = Path(__file__).parents[2] / "shared" / "data" / "cnn_qa"
 SMALL = [
@@ -238,7 +239,7 @@ def test_every_variants_run_beats_the_baselines_on_held_out_questions(variant, t
     config = yaml.safe_load((run / "config.yaml").read_text())
     result = json.loads((run / "result.json").read_text())
     corpus = load_cnn(tmp_path, True, config["data"]["synthetic"], "raise", False)
-    guesses = cnn_synthetic.baselines(corpus, "test")
+    guesses = baselines(corpus, "test")
     accuracy = 1 - result["test"]["error"]
     assert accuracy > 2 * max(guesses["frequent"], guesses["question"])
     assert accuracy > guesses["frequent_other"]

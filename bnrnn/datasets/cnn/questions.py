@@ -10,7 +10,7 @@ import re
 import tarfile
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
 
@@ -128,36 +128,22 @@ def format_question(question: Question) -> str:
     )
 
 
-def read_questions(
-    source: Path,
-    split: str,
-    on_error: OnError = "raise",
-    counts: Counter[str] | None = None,
-) -> Iterator[Question]:
-    """The questions of one of `SPLITS`, one at a time.
+def stream_questions(
+    source: Path, on_error: OnError = "raise", skipped: Mapping[str, Counter[str]] | None = None
+) -> Iterator[tuple[str, Question]]:
+    """(split, question) for all questions of `SPLITS`, one at a time.
 
     source: a folder with `questions/<split>/*.question` or `cnn/questions/…`, read in the order of
     the names; or a gzipped tar of such a folder, read in its own order and never unpacked.
-    on_error: what to do with a malformed file; "skip" counts it in `counts` by its reason.
+    on_error: for malformed files; "skip" counts them in `skipped`, by split and reason.
 
     Raises:
         QuestionError: see `parse_question`.
-        DataError: the source cannot be read, the archive is damaged, or a member of it is a link
-            or would lie outside the archive.
+        DataError: the source cannot be read, the archive is damaged, or one of its members is a
+            link or is outside the archive.
     """
-    found = None if counts is None else {split: counts}
-    return (question for _, question in stream_questions(source, (split,), on_error, found))
-
-
-def stream_questions(
-    source: Path,
-    splits: Sequence[str] = SPLITS,
-    on_error: OnError = "raise",
-    counts: Mapping[str, Counter[str]] | None = None,
-) -> Iterator[tuple[str, Question]]:
-    """(split, question) for several splits in one pass; otherwise like `read_questions`."""
     files = _folder_files if os.path.isdir(source) else _archive_files
-    for split, name, content in files(source, splits):
+    for split, name, content in files(source):
         try:
             if content is None:
                 raise QuestionError(name, "size", f"has more than {MAX_BYTES} bytes")
@@ -165,14 +151,14 @@ def stream_questions(
         except QuestionError as error:
             if on_error == "raise":
                 raise
-            if counts is not None:
-                counts[split][error.reason] += 1
+            if skipped is not None:
+                skipped[split][error.reason] += 1
             continue
         yield split, question
 
 
 def questions_folder(source: Path) -> Path | None:
-    """`source/questions` or `source/cnn/questions`, if that has a folder of a split."""
+    """`source/questions` or `source/cnn/questions`, whichever has the folder of a split."""
     for folder in (source / "questions", source / "cnn" / "questions"):
         if any(os.path.isdir(folder / split) for split in SPLITS):
             return folder
@@ -183,13 +169,13 @@ def questions_folder(source: Path) -> Path | None:
 _File = tuple[str, str, bytes | None]
 
 
-def _folder_files(source: Path, splits: Sequence[str]) -> Iterator[_File]:
+def _folder_files(source: Path) -> Iterator[_File]:
     root = questions_folder(source)
     if root is None:
         raise DataError(
-            f"{source} has no questions/{splits[0]} folder; unpack cnn.tgz there, or set data_dir"
+            f"{source} has no questions/{SPLITS[0]} folder; unpack cnn.tgz there, or set data_dir"
         )
-    for split in splits:
+    for split in SPLITS:
         folder = root / split
         if not os.path.isdir(folder):
             continue
@@ -210,7 +196,7 @@ def _folder_files(source: Path, splits: Sequence[str]) -> Iterator[_File]:
             yield split, path, content if len(content) <= MAX_BYTES else None
 
 
-def _archive_files(source: Path, splits: Sequence[str]) -> Iterator[_File]:
+def _archive_files(source: Path) -> Iterator[_File]:
     try:
         # gzip and a plain stream rather than "r|gz": tarfile's own reader neither checks the sum
         # nor notices that the file is cut off between two members.
@@ -218,7 +204,7 @@ def _archive_files(source: Path, splits: Sequence[str]) -> Iterator[_File]:
             while (member := archive.next()) is not None:
                 # tarfile keeps every header it has seen: half a gigabyte for the whole corpus.
                 archive.members = []  # pyright: ignore[reportAttributeAccessIssue]
-                split = _split_of(source, member, splits)
+                split = _split_of(source, member)
                 if split is None:
                     continue
                 name = f"{source}: {member.name}"
@@ -235,11 +221,11 @@ def _archive_files(source: Path, splits: Sequence[str]) -> Iterator[_File]:
         ) from error
 
 
-def _split_of(source: Path, member: tarfile.TarInfo, splits: Sequence[str]) -> str | None:
+def _split_of(source: Path, member: tarfile.TarInfo) -> str | None:
     path = PurePosixPath(member.name)
     hostile = None
     if path.is_absolute() or ".." in path.parts:
-        hostile = "lies outside the archive"
+        hostile = "is outside the archive"
     elif member.issym() or member.islnk():
         hostile = "is a link"
     if hostile:
@@ -249,7 +235,7 @@ def _split_of(source: Path, member: tarfile.TarInfo, splits: Sequence[str]) -> s
         )
     if not member.isreg() or not _is_question(path.name) or path.parts[-3:-2] != ("questions",):
         return None
-    return path.parts[-2] if path.parts[-2] in splits else None
+    return path.parts[-2] if path.parts[-2] in SPLITS else None
 
 
 def _is_question(name: str) -> bool:
