@@ -480,6 +480,17 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monk
         load_cnn(tmp_path)
 
 
+def test_the_cache_is_in_the_users_cache_folder_without_a_setting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    write_folder(tmp_path / "cnn")
+    monkeypatch.delenv("BNRNN_CACHE_DIR")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "users"))
+    monkeypatch.setenv("HOME", str(tmp_path / "users"))
+    load_cnn(tmp_path)
+    assert len(list((tmp_path / "users").rglob("bnrnn/cnn-*"))) == 1
+
+
 def test_a_source_that_changes_while_it_is_read_is_not_cached(tmp_path: Path, cache_dir: Path):
     source = tmp_path / "source"
     source.write_text("old")

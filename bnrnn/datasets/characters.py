@@ -1,12 +1,10 @@
 """A text as a sequence of symbol indices, in three parts."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from bnrnn.datasets.cache import Arrays, cached_arrays
 from bnrnn.errors import DataError
 
 CHUNK = 1 << 20  # characters encoded at a time, to bound the memory for a large text
@@ -55,29 +53,6 @@ def build_corpus(name: str, parts: Sequence[str], symbols: str | None = None) ->
     symbols = symbols or "".join(sorted(set[str]().union(*parts)))
     train, valid, test = (encode(part, symbols) for part in parts)
     return CharacterCorpus(name, symbols, train, valid, test)
-
-
-def cached_corpus(
-    kind: str, sources: Sequence[Path], version: int, parse: Callable[[], CharacterCorpus]
-) -> CharacterCorpus:
-    """`parse()`, or what it returned when it last saw these sources; named `kind`.
-
-    Raises:
-        DataError: a source cannot be read.
-    """
-
-    def arrays() -> Arrays:
-        corpus = parse()
-        return {
-            "symbols": _code_points(corpus.symbols),
-            "train": corpus.train,
-            "valid": corpus.valid,
-            "test": corpus.test,
-        }
-
-    found = cached_arrays(kind, sources, version, arrays)
-    symbols = found["symbols"].tobytes().decode("utf-32-le")
-    return CharacterCorpus(kind, symbols, found["train"], found["valid"], found["test"])
 
 
 def split(text: str) -> tuple[str, str, str]:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 
-from bnrnn.datasets.cache import Arrays, cached_arrays
 from bnrnn.datasets.fetch import RemoteFile, fetch
 from bnrnn.errors import DataError
 
@@ -18,7 +17,6 @@ MIRRORS = (
     "https://ossci-datasets.s3.amazonaws.com/mnist/",
     "https://storage.googleapis.com/cvdf-datasets/mnist/",
 )
-FORMAT_VERSION = 1
 TRAIN, TEST = (60_000,), (10_000,)
 # name, md5, shape
 FILES = {
@@ -54,21 +52,10 @@ def load_mnist(data_dir: Path) -> MNIST:
     Raises:
         DataError: a file is damaged or cannot be fetched.
     """
-    paths = [
-        fetch(
-            RemoteFile(name, tuple(mirror + name for mirror in MIRRORS), f"md5:{md5}"),
-            data_dir / "mnist",
-        )
-        for name, md5, _ in FILES.values()
-    ]
-
-    def parse() -> Arrays:
-        return {
-            part: read_idx(path, shape)
-            for (part, (_, _, shape)), path in zip(FILES.items(), paths, strict=True)
-        }
-
-    arrays = cached_arrays("mnist", paths, FORMAT_VERSION, parse)
+    arrays = {}
+    for part, (name, md5, shape) in FILES.items():
+        file = RemoteFile(name, tuple(mirror + name for mirror in MIRRORS), f"md5:{md5}")
+        arrays[part] = read_idx(fetch(file, data_dir / "mnist"), shape)
     images = arrays["train_images"].reshape(-1, 784)
     labels = arrays["train_labels"].astype(np.int64)
     return MNIST(

@@ -1,13 +1,11 @@
 """Penn Treebank by characters, from Mikolov's word-level files."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from bnrnn.datasets.characters import CharacterCorpus, build_corpus, cached_corpus
+from bnrnn.datasets.characters import CharacterCorpus, build_corpus
 from bnrnn.datasets.fetch import RemoteFile, fetch
 
-FORMAT_VERSION = 1
 FILES = tuple(
     RemoteFile(
         f"ptb.{part}.txt",
@@ -33,14 +31,9 @@ def load_ptb(data_dir: Path, variant: Literal["paper", "stripped"]) -> Character
         DataError: a file is damaged or cannot be fetched.
     """
     paths = [fetch(file, data_dir / "ptb") for file in FILES]
-
-    def parse() -> CharacterCorpus:
-        end = " \n" if variant == "paper" else "\n"
-        parts = [
-            "".join(line.strip() + end for line in path.read_text("utf-8").splitlines())
-            for path in paths
-        ]
-        return build_corpus("ptb", parts)
-
-    corpus = cached_corpus(f"ptb-{variant}", paths, FORMAT_VERSION, parse)
-    return replace(corpus, name=f"Penn Treebank ({variant})")
+    end = " \n" if variant == "paper" else "\n"
+    parts = [
+        "".join(line.strip() + end for line in path.read_text("utf-8").splitlines())
+        for path in paths
+    ]
+    return build_corpus(f"Penn Treebank ({variant})", parts)

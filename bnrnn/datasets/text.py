@@ -2,14 +2,11 @@
 
 import os
 import platform
-from dataclasses import replace
 from pathlib import Path
 
-from bnrnn.datasets.characters import CharacterCorpus, build_corpus, cached_corpus, split
+from bnrnn.datasets.characters import CharacterCorpus, build_corpus, split
 from bnrnn.datasets.fetch import expand
 from bnrnn.errors import DataError
-
-FORMAT_VERSION = 1
 
 
 def load_pydocs() -> CharacterCorpus:
@@ -41,11 +38,6 @@ def load_text(path: Path) -> CharacterCorpus:
     if not os.path.isfile(path):
         what = "is not a file" if os.path.exists(path) else "does not exist"
         raise DataError(f"{path} {what}; set task.path to a UTF-8 text file")
-    corpus = cached_corpus("text", [path], FORMAT_VERSION, lambda: _parse(path))
-    return replace(corpus, name=str(path))
-
-
-def _parse(path: Path) -> CharacterCorpus:
     try:
         text = path.read_bytes().decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:

@@ -10,13 +10,12 @@ import zlib
 from dataclasses import replace
 from pathlib import Path
 
-from bnrnn.datasets.characters import CharacterCorpus, build_corpus, cached_corpus, split
+from bnrnn.datasets.characters import CharacterCorpus, build_corpus, split
 from bnrnn.datasets.fetch import RemoteFile, expand, fetch
 from bnrnn.errors import DataError
 
 log = logging.getLogger(__name__)
 
-FORMAT_VERSION = 1
 SYMBOLS = " " + string.ascii_lowercase
 LENGTH = 100_000_000
 SHA1 = "0dc3edebc970dcc96137e7deda4d9995af9d93de"
@@ -45,10 +44,10 @@ def load_text8(data_dir: Path) -> CharacterCorpus:
     folder = expand(data_dir / "text8")
     there = [folder / name for name in NAMES if os.path.exists(folder / name)]
     path = there[0] if there else fetch(ZIP, folder, GZIP)
-    corpus = cached_corpus("text8", [path], FORMAT_VERSION, lambda: _parse(path))
+    corpus = _parse(path)
     length = sum(map(len, (corpus.train, corpus.valid, corpus.test)))
     if length == LENGTH:
-        return corpus
+        return replace(corpus, name="text8")
     log.warning(
         "%s holds only the first %s of text8's %s characters, split 90/5/5 %%: results do not "
         "compare with those on the whole text", path, f"{length:,}", f"{LENGTH:,}",
