@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from bnrnn.datasets import Question, QuestionCorpus, parse_question
+from bnrnn.datasets import Question, QuestionCorpus
 from bnrnn.datasets.cnn.corpus import read_corpus, write_corpus
-from bnrnn.datasets.cnn.questions import SPLITS, tokens
+from bnrnn.datasets.cnn.questions import SPLITS, parse_question, tokens
 
 
 def question_corpus(

@@ -414,7 +414,7 @@ def test_text8_zips_that_are_none(small_text8: Path):
     assert "cannot be read or unpacked" in error_of(load_text8, small_text8.parent)
     path.unlink()
     path.mkdir()
-    assert "cannot be read" in error_of(load_text8, small_text8.parent)
+    assert "cannot read" in error_of(load_text8, small_text8.parent)
 
 
 @pytest.mark.parametrize("served", ["text8.zip", "text8.gz"])

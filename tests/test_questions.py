@@ -10,8 +10,8 @@ import yaml
 
 import bnrnn
 from bnrnn.config import AttentiveReaderConfig, QuestionConfig
-from bnrnn.datasets import load_cnn, pad, parse_question
-from bnrnn.datasets.cnn.questions import format_question
+from bnrnn.datasets import load_cnn, pad
+from bnrnn.datasets.cnn.questions import format_question, parse_question
 from bnrnn.nn.attentive_reader import VARIANTS, AttentiveReader
 from bnrnn.tasks import Batch, QuestionTask
 from tests.question_corpora import baselines, four_sentence_items, question_corpus
@@ -142,7 +142,7 @@ def test_train_resume_evaluate_and_answer(bnrnn_here, tmp_path):
     assert first == " ".join(parse_question(text.read_bytes(), "q").question)
 
     for question, message in (
-        (tmp_path / "missing", "cannot read the question"),
+        (tmp_path / "missing", "No such file"),
         (whole / "config.yaml", "config.yaml"),
     ):
         failed = bnrnn_here("mode=answer", f"run={whole}", f"question={question}")

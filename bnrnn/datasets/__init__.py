@@ -4,7 +4,7 @@ from bnrnn.datasets.characters import CharacterCorpus
 from bnrnn.datasets.cnn.batches import bucketed_batches, pad, relabel_entities
 from bnrnn.datasets.cnn.corpus import NUM, UNK, QuestionCorpus, QuestionSplit
 from bnrnn.datasets.cnn.load import load_cnn
-from bnrnn.datasets.cnn.questions import Question, parse_question
+from bnrnn.datasets.cnn.questions import Question, read_question
 from bnrnn.datasets.cnn.select import select_sentences
 from bnrnn.datasets.mnist import MNIST, load_mnist
 from bnrnn.datasets.ptb import load_ptb
@@ -27,7 +27,7 @@ __all__ = [
     "load_text",
     "load_text8",
     "pad",
-    "parse_question",
+    "read_question",
     "relabel_entities",
     "select_sentences",
 ]

@@ -1,11 +1,13 @@
 """A corpus of questions as ids: its types, its vocabulary, and its files in the cache."""
 
 import json
+import sys
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,6 +23,8 @@ NIL, EOS, UNK, NUM = range(4)
 SPECIALS = ("<nil>", "<eos>", "<unk>", "<num>")
 PARTS = ("train", "valid", "test")  # our names for SPLITS
 CHUNK = 1 << 20  # ids converted at a time
+MAX_VOCABULARY = 1 << 28  # bytes that the distinct words may take; those of the corpus take 50 MB
+WORD = 100  # bytes of each word beside its characters: the object, its number, its place
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,13 +106,24 @@ def write_corpus(
     into the facts; it may be filled while `questions` is read.
 
     Raises:
-        DataError: a split has no questions.
+        DataError: a split has no questions, or the words would take more than `MAX_VOCABULARY`.
         OSError: the files cannot be written.
     """
     provisional: dict[str, int] = {}
+    memory = 0
 
     def numbered(words: Iterable[str]) -> array:
-        return array("i", [provisional.setdefault(word, len(provisional)) for word in words])
+        nonlocal memory
+        before = len(provisional)
+        ids = array("i", [provisional.setdefault(word, len(provisional)) for word in words])
+        new = islice(reversed(provisional), len(provisional) - before)
+        memory += sum(WORD + sys.getsizeof(word) for word in new)
+        if memory > MAX_VOCABULARY:
+            raise DataError(
+                f"{source} has too many different words, {len(provisional):,} so far; fetch it "
+                "again, or set data_dir"
+            )
+        return ids
 
     with ExitStack() as stack:
         parts = {}
@@ -131,7 +146,7 @@ def write_corpus(
             part.answers.extend(numbered([question.answer]))
     for split, part in parts.items():
         if not part.answers:
-            raise DataError(f"{source} has no {split} questions; fetch it afresh, or set data_dir")
+            raise DataError(f"{source} has no {split} questions; fetch it again, or set data_dir")
 
     words, table = _vocabulary(provisional, _counts(folder, parts, len(provisional)), numbers)
     facts: dict[str, dict[str, Any]] = {}

@@ -1,5 +1,6 @@
 """The CNN questions (Hermann et al., 2015), from the published archive or generated."""
 
+import hashlib
 import logging
 import os
 from collections import Counter
@@ -16,9 +17,16 @@ from bnrnn.datasets.cnn.corpus import (
     read_corpus,
     write_corpus,
 )
-from bnrnn.datasets.cnn.questions import SPLITS, OnError, questions_folder, stream_questions
+from bnrnn.datasets.cnn.questions import (
+    ADVICE,
+    SPLITS,
+    OnError,
+    identity,
+    questions_folder,
+    stream_questions,
+)
 from bnrnn.datasets.fetch import expand
-from bnrnn.errors import DataError
+from bnrnn.errors import DataError, printable
 
 log = logging.getLogger(__name__)
 
@@ -60,24 +68,29 @@ def load_cnn(
     data_dir = expand(data_dir)
     if synthetic is not None:
         source = data_dir / "cnn_synthetic" / f"cnn-synthetic-{synthetic}.tgz"
+        advice = "delete it to have it generated again"
         generated.ensure(source, synthetic)
     else:
         source = _find(data_dir)
+        advice = ADVICE
     kind = "cnn" + "-4" * four_sentences + "-num" * numbers + "-skip" * (on_error == "skip")
-    key = source if source.is_file() else questions_folder(source) or source
 
     def build(folder: Path) -> None:
         skipped = {split: Counter[str]() for split in SPLITS}
-        found = stream_questions(source, on_error, skipped)
+        found = stream_questions(source, on_error, skipped, advice)
         write_corpus(folder, found, str(source), skipped, four_sentences, numbers)
 
-    corpus = cached_folder(kind, [key], FORMAT_VERSION, build, read_corpus)
+    def key() -> str:
+        what = f"{kind} {FORMAT_VERSION} {identity(source, advice)}"
+        return hashlib.sha256(what.encode()).hexdigest()
+
+    corpus = cached_folder(kind, key, build, read_corpus)
     sizes = {part: corpus.facts[part]["n"] for part in PARTS}
     whole = synthetic is not None or sizes == PUBLISHED
     if not whole:
         log.warning(
             "%s holds %s questions, not the %s of the published corpus: results do not compare "
-            "with those on the whole", source, _slashed(sizes), _slashed(PUBLISHED),
+            "with those on the whole", printable(source), _slashed(sizes), _slashed(PUBLISHED),
         )  # fmt: skip
     name = "CNN questions"
     if synthetic is not None:
@@ -89,7 +102,7 @@ def load_cnn(
 
 def _find(data_dir: Path) -> Path:
     archive = data_dir / "cnn_qa" / "cnn.tgz"
-    if os.path.exists(archive):
+    if os.path.lexists(archive):
         return archive
     for folder in (data_dir / "cnn_qa", data_dir / "cnn"):
         if questions_folder(folder) is not None:

@@ -4,23 +4,24 @@ The layout is that of DeepMind's generate_questions.py (github.com/google-deepmi
 passage, question, answer and entity map, joined by blank lines; one example a file.
 """
 
-import gzip
+import hashlib
 import os
 import re
-import tarfile
-import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Literal, NamedTuple
 
+from bnrnn.datasets.cnn.archive import MAX_MEMBERS, MAX_UNPACKED, read_archive
+from bnrnn.datasets.limits import read_file, reading
 from bnrnn.errors import DataError
 
 PLACEHOLDER = "@placeholder"
 ENTITY = re.compile(r"@entity[0-9]+")
 SPLITS = ("training", "validation", "test")
 MAX_BYTES = 1 << 20  # of one file: the generator drops articles over 2000 tokens, some 12 kB
-ADVICE = 'fetch the corpus afresh, or leave such files out with on_error="skip"'
+ADVICE = "fetch the corpus again, or set data_dir"
+SKIP = "fetch the corpus again, or leave such files out with task.on_error=skip"
 
 BLANKS = "\r\n\t "  # strip() alone would take U+0085 or U+2028 off the ends as well
 
@@ -42,10 +43,10 @@ class Question(NamedTuple):
 
 
 class QuestionError(DataError):
-    """A `.question` file that is not one; `reason`: the kind of defect, the same for all of it."""
+    """A malformed `.question` file; `reason`: the kind of defect, without details."""
 
-    def __init__(self, name: str, reason: str, detail: str) -> None:
-        super().__init__(f"{name} {detail}; {ADVICE}")
+    def __init__(self, name: str, reason: str, detail: str, advice: str = SKIP) -> None:
+        super().__init__(f"{name} {detail}; {advice}")
         self.reason = reason
 
 
@@ -57,8 +58,23 @@ def tokens(line: str) -> list[str]:
     return [word for word in line.strip(BLANKS).split(" ") if word]
 
 
-def parse_question(text: str | bytes, name: str, answer_in_passage: bool = True) -> Question:
-    """The question in the content of one file; `name` is for messages.
+def read_question(path: Path) -> Question:
+    """The question in a file of the user's; its passage may lack the answer.
+
+    Raises:
+        DataError: the file cannot be read, is too large, or see `parse_question`.
+    """
+    advice = "set question to a .question file"
+    content = read_file(path, MAX_BYTES, advice)
+    if len(content) > MAX_BYTES:
+        raise DataError(f"{path} has more than {MAX_BYTES:,} bytes; {advice}")
+    return parse_question(content, str(path), answer_in_passage=False, advice=advice)
+
+
+def parse_question(
+    text: str | bytes, name: str, answer_in_passage: bool = True, advice: str = SKIP
+) -> Question:
+    """The question in the content of one file; `name` and `advice` are for messages.
 
     answer_in_passage: refuse a passage without the answer. The published files never have one;
     a selection of sentences may.
@@ -68,37 +84,37 @@ def parse_question(text: str | bytes, name: str, answer_in_passage: bool = True)
             question, not exactly one `@placeholder`, an answer that is not `@entityN` or not in
             the passage, or an entity map with lines that are not `@entityN:name` or repeat one.
     """
+
+    def malformed(reason: str, detail: str) -> QuestionError:
+        return QuestionError(name, reason, detail, advice)
+
     if isinstance(text, bytes):
         try:
             text = text.decode("utf-8")
         except UnicodeDecodeError as error:
-            raise QuestionError(
-                name, "not UTF-8", f"is not UTF-8: byte {error.start} cannot be decoded"
+            raise malformed(
+                "not UTF-8", f"is not UTF-8: byte {error.start} cannot be decoded"
             ) from error
-    # Not splitlines(): the articles contain U+0085 and U+2028, which are no line ends here.
+    # Not splitlines(): the articles contain U+0085 and U+2028, which are not line ends here.
     fields = text.replace("\r\n", "\n").split("\n\n")
     # The entity map may be empty, and then the blank line before it may be lost.
     if len(fields) not in (4, 5):
-        raise QuestionError(
-            name, "fields", f"has {len(fields)} fields, not the 5 of a question file"
-        )
+        raise malformed("fields", f"has {len(fields)} fields, not the 5 of a question file")
     url, passage, question, answer = (field.strip(BLANKS) for field in fields[:4])
     if "\n" in url or "\n" in passage or "\n" in question or "\n" in answer:
-        raise QuestionError(name, "fields", "has a field of several lines")
+        raise malformed("fields", "has a field of several lines")
     passage_words, question_words = tokens(passage), tokens(question)
     if not passage_words:
-        raise QuestionError(name, "empty passage", "has an empty passage")
+        raise malformed("empty passage", "has an empty passage")
     if not question_words:
-        raise QuestionError(name, "empty question", "has an empty question")
+        raise malformed("empty question", "has an empty question")
     if (count := question_words.count(PLACEHOLDER)) != 1:
-        raise QuestionError(
-            name, "placeholder", f"has {count} times {PLACEHOLDER} in its question, not once"
-        )
+        raise malformed("placeholder", f"has {count} times {PLACEHOLDER} in its question, not once")
     if not ENTITY.fullmatch(answer):
-        raise QuestionError(name, "answer", f"has the answer {answer[:40]!r}, not an @entityN")
+        raise malformed("answer", f"has the answer {answer[:40]!r}, not an @entityN")
     if answer_in_passage and answer not in passage_words:
-        raise QuestionError(
-            name, "answer not in passage", f"has the answer {answer}, which its passage lacks"
+        raise malformed(
+            "answer not in passage", f"has the answer {answer[:40]}, which its passage lacks"
         )
     entities = {}
     for line in fields[4].split("\n") if len(fields) == 5 else ():
@@ -106,11 +122,9 @@ def parse_question(text: str | bytes, name: str, answer_in_passage: bool = True)
             continue
         entity, colon, surface = line.partition(":")
         if not colon or not ENTITY.fullmatch(entity):
-            raise QuestionError(
-                name, "entity map", f"has {line[:40]!r} in its entity map, not @entityN:name"
-            )
+            raise malformed("entity map", f"has {line[:40]!r} in its entity map, not @entityN:name")
         if entity in entities:
-            raise QuestionError(name, "entity map", f"has {entity} twice in its entity map")
+            raise malformed("entity map", f"has {entity[:40]} twice in its entity map")
         entities[entity] = surface
     return Question(url, passage_words, question_words, answer, entities)
 
@@ -129,7 +143,10 @@ def format_question(question: Question) -> str:
 
 
 def stream_questions(
-    source: Path, on_error: OnError = "raise", skipped: Mapping[str, Counter[str]] | None = None
+    source: Path,
+    on_error: OnError = "raise",
+    skipped: Mapping[str, Counter[str]] | None = None,
+    advice: str = ADVICE,
 ) -> Iterator[tuple[str, Question]]:
     """(split, question) for all questions of `SPLITS`, one at a time.
 
@@ -139,14 +156,13 @@ def stream_questions(
 
     Raises:
         QuestionError: see `parse_question`.
-        DataError: the source cannot be read, the archive is damaged, or one of its members is a
-            link or is outside the archive.
+        DataError: the source cannot be read, see `read_archive`, or has too many files.
     """
     files = _folder_files if os.path.isdir(source) else _archive_files
-    for split, name, content in files(source):
+    for split, name, content in files(source, advice):
         try:
             if content is None:
-                raise QuestionError(name, "size", f"has more than {MAX_BYTES} bytes")
+                raise QuestionError(name, "size", f"has more than {MAX_BYTES:,} bytes")
             question = parse_question(content, name)
         except QuestionError as error:
             if on_error == "raise":
@@ -165,11 +181,52 @@ def questions_folder(source: Path) -> Path | None:
     return None
 
 
+def identity(source: Path, advice: str = ADVICE) -> str:
+    """A hash of the archive; of a folder, of the names, sizes and times of its question files.
+
+    To read 400,000 small files takes about as long as to parse them.
+
+    Raises:
+        DataError: the source cannot be read.
+    """
+    if not os.path.isdir(source):
+        with reading(source, advice, MAX_UNPACKED) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    found = hashlib.sha256()
+    for split, path in _question_paths(source, advice):
+        try:
+            status = os.stat(path)
+        except OSError as error:
+            raise DataError(f"cannot read {path}: {error.strerror}; {advice}") from error
+        name = os.path.basename(path).encode("utf-8", "surrogateescape")
+        found.update(b"%s/%s\0%d %d\0" % (
+            split.encode(), name, status.st_size, status.st_mtime_ns,
+        ))  # fmt: skip
+    return found.hexdigest()
+
+
 # (split, name for messages, content; None: too large)
 _File = tuple[str, str, bytes | None]
 
 
-def _folder_files(source: Path) -> Iterator[_File]:
+def _folder_files(source: Path, advice: str) -> Iterator[_File]:
+    for split, path in _question_paths(source, advice):
+        content = read_file(path, MAX_BYTES, advice)
+        yield split, path, content if len(content) <= MAX_BYTES else None
+
+
+def _archive_files(source: Path, advice: str) -> Iterator[_File]:
+    def wanted(name: str) -> bool:
+        return _split_of(name) is not None
+
+    for name, content in read_archive(source, wanted, MAX_BYTES, advice):
+        split = _split_of(name)
+        assert split is not None
+        yield split, f"{source}: {name[:200]}", content
+
+
+def _question_paths(source: Path, advice: str) -> Iterator[tuple[str, str]]:
+    """(split, path) of the question files of a folder, each split in the order of the names."""
     root = questions_folder(source)
     if root is None:
         raise DataError(
@@ -177,71 +234,29 @@ def _folder_files(source: Path) -> Iterator[_File]:
         )
     for split in SPLITS:
         folder = root / split
-        if not os.path.isdir(folder):
+        if not os.path.lexists(folder):
             continue
+        names = []
         try:
             with os.scandir(folder) as entries:
-                names = sorted(
-                    entry.name for entry in entries if _is_question(entry.name) and entry.is_file()
-                )
+                for entry in entries:
+                    if _is_question(entry.name):
+                        names.append(entry.name)
+                    if len(names) > MAX_MEMBERS:
+                        raise DataError(f"{folder} has more than {MAX_MEMBERS:,} files; {advice}")
         except OSError as error:
-            raise _unreadable(folder, error) from error
-        for name in names:
-            path = os.path.join(folder, name)
-            try:
-                with open(path, "rb") as file:
-                    content = file.read(MAX_BYTES + 1)
-            except OSError as error:
-                raise _unreadable(path, error) from error
-            yield split, path, content if len(content) <= MAX_BYTES else None
+            raise DataError(f"cannot read {folder}: {error.strerror}; {advice}") from error
+        for name in sorted(names):
+            yield split, os.path.join(folder, name)
 
 
-def _archive_files(source: Path) -> Iterator[_File]:
-    try:
-        # gzip and a plain stream rather than "r|gz": tarfile's own reader neither checks the sum
-        # nor notices that the file is cut off between two members.
-        with gzip.open(source) as unpacked, tarfile.open(fileobj=unpacked, mode="r|") as archive:
-            while (member := archive.next()) is not None:
-                # tarfile keeps every header it has seen: half a gigabyte for the whole corpus.
-                archive.members = []  # pyright: ignore[reportAttributeAccessIssue]
-                split = _split_of(source, member)
-                if split is None:
-                    continue
-                name = f"{source}: {member.name}"
-                if member.size > MAX_BYTES:
-                    yield split, name, None
-                elif (file := archive.extractfile(member)) is not None:
-                    yield split, name, file.read()
-            while rest := unpacked.read(1 << 16):
-                if rest.strip(b"\0"):
-                    raise tarfile.ReadError("a header in the middle is not one")
-    except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
-        raise DataError(
-            f"{source} cannot be read or unpacked ({error}); fetch it afresh, or set data_dir"
-        ) from error
-
-
-def _split_of(source: Path, member: tarfile.TarInfo) -> str | None:
-    path = PurePosixPath(member.name)
-    hostile = None
-    if path.is_absolute() or ".." in path.parts:
-        hostile = "is outside the archive"
-    elif member.issym() or member.islnk():
-        hostile = "is a link"
-    if hostile:
-        raise DataError(
-            f"{source} is refused: its member {member.name!r} {hostile}; fetch it afresh, or set "
-            "data_dir"
-        )
-    if not member.isreg() or not _is_question(path.name) or path.parts[-3:-2] != ("questions",):
-        return None
-    return path.parts[-2] if path.parts[-2] in SPLITS else None
+def _split_of(name: str) -> str | None:
+    """The split of a member "…/questions/<split>/<name>.question"; None for all others."""
+    # Not by pathlib, which would intern the names of 400,000 files.
+    *_, folder, split, file = ("", "", *(part for part in name.split("/") if part not in ("", ".")))
+    return split if folder == "questions" and split in SPLITS and _is_question(file) else None
 
 
 def _is_question(name: str) -> bool:
     # macOS packs a hidden "._name" beside every file.
     return name.endswith(".question") and not name.startswith(".")
-
-
-def _unreadable(path: Path | str, error: OSError) -> DataError:
-    return DataError(f"cannot read {path}: {error.strerror}; make it readable or set data_dir")

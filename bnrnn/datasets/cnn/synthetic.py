@@ -18,18 +18,18 @@ import logging
 import os
 import random
 import tarfile
-import zlib
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import yaml
 from tqdm import tqdm
 
+from bnrnn.datasets.cnn.archive import read_archive
 from bnrnn.datasets.cnn.questions import ENTITY, PLACEHOLDER, SPLITS, Question, format_question
-from bnrnn.errors import DataError, OutputError
-from bnrnn.files import write_atomic
+from bnrnn.datasets.staging import clean, publish, staging
+from bnrnn.errors import DataError, OutputError, printable
 
 log = logging.getLogger(__name__)
 
@@ -95,40 +95,23 @@ class _Sentence(NamedTuple):
 def generate(path: Path, n: int, seed: int = 0) -> None:
     """Write n generated questions to `path`, a .tgz of `cnn/questions/<split>/<sha1>.question`.
 
-    5 % each for validation and test, but no split has fewer than 50 (so 150 is the least there
-    is); a question of each article. The same n and seed give the same bytes (with the same zlib),
-    and an article depends on seed, split and its number only. `cnn/README` says what it is.
-    Takes some 3 kB of memory and 0.7 ms a question.
+    5 % each are for validation and test, but no split has fewer than 50 (150 is the least there
+    is). Each question has an article of its own. The same n and seed give the same bytes (with the
+    same zlib), and an article depends only on seed, split and its number. `cnn/README` says what
+    the archive is. Takes some 3 kB of memory and 0.7 ms a question.
 
     Raises:
         OutputError: it cannot be written.
     """
-    held_out = max(LEAST, n // 20)
-    sizes = (max(LEAST, n - 2 * held_out), held_out, held_out)
-    buffer = io.BytesIO()
-    with (
-        gzip.GzipFile("", "wb", 6, buffer, mtime=0) as packed,
-        tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as archive,
-        tqdm(total=sum(sizes), desc="generating", disable=None, dynamic_ncols=True) as bar,
-    ):
-        _add(archive, "cnn/README", _readme(n, seed))
-        for split, size in zip(SPLITS, sizes, strict=True):
-            files = {}
-            for number in range(size):
-                content = format_question(article(split, number, seed)).encode()
-                files[hashlib.sha1(content, usedforsecurity=False).hexdigest()] = content
-                bar.update()
-            # In the order in which the unpacked folder is read.
-            for name, content in sorted(files.items()):
-                _add(archive, f"cnn/questions/{split}/{name}.question", content)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, buffer.getvalue())
-    except (OSError, OutputError) as error:
-        cause = error if isinstance(error, OSError) else error.__cause__
+        with staging(path) as folder:
+            with open(folder / path.name, "wb") as file:
+                _write(file, n, seed)
+            publish(folder / path.name, path)
+    except OSError as error:
         raise OutputError(
-            f"cannot write {path}: {getattr(cause, 'strerror', None) or cause}; free some space, "
-            "or set data_dir to a folder that can be written"
+            f"cannot write {path}: {error.strerror or error}; free some space, or set data_dir to "
+            "a folder that can be written"
         ) from error
 
 
@@ -139,16 +122,18 @@ def ensure(path: Path, n: int, seed: int = 0) -> None:
         DataError: there is another file at `path`, which is left alone.
         OutputError: it cannot be written.
     """
-    if not os.path.exists(path):
-        log.info("generating %s", path)
+    clean(path.parent, path.name)
+    if not os.path.lexists(path):
+        log.info("generating %s", printable(path))
         generate(path, n, seed)
         return
-    found = _first_member(path)
+    advice = "move it away: generated questions are kept there"
+    _, found = next(read_archive(path, lambda _: True, 1 << 10, advice), ("", None))
     if found == _readme(n, seed):
         return
-    if not found.startswith(MARK):
-        raise DataError(f"{path} is not an archive of generated questions; move it away")
-    log.info("generating %s anew: it is of other settings or another version", path)
+    if found is None or not found.startswith(MARK):
+        raise DataError(f"{path} is not an archive of generated questions; {advice}")
+    log.info("generating %s again: its settings or version differ", printable(path))
     generate(path, n, seed)
 
 
@@ -315,19 +300,28 @@ def _slots(generator: random.Random, template: str, names: list[str]) -> list[st
     return template.split(" ")
 
 
+def _write(file: IO[bytes], n: int, seed: int) -> None:
+    held_out = max(LEAST, n // 20)
+    sizes = (max(LEAST, n - 2 * held_out), held_out, held_out)
+    with (
+        gzip.GzipFile("", "wb", 6, file, mtime=0) as packed,
+        tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as archive,
+        tqdm(total=sum(sizes), desc="generating", disable=None, dynamic_ncols=True) as bar,
+    ):
+        _add(archive, "cnn/README", _readme(n, seed))
+        for split, size in zip(SPLITS, sizes, strict=True):
+            files = {}
+            for number in range(size):
+                content = format_question(article(split, number, seed)).encode()
+                files[hashlib.sha1(content, usedforsecurity=False).hexdigest()] = content
+                bar.update()
+            # In the order in which the unpacked folder is read.
+            for name, content in sorted(files.items()):
+                _add(archive, f"cnn/questions/{split}/{name}.question", content)
+
+
 def _readme(n: int, seed: int) -> bytes:
     return MARK + f"version {VERSION}, {n} questions, seed {seed}\n".encode()
-
-
-def _first_member(path: Path) -> bytes:
-    """The content of the first member; empty if the file is not an archive of this kind."""
-    try:
-        with tarfile.open(path, "r|gz") as archive:
-            member = archive.next()
-            file = archive.extractfile(member) if member and member.isreg() else None
-            return file.read(1 << 10) if file else b""
-    except (OSError, EOFError, zlib.error, tarfile.TarError):
-        return b""
 
 
 def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
