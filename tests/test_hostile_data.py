@@ -9,6 +9,7 @@ import signal
 import socket
 import struct
 import subprocess
+import sys
 import tarfile
 import tracemalloc
 import zipfile
@@ -267,6 +268,38 @@ def test_the_command_prints_it_and_exits_with_3(bnrnn_here, tmp_path: Path):
     assert done.returncode == 3
     (line,) = done.stderr.splitlines()
     assert "text\\x1b[2J.txt: it is not a file but a device; set task.path" in line
+
+
+@pytest.mark.parametrize("name", [b"\xc3\xbcn\xc3\xaf.txt", b"not UTF-8 \xff.txt"])
+def test_paths_beyond_the_locale(name: bytes, tmp_path: Path):
+    """In a process whose locale knows only ASCII, the text is read and messages are printable."""
+    os.symlink("/dev/zero", os.path.join(os.fsencode(tmp_path), b"bad " + name))
+    path = os.path.join(os.fsencode(tmp_path), name)
+    with open(path, "wb") as opened:
+        opened.write(b"one two three\n" * 20)
+    code = """
+import sys
+from pathlib import Path
+from bnrnn.datasets import load_text
+from bnrnn.errors import DataError
+path = Path(sys.argv[1])
+sys.stdout.reconfigure(errors="strict")
+print(load_text(path).name)
+try:
+    load_text(path.with_name("bad " + path.name))
+except DataError as error:
+    print(error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, path],
+        env=os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        check=True,
+    )
+    first, second = done.stdout.decode("ascii").splitlines()
+    shown = "".join(chr(b) if b < 128 else f"\\x{b:02x}" for b in name)
+    assert first == f"{tmp_path}/{shown}"
+    assert f"{tmp_path}/bad {shown}: it is not a file but a device" in second
 
 
 # --- compressed files -----------------------------------------------------------------------------

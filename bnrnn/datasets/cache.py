@@ -71,11 +71,16 @@ def cached_folder(
 
 
 def _folder() -> Path:
-    return expand(Path(os.environ.get("BNRNN_CACHE_DIR") or pooch.os_cache("bnrnn")))
+    try:
+        return expand(Path(os.environ.get("BNRNN_CACHE_DIR") or pooch.os_cache("bnrnn")))
+    except RuntimeError as error:
+        raise OutputError(f"there is no home folder for the cache; {ADVICE}") from error
 
 
 def _load(path: Path, load: Callable[[Path], T]) -> T:
-    if json.loads(read_file(path / SUMS, CHUNK, ADVICE)) != _sums(path):
+    expected = json.loads(read_file(path / SUMS, CHUNK, ADVICE))
+    sizes = {file.name: file.stat().st_size for file in path.iterdir() if file.name != SUMS}
+    if sizes != {name: size for name, (size, _) in expected.items()} or expected != _sums(path):
         raise ValueError("damaged")
     return load(path)
 

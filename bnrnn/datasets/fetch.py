@@ -3,12 +3,13 @@
 import hashlib
 import logging
 import os
-import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import pooch
+from tqdm import tqdm
 
 from bnrnn.datasets.limits import reading
 from bnrnn.datasets.staging import clean, publish, staging
@@ -17,6 +18,7 @@ from bnrnn.errors import DataError, printable
 log = logging.getLogger(__name__)
 
 TIMEOUT_SECONDS = 30  # without an answer, not for the whole file
+CHUNK = 1 << 16  # bytes received at a time
 
 
 @dataclass(frozen=True)
@@ -113,14 +115,9 @@ def _download(url: str, file: RemoteFile, folder: Path) -> str | None:
     path = folder / file.name
     try:
         with staging(path) as made:
-            pooch.retrieve(
-                url,
-                file.hash,
-                file.name,
-                made,
-                # pooch's type for downloaders does not fit its own ones.
-                downloader=_Downloader(file.size),  # pyright: ignore[reportArgumentType]
-            )
+            # Any callable will do, but pooch's type asks for more.
+            downloader: Any = partial(_stream, limit=file.size)
+            pooch.retrieve(url, file.hash, file.name, made, downloader=downloader)
             # pooch's files are for their owner only; those of the user's umask are for more.
             (made / file.name).chmod(made.stat().st_mode & 0o666)
             publish(made / file.name, path)
@@ -144,34 +141,22 @@ class _TooLargeError(Exception):
     pass
 
 
-class _Downloader(pooch.HTTPDownloader):
-    """pooch's, for at most `size` bytes."""
+def _stream(url: str, output_file: Any, _: Any, limit: int) -> None:
+    """A downloader for pooch, of at most `limit` bytes."""
+    import requests
 
-    def __init__(self, size: int) -> None:
-        super().__init__(
-            progressbar=sys.stderr.isatty(),
-            timeout=TIMEOUT_SECONDS,
-            # A server that packs the .gz once more would have it unpacked on arrival.
-            headers={"Accept-Encoding": "identity"},
-        )
-        self.size = size
-
-    def __call__(
-        self, url: str, output_file: Any, pooch: Any, check_only: bool = False
-    ) -> bool | None:
-        with open(output_file, "wb") as file:
-            return super().__call__(url, _Limited(file, self.size), pooch, check_only)
-
-
-class _Limited:
-    """A file that takes at most `left` more bytes."""
-
-    def __init__(self, file: BinaryIO, left: int) -> None:
-        self.file, self.left = file, left
-        self.flush = file.flush
-
-    def write(self, content: bytes) -> None:
-        self.left -= len(content)
-        if self.left < 0:
-            raise _TooLargeError
-        self.file.write(content)
+    # A server that packs the .gz once more would have it unpacked on arrival.
+    headers = {"Accept-Encoding": "identity"}
+    with (
+        requests.get(url, stream=True, timeout=TIMEOUT_SECONDS, headers=headers) as response,
+        open(output_file, "wb") as file,
+        tqdm(unit="B", unit_scale=True, disable=None, dynamic_ncols=True) as bar,
+    ):
+        response.raise_for_status()
+        length = response.headers.get("Content-Length", "")
+        bar.reset(int(length) if length.isdigit() else None)
+        for chunk in response.iter_content(CHUNK):
+            if file.tell() + len(chunk) > limit:
+                raise _TooLargeError
+            file.write(chunk)
+            bar.update(len(chunk))
