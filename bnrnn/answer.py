@@ -6,16 +6,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bnrnn.datasets import Question, parse_question, select_sentences
-from bnrnn.errors import DataError
+from bnrnn.datasets import Question, read_question, select_sentences
+from bnrnn.errors import DataError, printable
 from bnrnn.nn.attentive_reader import AttentiveReader
 from bnrnn.tasks import QuestionTask
 
 
 @dataclass(frozen=True)
 class Answer:
-    """entities: those of the passage, the likeliest first, with their probabilities among each
-    other. words: the passage as it was read, with `attention`, (T,)."""
+    """entities: those of the passage, the likeliest first; their probabilities add up to 1.
+    words: the passage as it was read, with `attention`, (T,). All texts are printable."""
 
     question: Question
     entities: list[tuple[str, float]]
@@ -41,11 +41,7 @@ def answer(model: AttentiveReader, task: QuestionTask, path: Path) -> Answer:
     Raises:
         DataError: the file cannot be read, is no question, or names no entity that the model knows.
     """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"cannot read the question {path}: {error.strerror}") from error
-    question = parse_question(content, str(path), answer_in_passage=False)
+    question = read_question(path)
     words = question.passage
     if task.config.four_sentences:
         words = select_sentences(words, question.question)
@@ -68,4 +64,15 @@ def answer(model: AttentiveReader, task: QuestionTask, path: Path) -> Answer:
     probabilities = torch.softmax(logits[0, named].double(), 0).tolist()
     ranked = sorted(zip(named, probabilities, strict=True), key=lambda pair: -pair[1])
     entities = [(task.corpus.words[k], probability) for k, probability in ranked]
-    return Answer(question, entities, list(words), attention[:, 0].double().cpu().numpy())
+    shown = [printable(word) for word in words]
+    return Answer(_printable(question), entities, shown, attention[:, 0].double().cpu().numpy())
+
+
+def _printable(question: Question) -> Question:
+    """For a terminal: the words of a question file may be anything."""
+    return question._replace(
+        url=printable(question.url),
+        passage=[printable(word) for word in question.passage],
+        question=[printable(word) for word in question.question],
+        entities={entity: printable(name) for entity, name in question.entities.items()},
+    )

@@ -13,10 +13,30 @@
 """
 
 
+def printable(text: object) -> str:
+    """`str(text)` in one line that is safe to print anywhere.
+
+    Paths, names in archives and words of other people's files may hold characters that a terminal
+    acts on (control characters, changes of direction) and bytes that are not text in this locale.
+    They become escapes: `\\x1b`, `\\u202e`, `\\xff`.
+    """
+    return "".join(c if c.isprintable() else _escaped(c) for c in str(text))
+
+
+def _escaped(character: str) -> str:
+    # A byte that the file system's encoding could not decode.
+    if "\udc80" <= character <= "\udcff":
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode("ascii")
+
+
 class BnrnnError(Exception):
-    """What is wrong, which setting or file, what to do: in one line."""
+    """What is wrong, which setting or file, what to do: in one line, printable."""
 
     exit_code = 1
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
 
 
 class ConfigError(BnrnnError):

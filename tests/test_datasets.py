@@ -4,7 +4,6 @@ import gzip
 import hashlib
 import http.server
 import logging
-import multiprocessing
 import os
 import pydoc_data.topics
 import socket
@@ -19,9 +18,6 @@ import pytest
 
 from bnrnn.datasets import (
     CharacterCorpus,
-    RemoteFile,
-    cached_arrays,
-    fetch,
     load_mnist,
     load_ptb,
     load_pydocs,
@@ -31,6 +27,7 @@ from bnrnn.datasets import (
     text8,
 )
 from bnrnn.datasets import mnist as mnist_module
+from bnrnn.datasets.fetch import RemoteFile, fetch
 from bnrnn.datasets.mnist import read_idx
 from bnrnn.errors import DataError
 from tests.conftest import DATA, missing_data
@@ -40,13 +37,6 @@ def real(folder: str) -> Path:
     if reason := missing_data(folder):
         pytest.skip(reason)
     return DATA / folder
-
-
-@pytest.fixture(autouse=True)
-def cache_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path / "cache"
-    monkeypatch.setenv("BNRNN_CACHE_DIR", str(folder))
-    return folder
 
 
 def error_of(call, *args) -> str:
@@ -202,130 +192,6 @@ def test_the_home_folder_is_understood(
     assert fetch(server.remote("/good"), Path("~/data")) == tmp_path / "data" / "file.bin"
 
 
-# --- cache ----------------------------------------------------------------------------------------
-
-
-class Parser:
-    """Parses a file of digits; counts how often."""
-
-    def __init__(self, source: Path) -> None:
-        self.source, self.calls = source, 0
-
-    def __call__(self) -> dict[str, np.ndarray]:
-        self.calls += 1
-        digits = np.array(list(self.source.read_text()), np.int64)
-        return {"digits": digits, "sum": digits.sum(keepdims=True)}
-
-    def load(self, name: str = "digits", version: int = 1) -> list[int]:
-        arrays = cached_arrays(name, [self.source], version, self)
-        assert arrays["digits"].dtype == np.int64
-        assert arrays["sum"] == arrays["digits"].sum()
-        return arrays["digits"].tolist()
-
-
-@pytest.fixture
-def parser(tmp_path: Path) -> Parser:
-    source = tmp_path / "digits.txt"
-    source.write_text("123")
-    return Parser(source)
-
-
-def test_cache_parses_once_until_source_version_or_name_change(parser: Parser):
-    assert parser.load() == parser.load() == [1, 2, 3]
-    assert parser.calls == 1
-    os.utime(parser.source, (0, 0))
-    assert parser.load() == [1, 2, 3]
-    assert parser.calls == 1
-    parser.source.write_text("321")
-    assert parser.load() == [3, 2, 1]
-    assert parser.calls == 2
-    parser.load(version=2)
-    assert parser.calls == 3
-    parser.load(name="others")
-    assert parser.calls == 4
-
-
-@pytest.mark.parametrize("damage", ["empty", "cut", "flipped", "another", "folder"])
-def test_damaged_cache_is_parsed_afresh(parser: Parser, cache_dir: Path, damage: str):
-    parser.load()
-    (path,) = cache_dir.iterdir()
-    content = path.read_bytes()
-    if damage == "folder":
-        path.unlink()
-        path.mkdir()
-    elif damage == "another":
-        with open(path, "wb") as file:
-            np.save(file, np.arange(3))
-    elif damage == "flipped":
-        at = content.index(np.array([1, 2, 3]).tobytes())
-        path.write_bytes(content[:at] + b"\xff" + content[at + 1 :])
-    else:
-        path.write_bytes(content[: len(content) // 2 if damage == "cut" else 0])
-    assert parser.load() == [1, 2, 3]
-    assert parser.calls == 2
-    assert list(cache_dir.iterdir()) == [path]
-    if damage != "folder":
-        assert path.read_bytes() == content
-        parser.load()
-        assert parser.calls == 2
-
-
-def test_cache_that_cannot_be_written_is_no_error(parser: Parser, cache_dir: Path):
-    cache_dir.write_bytes(b"a file, not a folder")
-    assert parser.load() == parser.load() == [1, 2, 3]
-    assert parser.calls == 2
-
-
-def test_cache_without_a_setting_is_the_users(
-    parser: Parser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.delenv("BNRNN_CACHE_DIR")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "users"))
-    monkeypatch.setenv("HOME", str(tmp_path / "users"))
-    parser.load()
-    assert len(list((tmp_path / "users").rglob("bnrnn/**/digits-*.npz"))) == 1
-
-
-def test_source_that_changes_while_parsed_is_not_kept(parser: Parser):
-    def parse() -> dict[str, np.ndarray]:
-        arrays = parser()
-        parser.source.write_text("777")
-        return arrays
-
-    cached_arrays("digits", [parser.source], 1, parse)
-    parser.source.write_text("123")
-    parser.load()
-    assert parser.calls == 2
-
-
-def test_unreadable_source(parser: Parser):
-    parser.source.unlink()
-    message = error_of(parser.load)
-    assert str(parser.source) in message
-    assert "No such file" in message
-
-
-def _load_big(source: Path, start, sums) -> None:
-    def parse() -> dict[str, np.ndarray]:
-        start.wait()  # both are here: neither found it in the cache
-        return {"ones": np.ones(1_000_000)}
-
-    for _ in range(3):
-        sums.put(float(cached_arrays("big", [source], 1, parse)["ones"].sum()))
-
-
-def test_two_processes_may_write_at_once(parser: Parser, cache_dir: Path):
-    context = multiprocessing.get_context("spawn")
-    start, sums = context.Barrier(2, timeout=60), context.Queue()
-    other = context.Process(target=_load_big, args=(parser.source, start, sums))
-    other.start()
-    _load_big(parser.source, start, sums)
-    assert [sums.get(timeout=60) for _ in range(6)] == [1e6] * 6
-    other.join()
-    assert other.exitcode == 0
-    assert len(list(cache_dir.iterdir())) == 1
-
-
 # --- MNIST ----------------------------------------------------------------------------------------
 
 
@@ -447,9 +313,7 @@ def test_real_ptb(
     assert corpus.decode(corpus.test[:40]).startswith(start[variant])
     words = (real("ptb") / "ptb.valid.txt").read_text().split()
     assert corpus.decode(corpus.valid).split() == words
-    again = load_ptb(tmp_path, variant)
-    assert whole(again) == whole(corpus)
-    assert (again.name, again.symbols) == (corpus.name, corpus.symbols)
+    assert corpus.name == f"Penn Treebank ({variant})"
 
 
 def test_ptb_is_fetched_by_words_only(
@@ -465,17 +329,15 @@ def test_ptb_is_fetched_by_words_only(
 
 def test_real_text8_prefix(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     (tmp_path / "text8").symlink_to(real("text8"))
-    for _ in range(2):  # parsed, then from the cache
-        caplog.clear()
-        corpus = load_text8(tmp_path)
-        assert sizes(corpus) == (6_190_042, 343_891, 343_892)
-        assert corpus.symbols == " abcdefghijklmnopqrstuvwxyz"
-        assert corpus.decode(corpus.train[:12]) == " anarchism o"
-        assert "6,877,825" in corpus.name
-        (record,) = caplog.records
-        assert record.levelno == logging.WARNING
-        assert "6,877,825" in record.getMessage()
-        assert whole(corpus).encode() == (real("text8") / "text8.prefix").read_bytes()
+    corpus = load_text8(tmp_path)
+    assert sizes(corpus) == (6_190_042, 343_891, 343_892)
+    assert corpus.symbols == " abcdefghijklmnopqrstuvwxyz"
+    assert corpus.decode(corpus.train[:12]) == " anarchism o"
+    assert "6,877,825" in corpus.name
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert "6,877,825" in record.getMessage()
+    assert whole(corpus).encode() == (real("text8") / "text8.prefix").read_bytes()
 
 
 SMALL = b" anarchism originated as a term of abuse" * 5  # 200 characters
@@ -588,16 +450,12 @@ def test_pydocs():
 def test_text_is_read_with_any_line_ends_and_bom(tmp_path: Path):
     path = tmp_path / "my text.txt"
     path.write_bytes(b"\xef\xbb\xbf" + "één\r\ntwo\rthree\n\U0001f600…".encode() * 10)
-    for _ in range(2):
-        corpus = load_text(path)
-        text = "één\ntwo\nthree\n\U0001f600…" * 10
-        assert whole(corpus) == text
-        assert corpus.symbols == "".join(sorted(set(text)))
-        assert sizes(corpus) == (144, 8, 8)
-        assert corpus.name == str(path)
-    copy = tmp_path / "copy.txt"
-    copy.write_bytes(path.read_bytes())
-    assert load_text(copy).name == str(copy)
+    corpus = load_text(path)
+    text = "één\ntwo\nthree\n\U0001f600…" * 10
+    assert whole(corpus) == text
+    assert corpus.symbols == "".join(sorted(set(text)))
+    assert sizes(corpus) == (144, 8, 8)
+    assert corpus.name == str(path)
 
 
 @pytest.mark.parametrize(

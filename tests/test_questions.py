@@ -10,11 +10,12 @@ import yaml
 
 import bnrnn
 from bnrnn.config import AttentiveReaderConfig, QuestionConfig
-from bnrnn.datasets import cnn_synthetic, four_sentence_items, load_cnn, pad, question_corpus
-from bnrnn.datasets.questions import format_question, parse_question
+from bnrnn.datasets import load_cnn, pad
+from bnrnn.datasets.cnn.questions import format_question, parse_question
 from bnrnn.nn.attentive_reader import VARIANTS, AttentiveReader
 from bnrnn.tasks import Batch, QuestionTask
 from tests.conftest import DATA, QUESTIONS, missing_data, needs_data
+from tests.question_corpora import baselines, four_sentence_items, question_corpus
 
 SAMPLES = DATA / "cnn_qa"
 SMALL = [
@@ -142,7 +143,7 @@ def test_train_resume_evaluate_and_answer(bnrnn_here, tmp_path):
     assert first == " ".join(parse_question(text.read_bytes(), "q").question)
 
     for question, message in (
-        (tmp_path / "missing", "cannot read the question"),
+        (tmp_path / "missing", "No such file"),
         (whole / "config.yaml", "config.yaml"),
     ):
         failed = bnrnn_here("mode=answer", f"run={whole}", f"question={question}")
@@ -239,7 +240,7 @@ def test_every_variants_run_beats_the_baselines_on_held_out_questions(variant, t
     config = yaml.safe_load((run / "config.yaml").read_text())
     result = json.loads((run / "result.json").read_text())
     corpus = load_cnn(tmp_path, True, config["data"]["synthetic"], "raise", False)
-    guesses = cnn_synthetic.baselines(corpus, "test")
+    guesses = baselines(corpus, "test")
     accuracy = 1 - result["test"]["error"]
     assert accuracy > 2 * max(guesses["frequent"], guesses["question"])
     assert accuracy > guesses["frequent_other"]

@@ -1,12 +1,10 @@
 """A text as a sequence of symbol indices, in three parts."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from bnrnn.datasets.cache import Arrays, cached_arrays
 from bnrnn.errors import DataError
 
 CHUNK = 1 << 20  # characters encoded at a time, to bound the memory for a large text
@@ -17,7 +15,7 @@ class CharacterCorpus:
     """A text over `symbols`, in order of their code points: index k stands for `symbols[k]`.
 
     train, valid, test: (characters,), uint8 up to 256 symbols, else the next wider unsigned type.
-    whole: False where only a part of the published corpus is at hand.
+    whole: False if only a part of the published corpus is there.
     """
 
     name: str
@@ -41,49 +39,20 @@ class CharacterCorpus:
         return encode(text, self.symbols)
 
 
-def build_corpus(name: str, parts: Sequence[str], symbols: str | None = None) -> CharacterCorpus:
-    """A corpus of the train, valid and test text; `symbols`: those that occur.
+def split_corpus(name: str, symbols: str, text: np.ndarray) -> CharacterCorpus:
+    """The first 90 %, the next 5 % and the last 5 % of a text of indices (characters,).
 
     Raises:
-        DataError: a part is empty, or has a character that is not in `symbols`.
+        DataError: the text is too short.
     """
-    if not all(parts):
-        raise DataError(
-            f"{name} is too short: of its {sum(map(len, parts))} characters none are left for "
-            "validation or test; use a longer text"
-        )
-    symbols = symbols or "".join(sorted(set[str]().union(*parts)))
-    train, valid, test = (encode(part, symbols) for part in parts)
-    return CharacterCorpus(name, symbols, train, valid, test)
-
-
-def cached_corpus(
-    kind: str, sources: Sequence[Path], version: int, parse: Callable[[], CharacterCorpus]
-) -> CharacterCorpus:
-    """`parse()`, or what it returned when it last saw these sources; named `kind`.
-
-    Raises:
-        DataError: a source cannot be read.
-    """
-
-    def arrays() -> Arrays:
-        corpus = parse()
-        return {
-            "symbols": _code_points(corpus.symbols),
-            "train": corpus.train,
-            "valid": corpus.valid,
-            "test": corpus.test,
-        }
-
-    found = cached_arrays(kind, sources, version, arrays)
-    symbols = found["symbols"].tobytes().decode("utf-32-le")
-    return CharacterCorpus(kind, symbols, found["train"], found["valid"], found["test"])
-
-
-def split(text: str) -> tuple[str, str, str]:
-    """The first 90 %, the next 5 % and the last 5 %."""
     first, second = len(text) * 90 // 100, len(text) * 95 // 100
-    return text[:first], text[first:second], text[second:]
+    parts = text[:first], text[first:second], text[second:]
+    if not all(map(len, parts)):
+        raise DataError(
+            f"{name} is too short: of its {len(text)} characters none are left for validation or "
+            "test; use a longer text"
+        )
+    return CharacterCorpus(name, symbols, *parts)
 
 
 def encode(text: str, symbols: str) -> np.ndarray:
@@ -93,7 +62,7 @@ def encode(text: str, symbols: str) -> np.ndarray:
         DataError: a character is not among the symbols.
     """
     known = _code_points(symbols)
-    indices = np.empty(len(text), np.min_scalar_type(len(symbols) - 1))
+    indices = np.empty(len(text), index_type(symbols))
     for start in range(0, len(text), CHUNK):
         points = _code_points(text[start : start + CHUNK])
         found = np.minimum(np.searchsorted(known, points), len(known) - 1)
@@ -108,6 +77,11 @@ def encode(text: str, symbols: str) -> np.ndarray:
     return indices
 
 
+def index_type(symbols: str) -> np.dtype:
+    """The smallest unsigned type for indices into `symbols`."""
+    return np.min_scalar_type(max(0, len(symbols) - 1))
+
+
 def _code_points(text: str) -> np.ndarray:
-    # "surrogatepass": a command line that is not UTF-8 brings surrogates; they are just unknown.
+    # "surrogatepass": arguments that are not UTF-8 hold surrogates, which are merely unknown.
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")

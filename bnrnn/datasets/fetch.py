@@ -1,18 +1,24 @@
 """Files from the network, verified by their hash; a file that is already there is never touched."""
 
+import hashlib
 import logging
 import os
-import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pooch
+from tqdm import tqdm
 
-from bnrnn.errors import DataError
+from bnrnn.datasets.limits import reading
+from bnrnn.datasets.staging import clean, publish, staging
+from bnrnn.errors import DataError, printable
 
 log = logging.getLogger(__name__)
 
 TIMEOUT_SECONDS = 30  # without an answer, not for the whole file
+CHUNK = 1 << 16  # bytes received at a time
 
 
 @dataclass(frozen=True)
@@ -20,17 +26,19 @@ class RemoteFile:
     """A file of known content and the addresses that serve it.
 
     hash: as pooch writes it, "md5:...", "sha1:..." or "sha256:...".
+    size: in bytes; a larger file is neither read nor downloaded to its end.
     """
 
     name: str
     urls: tuple[str, ...]
     hash: str
+    size: int = 1 << 30
 
 
 def fetch(file: RemoteFile, folder: Path, *others: RemoteFile) -> Path:
     """The path of `file` in `folder`, downloaded if it is not there.
 
-    others: files that serve as well (the same content, packed otherwise), tried after `file`.
+    others: files that serve as well (the same content, packed in another way), tried after `file`.
 
     Raises:
         DataError: the file there has another hash, no address serves it, or `folder` cannot be
@@ -38,9 +46,11 @@ def fetch(file: RemoteFile, folder: Path, *others: RemoteFile) -> Path:
     """
     folder, files = expand(folder), (file, *others)
     for candidate in files:
+        clean(folder, candidate.name)
+    for candidate in files:
         path = folder / candidate.name
-        if os.path.exists(path):
-            _verify(path, candidate.hash)
+        if os.path.lexists(path):
+            _verify(path, candidate)
             return path
     tried = []
     for candidate in files:
@@ -48,7 +58,7 @@ def fetch(file: RemoteFile, folder: Path, *others: RemoteFile) -> Path:
             failure = _download(url, candidate, folder)
             if failure is None:
                 return folder / candidate.name
-            log.info("%s: %s", url, failure)
+            log.info("%s: %s", url, printable(failure))
             tried.append(f"{url} ({failure})")
     paths = " or ".join(str(folder / candidate.name) for candidate in files)
     raise DataError(
@@ -58,23 +68,41 @@ def fetch(file: RemoteFile, folder: Path, *others: RemoteFile) -> Path:
 
 
 def expand(path: Path) -> Path:
-    """`path` with a leading ~ replaced: shells leave it alone in `data_dir=~/data`."""
-    return Path(os.path.expanduser(path))
+    """`path` with a leading ~ replaced: shells leave it alone in `data_dir=~/data`.
 
-
-def _verify(path: Path, known: str) -> None:
-    algorithm, expected = known.split(":")
+    Raises:
+        DataError: there is no home folder, or this cannot be a path.
+    """
+    expanded = Path(os.path.expanduser(path))
     try:
-        found = pooch.file_hash(str(path), alg=algorithm)
-    except OSError as error:
+        os.stat(expanded)
+    except ValueError as error:  # a NUL or a lone surrogate
+        raise DataError(f"{path} cannot be a path ({error}); set another one") from error
+    except OSError:
+        pass  # not there yet
+    if expanded.parts[:1] == ("~",):
         raise DataError(
-            f"cannot read {path}: {error.strerror}; make it readable or set data_dir"
-        ) from error
-    if found != expected:
-        raise DataError(
-            f"{path} is not the file it should be: {algorithm} {found[:8]}… instead of "
-            f"{expected[:8]}…; delete it to have it fetched afresh, or set data_dir"
+            f"cannot find the home folder for {path}: set HOME, or a path without ~ (data_dir, "
+            "task.path, BNRNN_CACHE_DIR)"
         )
+    return expanded
+
+
+def _verify(path: Path, file: RemoteFile) -> None:
+    algorithm, expected = file.hash.split(":")
+    with reading(path, "replace it or set data_dir") as opened:
+        size = os.fstat(opened.fileno()).st_size
+        if size > file.size:
+            found = f"{size:,} bytes instead of {file.size:,}"
+        else:
+            digest = hashlib.file_digest(opened, algorithm).hexdigest()
+            if digest == expected:
+                return
+            found = f"{algorithm} {digest[:8]}… instead of {expected[:8]}…"
+    raise DataError(
+        f"{path} is not the file it should be: {found}; delete it to have it fetched again, or set "
+        "data_dir"
+    )
 
 
 def _download(url: str, file: RemoteFile, folder: Path) -> str | None:
@@ -83,34 +111,52 @@ def _download(url: str, file: RemoteFile, folder: Path) -> str | None:
     from requests.exceptions import HTTPError, RequestException
 
     pooch.get_logger().setLevel(logging.WARNING)  # it would write to stderr by itself
-    downloader = pooch.HTTPDownloader(
-        progressbar=sys.stderr.isatty(),
-        timeout=TIMEOUT_SECONDS,
-        # A server that packs the .gz once more would have it unpacked on arrival.
-        headers={"Accept-Encoding": "identity"},
-    )
     log.info("fetching %s", url)
+    path = folder / file.name
     try:
-        pooch.retrieve(
-            url,
-            file.hash,
-            file.name,
-            folder,
-            # pooch's type for downloaders does not fit its own ones.
-            downloader=downloader,  # pyright: ignore[reportArgumentType]
-        )
+        with staging(path) as made:
+            # Any callable will do, but pooch's type asks for more.
+            downloader: Any = partial(_stream, limit=file.size)
+            pooch.retrieve(url, file.hash, file.name, made, downloader=downloader)
+            # pooch's files are for their owner only; those of the user's umask are for more.
+            (made / file.name).chmod(made.stat().st_mode & 0o666)
+            publish(made / file.name, path)
     except HTTPError as error:
         return str(error).split(" for url")[0]
     except RequestException as error:
         return type(error).__name__
+    except _TooLargeError:
+        return f"more than {file.size:,} bytes"
     except ValueError:
         return "wrong hash"
     except OSError as error:
-        # pooch raises this one anew, with a text of its own that is too long for one line.
-        denied = isinstance(error, PermissionError)
-        reason = "Permission denied" if denied else error.strerror or error
         raise DataError(
-            f"cannot write {folder / file.name}: {reason}; set data_dir to a folder that can be "
-            "written"
+            f"cannot write {path}: {error.strerror or error}; free some space, or set data_dir to "
+            "a folder that can be written"
         ) from error
     return None
+
+
+class _TooLargeError(Exception):
+    pass
+
+
+def _stream(url: str, output_file: Any, _: Any, limit: int) -> None:
+    """A downloader for pooch, of at most `limit` bytes."""
+    import requests
+
+    # A server that packs the .gz once more would have it unpacked on arrival.
+    headers = {"Accept-Encoding": "identity"}
+    with (
+        requests.get(url, stream=True, timeout=TIMEOUT_SECONDS, headers=headers) as response,
+        open(output_file, "wb") as file,
+        tqdm(unit="B", unit_scale=True, disable=None, dynamic_ncols=True) as bar,
+    ):
+        response.raise_for_status()
+        length = response.headers.get("Content-Length", "")
+        bar.reset(int(length) if length.isdigit() else None)
+        for chunk in response.iter_content(CHUNK):
+            if file.tell() + len(chunk) > limit:
+                raise _TooLargeError
+            file.write(chunk)
+            bar.update(len(chunk))

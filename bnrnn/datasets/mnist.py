@@ -1,16 +1,14 @@
 """MNIST from the four official gzipped idx files."""
 
-import gzip
 import math
 import struct
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from bnrnn.datasets.cache import Arrays, cached_arrays
 from bnrnn.datasets.fetch import RemoteFile, fetch
+from bnrnn.datasets.limits import gunzip
 from bnrnn.errors import DataError
 
 VALID_SIZE = 10_000
@@ -18,18 +16,23 @@ MIRRORS = (
     "https://ossci-datasets.s3.amazonaws.com/mnist/",
     "https://storage.googleapis.com/cvdf-datasets/mnist/",
 )
-FORMAT_VERSION = 1
-TRAIN, TEST = (60_000,), (10_000,)
-# name, md5, shape
+ADVICE = "delete it to have it fetched again, or set data_dir"
+# name, bytes, md5, shape
 FILES = {
     "train_images": (
-        "train-images-idx3-ubyte.gz", "f68b3c2dcbeaaa9fbdd348bbdeb94873", (*TRAIN, 28, 28),
+        "train-images-idx3-ubyte.gz", 9_912_422, "f68b3c2dcbeaaa9fbdd348bbdeb94873",
+        (60_000, 28, 28),
     ),
-    "train_labels": ("train-labels-idx1-ubyte.gz", "d53e105ee54ea40749a09fcbcd1e9432", TRAIN),
+    "train_labels": (
+        "train-labels-idx1-ubyte.gz", 28_881, "d53e105ee54ea40749a09fcbcd1e9432", (60_000,),
+    ),
     "test_images": (
-        "t10k-images-idx3-ubyte.gz", "9fb629c4189551a2d022fa330f9573f3", (*TEST, 28, 28),
+        "t10k-images-idx3-ubyte.gz", 1_648_877, "9fb629c4189551a2d022fa330f9573f3",
+        (10_000, 28, 28),
     ),
-    "test_labels": ("t10k-labels-idx1-ubyte.gz", "ec29112dd5afa0611ce80d1b7f02629c", TEST),
+    "test_labels": (
+        "t10k-labels-idx1-ubyte.gz", 4_542, "ec29112dd5afa0611ce80d1b7f02629c", (10_000,),
+    ),
 }  # fmt: skip
 
 
@@ -54,21 +57,11 @@ def load_mnist(data_dir: Path) -> MNIST:
     Raises:
         DataError: a file is damaged or cannot be fetched.
     """
-    paths = [
-        fetch(
-            RemoteFile(name, tuple(mirror + name for mirror in MIRRORS), f"md5:{md5}"),
-            data_dir / "mnist",
-        )
-        for name, md5, _ in FILES.values()
-    ]
-
-    def parse() -> Arrays:
-        return {
-            part: read_idx(path, shape)
-            for (part, (_, _, shape)), path in zip(FILES.items(), paths, strict=True)
-        }
-
-    arrays = cached_arrays("mnist", paths, FORMAT_VERSION, parse)
+    arrays = {}
+    for part, (name, size, md5, shape) in FILES.items():
+        urls = tuple(mirror + name for mirror in MIRRORS)
+        file = RemoteFile(name, urls, f"md5:{md5}", size)
+        arrays[part] = read_idx(fetch(file, data_dir / "mnist"), shape)
     images = arrays["train_images"].reshape(-1, 784)
     labels = arrays["train_labels"].astype(np.int64)
     return MNIST(
@@ -87,24 +80,18 @@ def read_idx(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     Raises:
         DataError: it cannot be read or unpacked, or is not an idx file of that shape.
     """
-    try:
-        with gzip.open(path) as file:
-            content = file.read()
-    except (OSError, EOFError, zlib.error) as error:
-        raise _unusable(path, f"cannot be read or unpacked ({error})") from error
     # Two zero bytes, the type (8: unsigned byte), the number of axes, then their big-endian sizes.
     header = struct.pack(f">HBB{len(shape)}I", 0, 8, len(shape), *shape)
+    size = math.prod(shape)
+    content = gunzip(path, len(header) + size, ADVICE)
+    found = len(content) - len(header)
     if content[:4] != header[:4]:
-        raise _unusable(path, f"has magic number {content[:4].hex()}, not {header[:4].hex()}")
-    if content[: len(header)] != header:
-        raise _unusable(path, f"does not have the shape {shape}")
-    if len(content) != len(header) + math.prod(shape):
-        raise _unusable(
-            path, f"holds {len(content) - len(header)} bytes of data, not {math.prod(shape)}"
-        )
-    # A copy, because an array over bytes is read-only.
-    return np.frombuffer(content, np.uint8, offset=len(header)).reshape(shape).copy()
-
-
-def _unusable(path: Path, what: str) -> DataError:
-    return DataError(f"{path} {what}; delete it to have it fetched afresh, or set data_dir")
+        what = f"has magic number {content[:4].hex()}, not {header[:4].hex()}"
+    elif content[: len(header)] != header:
+        what = f"does not have the shape {shape}"
+    elif found != size:
+        what = f"holds {'at least ' if found > size else ''}{found} bytes of data, not {size}"
+    else:
+        # A copy, because an array over bytes is read-only.
+        return np.frombuffer(content, np.uint8, offset=len(header)).reshape(shape).copy()
+    raise DataError(f"{path} {what}; {ADVICE}")

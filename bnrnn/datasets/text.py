@@ -1,15 +1,23 @@
 """Texts that need no download: the Python manual, and any file of the user's."""
 
+import codecs
+import io
 import os
 import platform
-from dataclasses import replace
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
-from bnrnn.datasets.characters import CharacterCorpus, build_corpus, cached_corpus, split
+import numpy as np
+
+from bnrnn.datasets.characters import CharacterCorpus, encode, index_type, split_corpus
 from bnrnn.datasets.fetch import expand
-from bnrnn.errors import DataError
+from bnrnn.datasets.limits import reading
+from bnrnn.errors import DataError, printable
 
-FORMAT_VERSION = 1
+MAX_BYTES = 1 << 30  # of a text: it is kept in memory, one to four bytes a character
+CHUNK = 1 << 20  # bytes decoded at a time
+ADVICE = "set task.path to a UTF-8 text file"
 
 
 def load_pydocs() -> CharacterCorpus:
@@ -28,31 +36,71 @@ def load_pydocs() -> CharacterCorpus:
             "another task"
         ) from error
     text = "\n".join(topics[topic] for topic in sorted(topics))
-    return build_corpus(f"pydocs (Python {platform.python_version()})", split(text))
+    symbols = "".join(sorted(set(text)))
+    name = f"pydocs (Python {platform.python_version()})"
+    return split_corpus(name, symbols, encode(text, symbols))
 
 
 def load_text(path: Path) -> CharacterCorpus:
-    """A UTF-8 text file, 90/5/5 in order; any kind of line end is read as a newline.
+    """A UTF-8 text file, 90/5/5 in order; line ends of any kind are read as newlines.
+
+    The file is read twice, a piece at a time: only the indices are kept.
 
     Raises:
-        DataError: it is not a file, cannot be read, is not UTF-8, or is too short to split.
+        DataError: it is not a file, cannot be read, is larger than `MAX_BYTES`, is not UTF-8, has
+            NUL characters, or is too short to split.
     """
     path = expand(path)
-    if not os.path.isfile(path):
-        what = "is not a file" if os.path.exists(path) else "does not exist"
-        raise DataError(f"{path} {what}; set task.path to a UTF-8 text file")
-    corpus = cached_corpus("text", [path], FORMAT_VERSION, lambda: _parse(path))
-    return replace(corpus, name=str(path))
+    if not os.path.lexists(path):
+        raise DataError(f"{path} does not exist; {ADVICE}")
+    with reading(path, ADVICE, MAX_BYTES) as file:
+        found: set[str] = set()
+        length = 0
+        for piece in _pieces(path, file):
+            found.update(piece)
+            length += len(piece)
+        if length == 0:
+            raise DataError(f"{path} is empty; {ADVICE} with content")
+        symbols = "".join(sorted(found))
+        text = np.empty(length, index_type(symbols))
+        file.seek(0)
+        filled = 0
+        for piece in _pieces(path, file):
+            if filled + len(piece) > length or not found.issuperset(piece):
+                break
+            text[filled : filled + len(piece)] = encode(piece, symbols)
+            filled += len(piece)
+        else:
+            if filled == length:
+                return split_corpus(printable(path), symbols, text)
+    raise DataError(f"{path} changed while it was read; start again")
 
 
-def _parse(path: Path) -> CharacterCorpus:
-    try:
-        text = path.read_bytes().decode("utf-8").removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path} is not UTF-8: byte {error.start} cannot be decoded; convert it or set "
-            "task.path to another file"
-        ) from error
-    if not text:
-        raise DataError(f"{path} is empty; set task.path to a text file with content")
-    return build_corpus(str(path), split(text.replace("\r\n", "\n").replace("\r", "\n")))
+def _pieces(path: Path, file: BinaryIO) -> Iterator[str]:
+    """The text without a byte order mark, a chunk at a time."""
+    decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder("utf-8")(), translate=True)
+    position = characters = 0
+    while True:
+        chunk = file.read(CHUNK)
+        position += len(chunk)
+        if position > MAX_BYTES:  # it has grown, or has no size, as in /proc
+            raise DataError(f"{path} has more than {MAX_BYTES:,} bytes; {ADVICE}")
+        try:
+            piece = decoder.decode(chunk, final=not chunk)
+        except UnicodeDecodeError as error:
+            # The decoder puts the rest of the previous chunk first.
+            byte = position - len(error.object) + error.start
+            raise DataError(
+                f"{path} is not UTF-8: byte {byte} cannot be decoded; convert it, or {ADVICE}"
+            ) from error
+        if characters == 0:
+            piece = piece.removeprefix("\ufeff")
+        if "\0" in piece:
+            raise DataError(
+                f"{path} is not a text: its character {characters + piece.index(chr(0))} is NUL; "
+                f"{ADVICE}"
+            )
+        characters += len(piece)
+        yield piece
+        if not chunk:
+            return

@@ -1,22 +1,23 @@
 """text8: the first 100 million characters of a cleaned English Wikipedia."""
 
-import gzip
 import hashlib
 import logging
 import os
 import string
 import zipfile
-import zlib
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, BinaryIO, cast
 
-from bnrnn.datasets.characters import CharacterCorpus, build_corpus, cached_corpus, split
+import numpy as np
+
+from bnrnn.datasets.characters import CharacterCorpus, split_corpus
 from bnrnn.datasets.fetch import RemoteFile, expand, fetch
-from bnrnn.errors import DataError
+from bnrnn.datasets.limits import gunzip, read_file, reading
+from bnrnn.errors import DataError, printable
 
 log = logging.getLogger(__name__)
 
-FORMAT_VERSION = 1
 SYMBOLS = " " + string.ascii_lowercase
 LENGTH = 100_000_000
 SHA1 = "0dc3edebc970dcc96137e7deda4d9995af9d93de"
@@ -24,13 +25,17 @@ ZIP = RemoteFile(
     "text8.zip",
     ("http://mattmahoney.net/dc/text8.zip",),
     "sha256:a6640522afe85d1963ad56c05b0ede0a0c000dddc9671758a6cc09b7a38e5232",
+    LENGTH,
 )
 GZIP = RemoteFile(
     "text8.gz",
     ("https://github.com/piskvorky/gensim-data/releases/download/text8/text8.gz",),
     "md5:68799af40b6bda07dfa47a32612e5364",
+    LENGTH,
 )
 NAMES = ("text8.zip", "text8", "text8.gz", "text8.prefix")
+ADVICE = "delete it to have text8 fetched, or set data_dir"
+MAX_LIST = 1 << 17  # bytes of the list of members in the zip file, which has one member
 
 
 def load_text8(data_dir: Path) -> CharacterCorpus:
@@ -43,42 +48,76 @@ def load_text8(data_dir: Path) -> CharacterCorpus:
         DataError: the file is damaged, is not text8, or cannot be fetched.
     """
     folder = expand(data_dir / "text8")
-    there = [folder / name for name in NAMES if os.path.exists(folder / name)]
+    there = [folder / name for name in NAMES if os.path.lexists(folder / name)]
     path = there[0] if there else fetch(ZIP, folder, GZIP)
-    corpus = cached_corpus("text8", [path], FORMAT_VERSION, lambda: _parse(path))
-    length = sum(map(len, (corpus.train, corpus.valid, corpus.test)))
-    if length == LENGTH:
-        return corpus
+    text = _parse(path)
+    corpus = split_corpus(str(path), SYMBOLS, text)
+    if len(text) == LENGTH:
+        return replace(corpus, name="text8")
     log.warning(
         "%s holds only the first %s of text8's %s characters, split 90/5/5 %%: results do not "
-        "compare with those on the whole text", path, f"{length:,}", f"{LENGTH:,}",
+        "compare with those on the whole text", printable(path), f"{len(text):,}", f"{LENGTH:,}",
     )  # fmt: skip
-    return replace(corpus, name=f"text8 (first {length:,} characters)", whole=False)
+    return replace(corpus, name=f"text8 (first {len(text):,} characters)", whole=False)
 
 
-def _parse(path: Path) -> CharacterCorpus:
-    advice = "delete it to have text8 fetched, or set data_dir"
-    try:
-        content = _unpack(path)
-    except (OSError, EOFError, KeyError, NotImplementedError, RuntimeError, zlib.error,
-            zipfile.BadZipFile) as error:  # fmt: skip
-        raise DataError(f"{path} cannot be read or unpacked ({error}); {advice}") from error
+def _parse(path: Path) -> np.ndarray:
+    """The indices of the characters, uint8."""
+    content = _unpack(path)
     if len(content) > LENGTH or (
         len(content) == LENGTH and hashlib.sha1(content, usedforsecurity=False).hexdigest() != SHA1
     ):
-        raise DataError(f"{path} is not text8: its length or sha1 differs; {advice}")
-    if foreign := content.translate(None, SYMBOLS.encode()):
-        position = content.index(foreign[0])
+        raise DataError(f"{path} is not text8: its length or sha1 differs; {ADVICE}")
+    foreign = 255
+    table = np.full(256, foreign, np.uint8)
+    table[list(SYMBOLS.encode())] = range(len(SYMBOLS))
+    indices = table[np.frombuffer(content, np.uint8)]
+    if foreign in indices:
+        position = int((indices == foreign).argmax())
+        byte = content[position : position + 1]
         raise DataError(
-            f"{path} is not text8: byte {position} is {foreign[:1]}, not a-z or space; {advice}"
+            f"{path} is not text8: byte {position} is {byte}, not a-z or space; {ADVICE}"
         )
-    return build_corpus(str(path), split(content.decode("ascii")), SYMBOLS)
+    return indices
 
 
 def _unpack(path: Path) -> bytes:
+    """The text, but at most `LENGTH` + 1 bytes."""
     if path.suffix == ".zip":
-        with zipfile.ZipFile(path) as archive:
-            return archive.read("text8")
+        return _unzip(path)
     if path.suffix == ".gz":
-        return gzip.decompress(path.read_bytes())
-    return path.read_bytes()
+        return gunzip(path, LENGTH, ADVICE)
+    return read_file(path, LENGTH, ADVICE)
+
+
+def _unzip(path: Path) -> bytes:
+    with reading(path, ADVICE, LENGTH + MAX_LIST) as file:
+        try:
+            with zipfile.ZipFile(cast(Any, _InPieces(file))) as archive:
+                member = archive.getinfo("text8")
+                if member.file_size > LENGTH:
+                    raise zipfile.BadZipFile(f"{member.file_size:,} bytes, not {LENGTH:,}")
+                # The other methods unpack in pieces of any size.
+                if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                    raise zipfile.BadZipFile("neither stored nor deflated")
+                with archive.open(member) as unpacked:
+                    return unpacked.read(LENGTH + 1)
+        except Exception as error:  # zipfile has no common type for damaged files
+            reason = error.args[0] if isinstance(error, KeyError) else error
+            raise DataError(f"{path} cannot be read or unpacked ({reason}); {ADVICE}") from error
+
+
+class _InPieces:
+    """A file that is never read in large pieces.
+
+    zipfile reads the list of members in one piece, of a size that stands in the file.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def read(self, size: int = -1) -> bytes:
+        return self._file.read(size if 0 <= size <= MAX_LIST else MAX_LIST)

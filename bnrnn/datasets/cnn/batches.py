@@ -17,19 +17,19 @@ def relabel_entities(
     generator: np.random.Generator,
     per: RelabelPer,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rename the entities at random, so that nothing can be learnt about a name.
+    """Rename the entities at random, so that a model cannot learn anything about a name.
 
-    passage (T, B), question (S, B), answers (B,): ids below 2**31, any integer type, left as they
-    are. entity_ids (E,): all entities of the vocabulary, each once. per: one uniformly random
-    permutation of all of them for the batch, as the authors' code does, or one an example, as the
-    paper says; "none" changes nothing. Returns the three, renamed alike, of their own types.
+    passage (T, B), question (S, B), answers (B,): ids below 2**31 of any integer type, not changed.
+    entity_ids (E,): all entities of the vocabulary, each once. per: draw one uniformly random
+    permutation of them for the batch, as the authors' code does, or one for each example, as the
+    paper says; "none" changes nothing. Returns the three renamed arrays, with their own types.
     """
     if per == "none" or len(entity_ids) == 0:
         return passage, question, answers
     columns = passage.shape[1]
     permutations = np.tile(entity_ids, (columns if per == "example" else 1, 1))
     permutations = generator.permuted(permutations, axis=1)
-    # The place of each id among the entities; -1: none. Long enough for every id there is.
+    # The place of each id among the entities; -1: not an entity. Long enough for every id.
     size = 1 + max(int(ids.max(initial=0)) for ids in (passage, question, answers, entity_ids))
     place = np.full(size, -1, np.int64)
     place[entity_ids] = np.arange(len(entity_ids))
@@ -49,14 +49,15 @@ def bucketed_batches(
     generator: np.random.Generator | None,
     buckets: int = 12,
 ) -> list[np.ndarray]:
-    """Indices of the examples of each batch, so that a batch holds passages of similar length.
+    """The indices of the examples in each batch; a batch holds passages of similar length.
 
-    lengths: (n,). With a generator, for training: the examples in random order, `buckets` batches'
-    worth at a time sorted by length and cut into batches of `batch_size`, the batches in random
-    order; every example at most once, n modulo `batch_size` random ones left out.
-    Without, for evaluation: every example once, longest first, in batches of nearly even size, at
-    least 2 each: of a single example there are no statistics. (With a batch_size of 2 and an odd n
-    one batch has 3; a batch_size of 1, or n = 1, gives single examples.)
+    lengths: (n,). With a generator, for training: shuffle the examples, sort every `buckets`
+    batches of them by length, cut them into batches of `batch_size`, shuffle the batches. Every
+    example is used at most once; n modulo `batch_size` random ones are left out.
+    Without a generator, for evaluation: every example once, longest first, in batches of nearly
+    equal size with at least 2 examples each, because one example has no batch statistics. (With a
+    batch_size of 2 and an odd n one batch has 3; a batch_size of 1, or n = 1, gives single
+    examples.)
     """
     lengths = np.asarray(lengths)
     n = len(lengths)
@@ -67,7 +68,7 @@ def bucketed_batches(
         if batch_size > 1:
             count = max(1, min(count, n // 2))
         return np.array_split(np.argsort(-lengths.astype(np.int64), kind="stable"), count)
-    # Dropped before sorting: afterwards it would be the longest or the shortest of the last bucket.
+    # Drop examples before sorting; afterwards they would be the longest of the last bucket.
     order = generator.permutation(n)[: n - n % batch_size]
     batches: list[np.ndarray] = []
     for start in range(0, len(order), buckets * batch_size):
@@ -77,21 +78,18 @@ def bucketed_batches(
     return [batches[i] for i in generator.permutation(len(batches))]
 
 
-def pad(
-    rows: Sequence[np.ndarray], fill: int = 0, repeat: bool = False, tail: int = 0
-) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of ids, side by side: ids (T, B) int64 and lengths (B,) int64; T: the longest + `tail`.
+def pad(rows: Sequence[np.ndarray], repeat: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of ids side by side: ids (T, B) int64 and lengths (B,) int64, T the longest.
 
-    After its own ids a row has `fill`; or with `repeat`, as in the authors' later code, itself
-    followed by one `fill`, over and over. tail: 1 gives the authors' matrices, whose last step is
-    padding in every row (it stands where they cut off the end mark).
+    A row is followed by zeros; with `repeat`, as in the authors' later code, by a zero and the row
+    again, over and over.
     """
     lengths = np.array([len(row) for row in rows], np.int64)
-    steps = int(lengths.max(initial=0)) + tail
-    ids = np.full((steps, len(rows)), fill, np.int64)
+    steps = int(lengths.max(initial=0))
+    ids = np.zeros((steps, len(rows)), np.int64)
     for column, row in enumerate(rows):
         if repeat:
-            ids[:, column] = np.resize(np.append(row, fill), steps)
+            ids[:, column] = np.resize(np.append(row, 0), steps)
         else:
             ids[: len(row), column] = row
     return ids, lengths

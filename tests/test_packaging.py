@@ -1,0 +1,21 @@
+"""What pyproject.toml says about the wheel, against the files there are."""
+
+import fnmatch
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]
+
+
+def test_every_package_and_data_file_is_in_the_wheel():
+    missing = []
+    for path in (ROOT / "bnrnn").rglob("*"):
+        if path.is_dir() or "__pycache__" in path.parts:
+            continue
+        package = ".".join(path.relative_to(ROOT).parent.parts)
+        patterns = SETTINGS["package-data"].get(package, [])
+        packed = path.suffix == ".py" or any(fnmatch.fnmatch(path.name, p) for p in patterns)
+        if package not in SETTINGS["packages"] or not packed:
+            missing.append(str(path.relative_to(ROOT)))
+    assert missing == []
