@@ -34,10 +34,16 @@ PORTABLE ?= --seeds 20
 test-portable: install  ## the numeric tests with 20 seeds, all instruction sets, 1 to 3 threads
 	$(BIN)/python -m tests.portable --jobs $(JOBS) $(PORTABLE)
 
-lint: install  ## ruff and pyright
+lint: install  ## ruff, pyright, and that imports go downwards
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
+	$(BIN)/lint-imports --no-logo
+
+MINUTES ?= 10
+SEED ?=
+stress: install  ## kills, collisions and damaged files at random, against uninterrupted runs; MINUTES=10, SEED=
+	$(BIN)/python -m tests.stress --minutes $(MINUTES) $(SEED:%=--seed %)
 
 format: install  ## let ruff put the code in shape
 	$(BIN)/ruff check --fix
@@ -120,6 +126,6 @@ bench: install  ## results/bench/: what a training step costs, ours against nn.L
 clean:  ## remove .venv, builds and caches; never data or runs
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
 
-.PHONY: help install demo test test-all test-portable lint format wheel results bench clean report reproduce \
+.PHONY: help install demo test test-all test-portable stress lint format wheel results bench clean report reproduce \
 	$(SWEEPS:%=reproduce-%) $(TRAINED:%=reproduce-%) $(ALONE:%=reproduce-%) \
 	$(TRAINED:%=expect-%) $(ALONE:%=expect-%)

@@ -20,11 +20,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from bnrnn.allocator import keep_large_blocks
-from bnrnn.files import write_atomic, write_json
+from bnrnn.command.allocator import keep_large_blocks
 from bnrnn.nn import BNLSTM
 from bnrnn.nn.attentive_reader import VARIANTS, AttentiveReader
-from bnrnn.provenance import provenance
+from bnrnn.runs.files import write_atomic
+from bnrnn.runs.provenance import provenance
+from bnrnn.runs.record import write_json
 
 BATCH, QUESTION = 64, 30
 # The paper: 240 units, a vocabulary of 65,829 words; four sentences, or a whole article.

@@ -25,9 +25,10 @@ from tqdm import tqdm
 
 from bench.plain_loop import PlainLoopBNLSTM
 from bnrnn import BNLSTM
-from bnrnn.allocator import keep_large_blocks
-from bnrnn.files import write_atomic, write_json
-from bnrnn.provenance import provenance
+from bnrnn.command.allocator import keep_large_blocks
+from bnrnn.runs.files import write_atomic
+from bnrnn.runs.provenance import provenance
+from bnrnn.runs.record import write_json
 
 OURS, TORCH, REFERENCE, PLAIN = "bnrnn", "nn.LSTM", "bnrnn, reference", "plain loop"
 SUBJECTS = (OURS, TORCH, REFERENCE, PLAIN)
@@ -174,7 +175,7 @@ def table(name: str, shape: Shape, rows: dict[str, Any], rounds: int) -> str:
 
 
 def figure(growth: dict[str, list[dict[str, Any]]], path: Path) -> None:
-    from bnrnn.report.figures import plt, save
+    from bnrnn.plots.style import plt, save, tidy
 
     titles = {"steps": "time steps T", "batch": "batch size B", "hidden": "hidden units H"}
     colours = {OURS: "#D55E00", TORCH: "#0072B2", REFERENCE: "#E69F00", PLAIN: "#555555"}
@@ -187,13 +188,11 @@ def figure(growth: dict[str, list[dict[str, Any]]], path: Path) -> None:
         others = [f"{k[0].upper()} {v}" for k, v in asdict(MIDDLE).items()
                   if k not in (what, "features")]  # fmt: skip
         others = [text.replace("S ", "T ") for text in others]
-        axes.set(xscale="log", yscale="log", xlabel=titles[what])
+        axes.set(xscale="log", yscale="log")
         axes.set_xticks(sizes, [str(size) for size in sizes])
         axes.minorticks_off()
         axes.set_title(", ".join(others), fontsize=9, loc="left")
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-    panels[0].set_ylabel("training step, ms")
+        tidy(axes, titles[what], "training step, ms" if axes is panels[0] else "")
     panels[0].legend(frameon=False)
     save(canvas, path)
 

@@ -1,8 +1,11 @@
 """Batch-normalised recurrent networks: a drop-in BN-LSTM and the experiments of its paper."""
 
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
 
-from bnrnn.nn import BNLSTM, batch_statistics, calibrate
+if TYPE_CHECKING:
+    from bnrnn.nn import BNLSTM, batch_statistics, calibrate
 
 try:
     __version__ = version("bnrnn")
@@ -10,3 +13,10 @@ except PackageNotFoundError:  # a source tree that is not installed
     __version__ = "0+unknown"
 
 __all__ = ["BNLSTM", "__version__", "batch_statistics", "calibrate"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import torch when it is needed: the command prints one line where there is no room for it."""
+    if name in __all__:
+        return getattr(import_module("bnrnn.nn"), name)
+    raise AttributeError(f"module 'bnrnn' has no attribute {name!r}")

@@ -1,3 +1,6 @@
-from bnrnn.cli import main
+"""`python -m bnrnn`."""
 
-main()
+from bnrnn.command.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -9,8 +9,12 @@
 | 4 | a checkpoint or run directory cannot be used |
 | 5 | training stopped because a loss or gradient was not finite |
 | 6 | nothing can be written: disk full, read-only folder |
+| 7 | out of memory |
 | 130, 143 | stopped by Ctrl-C or SIGTERM; the checkpoint is saved |
+| 141 | nobody reads what is printed: a closed pipe |
 """
+
+import re
 
 
 def printable(text: object) -> str:
@@ -21,6 +25,12 @@ def printable(text: object) -> str:
     They become escapes: `\\x1b`, `\\u202e`, `\\xff`.
     """
     return "".join(c if c.isprintable() else _escaped(c) for c in str(text))
+
+
+def readable(text: str) -> str:
+    """The same for a text of several lines: line breaks and tabs stay."""
+    parts = re.split("([\n\t])", text)
+    return "".join(part if part in "\n\t" else printable(part) for part in parts)
 
 
 def _escaped(character: str) -> str:
@@ -57,3 +67,7 @@ class NonFiniteError(BnrnnError):
 
 class OutputError(BnrnnError):
     exit_code = 6
+
+
+class MemoryLimitError(BnrnnError):
+    exit_code = 7

@@ -10,13 +10,12 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from bnrnn import checkpoint
-from bnrnn.config import Config
 from bnrnn.errors import CheckpointError
-from bnrnn.interrupt import Interruption
 from bnrnn.nn import StepStatistics, batch_statistics, calibrate
-from bnrnn.tasks import Task
-from bnrnn.tasks.scoring import score_batches
+from bnrnn.runs import checkpoint
+from bnrnn.runs.interrupt import Interruption
+from bnrnn.settings.schema import Config
+from bnrnn.tasks import Batch, Task
 
 log = logging.getLogger(__name__)
 
@@ -43,11 +42,11 @@ def validate(
         if normalizes(model):
             _calibrate(model, task, config.calibration_batches, device, stop)
         bar = _bar(batches, stop, "validation")
-        found = {"population": task.metrics(score_batches(model, task, bar, device))}
+        found = {"population": task.metrics(task.score(model, bar, device))}
         if normalizes(model):
             with batch_statistics(model):
                 bar = _bar(batches, stop, "validation, batch statistics")
-                found["batch"] = task.metrics(score_batches(model, task, bar, device))
+                found["batch"] = task.metrics(task.score(model, bar, device))
     return found
 
 
@@ -73,7 +72,7 @@ def final_test(
             log.info("Calibrating population statistics over the training set")
             calibrated = _calibrate(model, task, config.test_calibration_batches, device, stop)
         valid = task.metrics(
-            score_batches(model, task, _bar(task.valid_batches(), stop, "validation"), device)
+            task.score(model, _bar(task.valid_batches(), stop, "validation"), device)
         )
         log.info("Testing")
         test = task.test(model, device, lambda items: _bar(items, stop, "test"))
@@ -102,22 +101,23 @@ def load_best(
         raise CheckpointError(f"{run} has no best.pt: the run has not reached a validation yet")
     content = checkpoint.load(path, device)
     task.load_state(content["task"])
-    model = task.build_model(config.model, config.kernel).to(device)
+    with torch.random.fork_rng():  # its first weights are drawn, and overwritten
+        model = task.build_model(config.model, config.kernel).to(device)
     checkpoint.load_model(model, content, path)
     return model, content
 
 
 def load_calibrated(
     config: Config, run: Path, task: Task, device: torch.device, stop: Interruption
-) -> tuple[nn.Module, dict[str, Any]]:
-    """The best model of the run in `run`, in evaluation mode, and where it comes from: the step,
-    and how many training batches are behind its population statistics."""
+) -> tuple[nn.Module, int, int | None]:
+    """The best model of the run in `run`, in evaluation mode; its training step, and how many
+    training batches are behind its population statistics."""
     model, content = load_best(config, run, task, device)
     calibrated = content["calibrated"]
     if normalizes(model) and calibrated is None:
         with _evaluation(model, config.seed):
             calibrated = _calibrate(model, task, config.test_calibration_batches, device, stop)
-    return model.eval(), {"step": content["step"], "calibrated": calibrated}
+    return model.eval(), content["step"], calibrated
 
 
 def _calibrate(
@@ -125,7 +125,13 @@ def _calibrate(
 ) -> int:
     total = task.steps_per_epoch if n is None else min(n, task.steps_per_epoch)
     batches = _bar(task.calibration_batches(n), stop, "calibration", total)
-    return calibrate(model, batches, lambda batch: task.predict(model, batch.to(device)))
+    carry = None
+
+    def run(batch: Batch) -> None:
+        nonlocal carry
+        carry = task.loss(model, batch.to(device), carry).carry
+
+    return calibrate(model, batches, run)
 
 
 @contextlib.contextmanager

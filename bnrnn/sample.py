@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 
-from bnrnn.config import SampleConfig
-from bnrnn.interrupt import Interruption
+from bnrnn.runs.interrupt import Interruption
+from bnrnn.settings.schema import SampleConfig
 from bnrnn.tasks import CharacterModel, CharacterTask
 
 

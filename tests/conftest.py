@@ -8,11 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 
-from bnrnn import cli  # noqa: F401 (registers the schemas)
-from bnrnn import config as settings
+from bnrnn.settings.compose import compose_config as compose_settings
 
 ROOT = Path(__file__).parent.parent
 DATA = Path(os.environ.get("BNRNN_TEST_DATA") or ROOT / "data").absolute()
@@ -68,12 +66,8 @@ def seed(request) -> int:
 def composed():
     """The configuration that overrides make, as plain objects."""
 
-    def compose_config(*overrides):
-        GlobalHydra.instance().clear()
-        with initialize_config_module("bnrnn.conf", version_base="1.3"):
-            return settings.from_hydra(compose("config", list(overrides)))
-
-    return compose_config
+    GlobalHydra.instance().clear()
+    return compose_settings
 
 
 @dataclass
@@ -93,7 +87,7 @@ def bnrnn_here(tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
 
     def run(*arguments):
-        from bnrnn.cli import main
+        from bnrnn.command.cli import main
 
         monkeypatch.setattr(sys, "argv", ["bnrnn", *map(str, arguments)])
         handlers = logging.root.handlers[:]

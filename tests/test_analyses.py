@@ -1,6 +1,6 @@
 """The paper's analyses against finite differences, closed forms and scoring by hand."""
 
-import itertools
+import dataclasses
 import json
 import subprocess
 from pathlib import Path
@@ -15,15 +15,28 @@ from bnrnn.analyses.gradient_flow import gradient_flow, hidden_gradients, log_no
 from bnrnn.analyses.lengths import lengths
 from bnrnn.analyses.population import population
 from bnrnn.analyses.tanh_derivative import tanh_derivative
-from bnrnn.config import CharacterConfig, ModelConfig
 from bnrnn.datasets import load_mnist
 from bnrnn.errors import ConfigError, DataError
-from bnrnn.report.analysis_figures import CAPTIONS, FIGURES
+from bnrnn.plots.style import encode, plt
+from bnrnn.report.analyses import analysis_name, furthest
+from bnrnn.report.analysis_figures import FIGURES
 from bnrnn.report.document import Figure
-from bnrnn.report.figures import plt
 from bnrnn.report.report import document
 from bnrnn.report.results import collect
-from bnrnn.report.runs import analysis_name, find
+from bnrnn.runs.analysis import (
+    KINDS,
+    Analysed,
+    Band,
+    GradientFlow,
+    Lengths,
+    Population,
+    TanhDerivative,
+    Units,
+    read_analysis,
+    write_analysis,
+)
+from bnrnn.runs.find import find
+from bnrnn.settings.schema import CharacterConfig, ModelConfig
 from bnrnn.tasks import CharacterTask
 from tests.conftest import DATA, ROOT, needs_data
 from tests.equations import bn
@@ -92,27 +105,29 @@ def test_norms_far_below_the_square_root_of_the_smallest_number():
     assert found.tolist() == pytest.approx([at_one, at_one - 200, at_one + 200, -np.inf])
 
 
-def test_a_gradient_of_zero_is_null():
+def test_a_gradient_of_zero_is_null(tmp_path):
     # BN takes out what all sequences of a batch have in common: here, all of it.
     images, labels = np.full((2, 3), 9, dtype=np.uint8), np.array([4, 4])
     result = gradient_flow(images, labels, [0.5], ["identity"], 1, hidden_size=12, noise=0.0)
-    (curve,) = json.loads(json.dumps(result, allow_nan=False))["curves"]
+    write_analysis(tmp_path / "result.json", result)
+    assert read_analysis(tmp_path / "result.json") == result
+    (band,) = result.curves
     # p = 1/10: the norm of (p - y) / 2, and W_y keeps it.
     last = round(float(np.log10(np.sqrt(0.9**2 + 9 * 0.1**2) / 2)), 2)
-    assert curve["median"] == curve["lowest"] == curve["highest"] == [None, last]
+    assert band.median == band.lowest == band.highest == [None, last]
 
 
 def test_repeats_differ_by_their_seed():
     images, labels = make_images()
     common = {"gammas": [0.3, 1.0], "matrices": ["orthogonal"], "hidden_size": 12}
     whole = gradient_flow(images, labels, repeats=3, seed=5, **common)
-    assert whole["t"] == [0, 4, 8, 11]
+    assert whole.t == [0, 4, 8, 11]
     single = [gradient_flow(images, labels, repeats=1, seed=s, **common) for s in (5, 6, 7)]
-    for k, curve in enumerate(whole["curves"]):
-        assert curve["gamma"] == common["gammas"][k]
-        each = np.array([result["curves"][k]["median"] for result in single])
+    for k, band in enumerate(whole.curves):
+        assert band.gamma == common["gammas"][k]
+        each = np.array([result.curves[k].median for result in single])
         assert len(np.unique(each[:, 0])) == 3
-        assert [curve["lowest"], curve["median"], curve["highest"]] == np.sort(each, 0).tolist()
+        assert [band.lowest, band.median, band.highest] == np.sort(each, 0).tolist()
 
 
 @needs_data("mnist")
@@ -123,10 +138,10 @@ def test_a_small_gamma_keeps_the_gradient_on_mnist_and_an_orthogonal_matrix_reve
         ["identity", "orthogonal"], 1,
     )  # fmt: skip
     curves = {
-        (curve["matrix"], curve["gamma"]): dict(zip(result["t"], curve["median"], strict=True))
-        for curve in result["curves"]
+        (band.matrix, band.gamma): dict(zip(result.t, np.array(band.median, float), strict=True))
+        for band in result.curves
     }
-    assert result["t"][-1] == 783
+    assert result.t[-1] == 783
     for curve in curves.values():
         assert curve[783] == pytest.approx(-2.02, abs=0.015)
     identity, orthogonal = (
@@ -152,8 +167,7 @@ def test_the_derivative_of_tanh():
         [1, 1, 1], [0.990, 0.987, 0.999], [0.944, 0.922, 0.994], [0.827, 0.731, 0.975],
         [0.707, 0.513, 0.945], [0.606, 0.331, 0.905],
     ]  # fmt: skip
-    names = ("mean", "lower_quartile", "upper_quartile")
-    found = np.array([result[name] for name in names]).T
+    found = np.array([result.mean, result.lower_quartile, result.upper_quartile]).T
     np.testing.assert_allclose(found, known, atol=1e-3)
 
     z = np.random.default_rng(0).normal(size=1_000_000)
@@ -167,11 +181,11 @@ def test_the_derivative_of_tanh():
 def test_the_mean_derivative_of_tanh_is_exact():
     nodes, weights = np.polynomial.hermite_e.hermegauss(150)
     expected = ((1 - np.tanh(nodes) ** 2) * weights).sum() / weights.sum()
-    assert tanh_derivative([1.0])["mean"][0] == pytest.approx(expected, abs=1e-6)
+    assert tanh_derivative([1.0]).mean[0] == pytest.approx(expected, abs=1e-6)
     # For a wide x only the density at 0 counts: the integral of 1 - tanh² is 2.
     sigma = 20.0
     near_zero = 2 / (sigma * np.sqrt(2 * np.pi))
-    assert tanh_derivative([sigma])["mean"][0] == pytest.approx(near_zero, rel=2e-3)
+    assert tanh_derivative([sigma]).mean[0] == pytest.approx(near_zero, rel=2e-3)
 
 
 @pytest.mark.parametrize("norms", [{}, NORMALIZED])
@@ -201,14 +215,14 @@ def test_bits_per_character_of_slices(task, norms):
             with batch_statistics(model):
                 expected["batch"] = [by_hand(10, 5), by_hand(30, 3)]
             assert abs(expected["batch"][0] - expected["population"][0]) > 1e-3
-    assert result["bpc"].keys() == expected.keys()
+    assert result.bpc.keys() == expected.keys()
     for kind, values in expected.items():
-        assert result["bpc"][kind] == pytest.approx(values, abs=6e-6)
-    assert result["lengths"] == cut
+        assert result.bpc[kind] == pytest.approx(values, abs=6e-6)
+    assert result.lengths == cut
 
 
 def test_a_length_beyond_the_test_string(task):
-    assert len(lengths(make_model(task, {}), task, [200], 5, CPU)["bpc"]["population"]) == 1
+    assert len(lengths(make_model(task, {}), task, [200], 5, CPU).bpc["population"]) == 1
     with pytest.raises(DataError, match=r"200 characters, too few for one slice.*lengths.lengths"):
         lengths(make_model(task, {}), task, [10, 201], 5, CPU)
     with pytest.raises(DataError, match=r"two slices.*of 101: lower lengths.lengths"):
@@ -227,17 +241,17 @@ def test_population_statistics_of_some_units(steps, t):
     lstm = BNLSTM(3, 6, init_noise=0.1)
     calibrate(lstm, [torch.randn(steps, 4, 3)])
     model = torch.nn.Sequential(torch.nn.ReLU(), lstm)
-    result = json.loads(json.dumps(population(model, 10, seed=1)))
-    assert (result["steps"], result["t"]) == (steps, t)
-    assert len(set(result["recurrent"]["units"])) == 10
-    assert max(result["recurrent"]["units"]) >= 6  # of all four gates
-    assert result["cell"]["units"] == list(range(6))  # there are no more
-    for term, name in (("recurrent", "hh_l0"), ("cell", "c_l0")):
+    result = population(model, 10, seed=1)
+    assert (result.steps, result.t) == (steps, t)
+    assert len(set(result.recurrent.units)) == 10
+    assert max(result.recurrent.units) >= 6  # of all four gates
+    assert result.cell.units == list(range(6))  # there are no more
+    for term, name in ((result.recurrent, "hh_l0"), (result.cell, "c_l0")):
         statistics = lstm.statistics[name]
-        for key, buffer in (("mean", statistics.mean), ("variance", statistics.var)):
-            expected = buffer[result["t"]][:, result[term]["units"]].T.numpy()
-            np.testing.assert_allclose(result[term][key], expected, rtol=6e-4)
-    assert population(model, 10, seed=2)["recurrent"] != result["recurrent"]
+        for found, buffer in ((term.mean, statistics.mean), (term.variance, statistics.var)):
+            expected = buffer[result.t][:, term.units].T.numpy()
+            np.testing.assert_allclose(found, expected, rtol=6e-4)
+    assert population(model, 10, seed=2).recurrent != result.recurrent
 
 
 @pytest.mark.parametrize("norms", [{"recurrent_norm": "none"}, {"cell_norm": "none"}])
@@ -247,27 +261,41 @@ def test_population_statistics_need_a_bn_lstm(norms):
             population(model, 10, 0)
 
 
+OF = Analysed(
+    "ptb", "ptb", "Penn Treebank, characters", "lstm", "LSTM", 0.1, 1000, seed=0, step=100,
+    calibrated=None,
+)  # fmt: skip
+BN = dataclasses.replace(OF, model="bnlstm", model_title="BN-LSTM")
+LENGTHS = Lengths([10, 20], 5, 200, {"population": [2.0, 1.9]}, of=OF)
+UNITS = Units([0], [[0.0, 1.0]], [[1.0, 1.0]])
+POPULATION = Population(0, 1, 2, [0, 1], UNITS, UNITS, of=dataclasses.replace(BN, step=3160))
+
+
+def of(result, **changes):
+    """The result, of another model."""
+    return dataclasses.replace(result, of=dataclasses.replace(result.of, **changes))
+
+
+def draw(name, *results):
+    return FIGURES[name].draw(list(results))
+
+
 def test_the_figures(task):
     images, labels = make_images()
     model = make_model(task, NORMALIZED)
-    facts = {"task": "ptb", "seed": 0, "step": 3160}
-    results = {
-        "gradient_flow": [
-            gradient_flow(images, labels, [0.1, 0.55], ["identity", "orthogonal"], 2, 12)
-        ],
-        "tanh_derivative": [tanh_derivative([0.0, 0.5, 1.0])],
-        "lengths": [
-            lengths(model, task, [10, 20], 5, CPU) | {"model": name} | facts
-            for name, model in (*[("bnlstm", model)] * 2, ("lstm", make_model(task, {})))
-        ],
-        "population": [population(model, 4, 0) | {"model": "bnlstm"} | facts] * 2,
+    ours = dataclasses.replace(lengths(model, task, [10, 20], 5, CPU), of=BN)
+    plain = dataclasses.replace(lengths(make_model(task, {}), task, [10, 20], 5, CPU), of=OF)
+    units = dataclasses.replace(population(model, 4, 0), of=BN)
+    flow = gradient_flow(images, labels, [0.1, 0.55], ["identity", "orthogonal"], 2, 12)
+    figures = {
+        "gradient_flow": draw("gradient_flow", flow),
+        "tanh_derivative": draw("tanh_derivative", tanh_derivative([0.0, 0.5, 1.0])),
+        "lengths": draw("lengths", ours, ours, plain),
+        "population": draw("population", units, units),
     }
-    assert results.keys() == FIGURES.keys() == CAPTIONS.keys()
-    figures = {}
-    for name, found in results.items():
-        assert all(result["analysis"] == name for result in found)
-        figures[name] = FIGURES[name](found)
-        figures[name].canvas.draw()
+    assert figures.keys() == FIGURES.keys() == KINDS.keys()
+    for figure in figures.values():
+        figure.canvas.draw()
     identity, orthogonal = figures["gradient_flow"].axes
     # The paper has a curve for 0.1, for W_h = I.
     assert (len(identity.lines), len(orthogonal.lines)) == (3, 2)
@@ -276,10 +304,10 @@ def test_the_figures(task):
     assert legend(figures["lengths"]) == [
         "LSTM, the paper", "BN-LSTM, batch statistics, the paper",
         "BN-LSTM, population statistics, the paper",
-        "LSTM, 3,160 steps", "BN-LSTM, batch statistics, 3,160 steps",
-        "BN-LSTM, population statistics, 3,160 steps",
+        "LSTM, 100 steps", "BN-LSTM, batch statistics, 100 steps",
+        "BN-LSTM, population statistics, 100 steps",
     ]  # fmt: skip
-    assert axes.lines[3].get_ydata().tolist() == results["lengths"][2]["bpc"]["population"]
+    assert axes.lines[3].get_ydata().tolist() == plain.bpc["population"]
     assert len(figures["population"].axes) == 8
 
 
@@ -293,27 +321,17 @@ def legend(figure):
     return [text.get_text() for text in figure.legends[0].texts]
 
 
-LENGTHS = {
-    "analysis": "lengths", "lengths": [10, 20], "bpc": {"population": [2.0, 1.9]}, "task": "ptb",
-    "model": "lstm", "seed": 0, "step": 100,
-}  # fmt: skip
-CURVES = {"units": [0], "mean": [[0.0, 1.0]], "variance": [[1.0, 1.0]]}
-POPULATION = {
-    "analysis": "population", "t": [0, 1], "recurrent": CURVES, "cell": CURVES, "task": "ptb",
-    "model": "bnlstm", "seed": 0, "step": 3160,
-}  # fmt: skip
-
-
-def test_a_figure_says_of_which_models_it_is():
-    figure = FIGURES["lengths"]([
-        LENGTHS | {"task": "text8", "data": "text8-part", **own}
-        for own in (
-            {"seed": 1, "step": 1580, "gamma_init": 0.1, "hidden_size": 1000, "scale": None},
-            {},
-            {"hidden_size": 200, "scale": "minutes"},
-            {"model": "bnlstm", "gamma_init": 0.3, "bpc": {"batch": [3.0, 2.9]}},
-        )
-    ])  # fmt: skip
+def test_a_figure_names_its_models():
+    part = of(LENGTHS, task="text8", data="text8-part", data_title="text8, a part of it",
+              hidden_size=2000)  # fmt: skip
+    batch = dataclasses.replace(part, bpc={"batch": [3.0, 2.9]})
+    figure = draw(
+        "lengths",
+        of(part, seed=1, step=1580),
+        part,
+        of(part, hidden_size=200, scale="minutes"),
+        of(batch, model="bnlstm", model_title="BN-LSTM", gamma_init=0.3),
+    )
     assert legend(figure) == [
         "LSTM, 100/1,580 steps, seeds 0/1",
         "LSTM, 200 units, 100 steps, seed 0, scale=minutes",
@@ -324,73 +342,109 @@ def test_a_figure_says_of_which_models_it_is():
     assert [line.get_marker() for line in axes.lines] == ["o", "o", "s", "o"]
 
     def titles(*results):
-        return [part.get_suptitle() for part in FIGURES["population"](list(results)).subfigs]
+        return [part.get_suptitle() for part in draw("population", *results).subfigs]
 
     assert titles(POPULATION) == ["Penn Treebank, characters: BN-LSTM, 3,160 training steps"]
-    assert titles(POPULATION | {"seed": 1, "scale": "hour"}, POPULATION) == [
+    assert titles(of(POPULATION, seed=1, scale="hour"), POPULATION) == [
         "Penn Treebank, characters: BN-LSTM, 3,160 training steps, seed 0",
         "Penn Treebank, characters: BN-LSTM, 3,160 training steps, seed 1, scale=hour",
     ]
 
 
+ODD = [float("nan"), float("inf"), -1e308, 1e308]
+
+
+@pytest.mark.parametrize("x", [[0, 0, 0, 0], [0, 3, 1, 2], [2**53] * 4])
+@pytest.mark.parametrize("values", [ODD, [None] * 4, [1e308] * 4, [0.0] * 4])
+def test_odd_numbers_are_left_out_of_a_figure(x, values):
+    numbers = [np.nan if value is None else value for value in values]
+    band = Band("identity", numbers[0], values, values, values)
+    odd = Units([0, 0], [numbers, numbers], [numbers, numbers])
+    for name, result in {
+        "gradient_flow": GradientFlow([], ["identity"], 1, 1, 1, 0.0, 0, x, [band]),
+        "tanh_derivative": TanhDerivative(numbers, numbers, numbers, numbers),
+        "lengths": dataclasses.replace(LENGTHS, lengths=x, bpc={"batch": numbers, "$x^{$": ODD}),
+        "population": dataclasses.replace(POPULATION, t=x, recurrent=odd, cell=odd),
+    }.items():
+        assert encode(draw(name, result), "svg").startswith(b"<?xml")
+
+
+def test_a_curve_of_one_point_and_a_term_without_units():
+    nothing = Units([], [], [])
+    for name, result in {
+        "gradient_flow": GradientFlow([], ["identity"], 1, 1, 1, 0.0, 0, [0], [
+            Band("identity", 0.1, [1.0], [1.0], [1.0])
+        ]),
+        "tanh_derivative": TanhDerivative([0.5], [1.0], [1.0], [1.0]),
+        "lengths": dataclasses.replace(LENGTHS, lengths=[10], bpc={"population": [1.0]}),
+        "population": dataclasses.replace(POPULATION, t=[0], recurrent=nothing, cell=nothing),
+    }.items():  # fmt: skip
+        assert encode(draw(name, result), "png").startswith(b"\x89PNG")
+
+
 def put(folder, result):
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "result.json").write_text(json.dumps(result))
+    write_analysis(folder / "result.json", result)
 
 
 def test_the_analysis_of_the_model_that_was_trained_furthest_counts(tmp_path):
     outputs, results = tmp_path / "outputs", tmp_path / "results"
     name = "lengths-ptb-lstm-seed0"
 
-    def shown(folder):
-        return {key: (a["step"], a.get("mark")) for key, a in find(folder).analyses.items()}
+    def marked(mark, step=100):
+        return dataclasses.replace(of(LENGTHS, step=step), machine=mark)
 
-    put(outputs / "ptb/lstm/run/lengths/2026-01-01_00-00-02", LENGTHS | {"mark": "new"})
-    put(outputs / "ptb/lstm/run/lengths/2026-01-01_00-00-01", LENGTHS | {"mark": "old"})
-    put(outputs / "sweeps/now/0-run/lengths/2026-01-01_00-00-00", LENGTHS | {"mark": "sweep"})
+    def shown(folder):
+        return {k: (a.of.step, a.machine) for k, a in furthest(find(folder).analyses).items()}
+
+    put(outputs / "ptb/lstm/run/lengths/2026-01-01_00-00-02", marked("new"))
+    put(outputs / "ptb/lstm/run/lengths/2026-01-01_00-00-01", marked("old"))
+    put(outputs / "sweeps/now/0-run/lengths/2026-01-01_00-00-00", marked("sweep"))
     assert shown(outputs) == {name: (100, "new")}
     collect(outputs, results)
     assert shown(results / "analyses") == {name: (100, "new")}
 
-    put(outputs / "sweeps/now/0-run/lengths/2026-01-01_00-00-03", LENGTHS | {"step": 99})
+    put(outputs / "sweeps/now/0-run/lengths/2026-01-01_00-00-03", marked("", 99))
     assert shown(outputs) == {name: (100, "new")}
-    put(outputs / "a/lengths/2025-01-01_00-00-00", LENGTHS | {"step": 101})
-    assert shown(outputs) == {name: (101, None)}
+    put(outputs / "a/lengths/2025-01-01_00-00-00", marked("", 101))
+    assert shown(outputs) == {name: (101, "")}
     collect(outputs, results)
-    assert shown(results / "analyses") == {name: (101, None)}
+    assert shown(results / "analyses") == {name: (101, "")}
 
     # One of fewer steps stays out of results/; one of as many is newer.
-    for step, kept in ((100, (101, None)), (101, (101, "again"))):
+    for step, kept in ((100, (101, "")), (101, (101, "again"))):
         other = tmp_path / f"other-{step}"
-        put(other / "run", LENGTHS | {"step": step, "mark": "again"})
+        put(other / "run", marked("again", step))
         collect(other, results)
         assert shown(results / "analyses") == {name: kept}
 
 
 def test_analyses_of_unlike_models_have_names_of_their_own():
-    usual = {"gamma_init": 0.1, "hidden_size": 1000, "scale": "full", "data": "ptb"}
     for own, name in (
         ({}, "lengths-ptb-lstm-seed0"),
-        (usual, "lengths-ptb-lstm-seed0"),
-        (usual | {"gamma_init": 0.3}, "lengths-ptb-lstm-gamma0.3-seed0"),
-        (usual | {"hidden_size": 200}, "lengths-ptb-lstm-200_units-seed0"),
-        ({"task": "text", "data": "text-book"}, "lengths-text-book-lstm-seed0"),
-    ):  # fmt: skip
-        assert analysis_name(LENGTHS | own) == name
+        ({"scale": "full"}, "lengths-ptb-lstm-seed0"),
+        ({"gamma_init": 0.3}, "lengths-ptb-lstm-gamma0.3-seed0"),
+        ({"hidden_size": 200}, "lengths-ptb-lstm-200_units-seed0"),
+        ({"task": "pydocs", "data": "pydocs", "hidden_size": 200}, "lengths-pydocs-lstm-seed0"),
+        ({"task": "text", "data": "text-book", "hidden_size": 200}, "lengths-text-book-lstm-seed0"),
+        ({"data": "../../../x", "seed": 7}, "lengths-_.._.._x-lstm-seed7"),
+    ):
+        assert analysis_name(of(LENGTHS, **own)) == name
     # Not the size of a model of a run: of the one in the analysis.
-    assert analysis_name({"analysis": "gradient_flow", "hidden_size": 100}) == "gradient_flow"
+    flow = GradientFlow([], [], 1, 1, 100, 0.0, 0, [], [])
+    assert analysis_name(flow) == "gradient_flow"
 
 
-def test_the_report_has_a_figure_a_data_set(tmp_path):
-    for k, (result, task) in enumerate(itertools.product((LENGTHS, POPULATION), ("pydocs", "ptb"))):
-        put(tmp_path / f"run{k}", result | {"task": task})
+def test_the_report_has_a_figure_for_each_data_set(tmp_path):
+    pydocs = {"task": "pydocs", "data": "pydocs", "data_title": "the manual", "hidden_size": 200}
+    for k, result in enumerate([LENGTHS, POPULATION]):
+        put(tmp_path / f"own{k}", of(result, **pydocs))
+        put(tmp_path / f"ptb{k}", result)
     blocks = document(find(tmp_path), "Report", "", lambda run: run.path.name)
     found = {block.name: block for block in blocks if isinstance(block, Figure)}
     assert list(found) == ["lengths", "lengths-pydocs", "population", "population-pydocs"]
     assert found["lengths"].alt == "Longer sequences than in training"
-    assert found["lengths-pydocs"].alt == (
-        "Longer sequences than in training: Python's documentation, the embedded corpus"
-    )
+    assert found["lengths-pydocs"].alt == "Longer sequences than in training: the manual"
     assert "the paper's, after its full training" in found["lengths"].caption
     assert "the paper" not in found["lengths-pydocs"].caption
     assert len(legend(found["lengths"].draw())) == 3 + 1
@@ -407,7 +461,7 @@ def test_what_is_analysed_already_is_not_analysed_again(bnrnn_here, tmp_path):
     (run,) = tmp_path.glob("outputs/pydocs/bnlstm/*")
 
     def analyse(*arguments):
-        """What was said, and whether a folder came of it."""
+        """What was printed, and whether a folder came of it."""
         before = set(tmp_path.rglob("*"))
         done = bnrnn_here(*arguments, *SMALL)
         assert done.returncode == 0, done.stderr
@@ -423,9 +477,10 @@ def test_what_is_analysed_already_is_not_analysed_again(bnrnn_here, tmp_path):
         place = file.parent.relative_to(tmp_path)
         assert said == f"finished already: {place}/result.json, {place}/{mode}.png\n"
     result = json.loads(file.read_text())
+    assert result["units"] == 3
     facts = {"task": "pydocs", "data": "pydocs", "model": "bnlstm", "gamma_init": 0.2,
-             "hidden_size": 8, "seed": 0, "scale": None, "step": 2, "units": 3}  # fmt: skip
-    assert {key: result[key] for key in facts} == facts
+             "hidden_size": 8, "seed": 0, "scale": None, "step": 2}  # fmt: skip
+    assert {key: result["of"][key] for key in facts} == facts
 
     # Asked for by name, with other settings, or of a model that went on, it is made again.
     assert analyse("mode=population", f"run={run}", "population.units=3")[1]
@@ -450,11 +505,11 @@ def test_targets_say_first_what_to_expect_and_report_without_settings_of_runs():
         ("gradient-flow", "flat at 0.1"), ("tanh", "0.99 at 0.1 and 0.61 at 1"),
     ):  # fmt: skip
         assert expected in make(f"expect-{target}")
-        arguments = "ARGS=outputs=somewhere task.permutation=official_code"
+        arguments = "ARGS=outputs=somewhere task.batch_size=5"
         commands = make("--dry-run", arguments, f"reproduce-{target}")
         assert commands.index(expected) < commands.index("bin/bnrnn ")
         assert "bnrnn mode=report outputs=somewhere &&" in commands
-        assert commands.count("outputs=somewhere task.permutation=official_code;") > 0
+        assert commands.count("outputs=somewhere task.batch_size=5;") > 0
     assert make("--dry-run", "ARGS=outputs=somewhere", "report").splitlines()[-1].endswith(
         "bnrnn mode=report outputs=somewhere"
     )  # fmt: skip

@@ -16,7 +16,8 @@ import pytest
 import torch
 import yaml
 
-from bnrnn import config_errors
+from bnrnn.runs.find import read_run
+from bnrnn.settings import compose
 from bnrnn.tasks import CharacterTask
 from tests.accuracy import assert_rounded
 from tests.conftest import DATA, needs_data
@@ -42,15 +43,25 @@ def command(*arguments):
     return [sys.executable, "-m", "bnrnn", *map(str, arguments)]
 
 
-def bnrnn(tmp_path, *arguments, check=True, **kwargs):
+def bnrnn_process(tmp_path, *arguments, **kwargs):
+    """The command in a process of its own: where a signal, a limit or a lock is the subject."""
     environment = {**os.environ, "BNRNN_CACHE_DIR": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
+    return subprocess.run(
         command(*arguments), cwd=tmp_path, env=environment, capture_output=True, text=True,
         timeout=300, **kwargs,
     )  # fmt: skip
-    if check:
-        assert done.returncode == 0, done.stderr
-    return done
+
+
+@pytest.fixture
+def bnrnn(bnrnn_here):
+    """The command in this process, which succeeds unless `check` is False."""
+
+    def run(*arguments, check=True):
+        done = bnrnn_here(*arguments)
+        assert done.returncode == 0 or not check, done.stderr
+        return done
+
+    return run
 
 
 def only_run(folder):
@@ -93,12 +104,12 @@ def assert_error(done, exit_code, *fragments):
 # ---------------------------------------------------------------- runs
 
 
-def test_a_run_directory_holds_what_it_should(tmp_path, text):
-    done = bnrnn(tmp_path, "task=text", f"path={text}", *TINY)
+def test_a_run_directory_holds_what_it_should(bnrnn, tmp_path, text):
+    done = bnrnn("task=text", f"task.path={text}", *TINY)
     run = only_run(tmp_path / "outputs" / "text" / "bnlstm")
     assert {entry.name for entry in run.iterdir()} == {
-        ".hydra", "config.yaml", "overrides.yaml", "bnrnn.log", "metrics.jsonl", "tb", "last.pt",
-        "best.pt", "result.json",
+        "run.json", "config.yaml", "bnrnn.log", "metrics.jsonl", "tb", "last.pt", "best.pt",
+        "result.json",
     }  # fmt: skip
     assert "test  bpc" in done.stdout
     assert "\r" not in done.stderr  # no progress bar where nobody watches
@@ -124,8 +135,8 @@ def test_a_run_directory_holds_what_it_should(tmp_path, text):
     assert last["training"]["loop"]["step"] == 6
 
 
-def test_tensorboard_has_curves_gammas_and_settings(tmp_path, text):
-    bnrnn(tmp_path, "task=text", f"path={text}", *TINY)
+def test_tensorboard_has_curves_gammas_and_settings(bnrnn, tmp_path, text):
+    bnrnn("task=text", f"task.path={text}", *TINY)
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(only_run(tmp_path / "outputs") / "tb"))
@@ -138,7 +149,7 @@ def test_tensorboard_has_curves_gammas_and_settings(tmp_path, text):
 
 @pytest.mark.numeric(repeat=False)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_golden_losses(tmp_path, text, bnrnn_here, monkeypatch, dtype):
+def test_golden_losses(bnrnn, tmp_path, text, monkeypatch, dtype):
     """A change of these numbers is a change of what is computed: say why in the commit.
 
     They are of training in float64 from weights drawn in float32. Processors differ in the last
@@ -147,13 +158,12 @@ def test_golden_losses(tmp_path, text, bnrnn_here, monkeypatch, dtype):
     """
     build = CharacterTask.build_model
     monkeypatch.setattr(CharacterTask, "build_model", lambda *settings: build(*settings).to(dtype))
-    done = bnrnn_here(
-        "-m", "task=text", f"path={text}", "model=lstm,bnlstm,bn_input", *TINY,
+    bnrnn(
+        "-m", "task=text", f"task.path={text}", "model=lstm,bnlstm,bn_input", *TINY,
         "optimizer.lr=0.02", "max_steps=12", "log_every=4",
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
     for model, expected in GOLDEN.items():
-        run = only_run(next((tmp_path / "outputs").glob(f"sweeps/*/*-{model}-*")))
+        run = only_run(tmp_path / "outputs" / "text" / model)
         bpc = torch.tensor([r["bpc"] for r in records(run) if r["split"] == "train"])
         assert_rounded(bpc, torch.tensor(expected), operations=8)
 
@@ -193,9 +203,8 @@ FAST = {("pmnist", "lstm"), ("pydocs", "bnlstm")}
         for model in MODELS
     ],
 )
-def test_every_task_with_every_model_on_real_data(tmp_path, task, model):
-    bnrnn(
-        tmp_path, f"task={task}", f"model={model}", f"data_dir={DATA}", "model.hidden_size=8",
+def test_every_task_with_every_model_on_real_data(bnrnn, tmp_path, task, model):
+    bnrnn(f"task={task}", f"model={model}", f"data_dir={DATA}", "model.hidden_size=8",
         "max_steps=2", "calibration_batches=2", "max_valid_batches=2", *TASKS[task],
     )  # fmt: skip
     run = only_run(tmp_path / "outputs" / task / model)
@@ -209,19 +218,23 @@ def test_data_mode_only_fetches_and_verifies(tmp_path, bnrnn_here):
     assert not list(tmp_path.glob("outputs/**/*.pt"))
 
 
-def test_a_sweep_leaves_no_state_from_one_job_in_the_next(tmp_path, text):
-    arguments = ["task=text", f"path={text}", *TINY]
-    bnrnn(tmp_path, "-m", "model=lstm,bnlstm", "seed=1,0", *arguments)
-    bnrnn(tmp_path, "model=bnlstm", "seed=0", "outputs=alone", *arguments)
-    (last_job,) = (tmp_path / "outputs" / "sweeps").glob("*/3-text-bnlstm-seed0")
+def test_a_sweep_leaves_no_state_from_one_job_in_the_next(bnrnn, tmp_path, text):
+    arguments = ["task=text", f"task.path={text}", *TINY]
+    bnrnn("-m", "model=lstm,bnlstm", "seed=1,0", *arguments)
+    bnrnn("model=bnlstm", "seed=0", "outputs=alone", *arguments)
+    jobs = (tmp_path / "outputs" / "text" / "bnlstm").iterdir()
+    (last_job,) = (
+        job for job in jobs if json.loads((job / "result.json").read_text())["seed"] == 0
+    )
     assert_same_run(last_job, only_run(tmp_path / "alone"))
+    assert not (tmp_path / "outputs" / "sweeps").exists()
 
 
-def test_evaluate_tests_again_to_the_same_numbers(tmp_path, text):
-    bnrnn(tmp_path, "task=text", f"path={text}", *TINY)
+def test_evaluate_tests_again_to_the_same_numbers(bnrnn, tmp_path, text):
+    bnrnn("task=text", f"task.path={text}", *TINY)
     run = only_run(tmp_path / "outputs")
     before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
-    done = bnrnn(tmp_path, "mode=evaluate", f"run={run}")
+    done = bnrnn("mode=evaluate", f"run={run}")
     (again,) = (run / "evaluate").glob("*/result.json")
     again, first = json.loads(again.read_text()), json.loads((run / "result.json").read_text())
     assert again["test"] == first["test"]
@@ -230,19 +243,19 @@ def test_evaluate_tests_again_to_the_same_numbers(tmp_path, text):
     assert all(file.read_bytes() == content for file, content in before.items())
 
 
-def test_sample_writes_text_of_the_corpus(tmp_path, text):
-    bnrnn(tmp_path, "task=text", f"path={text}", *TINY)
+def test_sample_writes_text_of_the_corpus(bnrnn, tmp_path, text):
+    bnrnn("task=text", f"task.path={text}", *TINY)
     run = only_run(tmp_path / "outputs")
     arguments = ["mode=sample", f"run={run}", "sample.length=40", "sample.prompt=the cell"]
-    done = bnrnn(tmp_path, *arguments)
+    done = bnrnn(*arguments)
     written = done.stdout.removesuffix("\n")
     assert written.startswith("the cell")
     assert len(written) == len("the cell") + 40
     assert set(written) <= set(text.read_text())
-    assert bnrnn(tmp_path, *arguments).stdout == done.stdout
-    assert bnrnn(tmp_path, *arguments, "seed=1").stdout != done.stdout
+    assert bnrnn(*arguments).stdout == done.stdout
+    assert bnrnn(*arguments, "seed=1").stdout != done.stdout
     assert_error(
-        bnrnn(tmp_path, "mode=sample", f"run={run}", "sample.prompt=Q", check=False),
+        bnrnn("mode=sample", f"run={run}", "sample.prompt=Q", check=False),
         3,
         "character 'Q'",
     )
@@ -252,26 +265,31 @@ def test_help_is_for_a_person(bnrnn_here):
     text = bnrnn_here("--help").stdout
     for fragment in ("bnrnn task=ptb model=bnlstm", "resume=auto", "Exit codes"):
         assert fragment in text
-    for group in config_errors.GROUPS:
+    for group in compose.GROUPS:
         # Up to the next group or the empty line after the last.
         (listed,) = re.findall(rf"^  {group}=  (.*?)(?=^  \w+=|^$)", text, re.DOTALL | re.MULTILINE)
-        assert set(config_errors.options(group)) <= set(listed.replace("|", " ").split())
+        assert set(compose.options(group)) <= set(listed.replace("|", " ").split())
+
+
+def test_help_and_wrong_settings_need_no_torch():
+    code = "import sys, bnrnn.command.cli; assert not {'torch', 'numpy'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 # ---------------------------------------------------------------- resuming
 
 
-def test_resumed_equals_uninterrupted(tmp_path, text):
+def test_resumed_equals_uninterrupted(bnrnn, tmp_path, text):
     """Dropout and noise draw random numbers; half an epoch is left when it is stopped."""
     arguments = [
-        "task=text", f"path={text}", *TINY, "model.num_layers=2", "model.dropout=0.3",
+        "task=text", f"task.path={text}", *TINY, "model.num_layers=2", "model.dropout=0.3",
         "max_steps=40", "validate_every=7",
     ]  # fmt: skip
-    bnrnn(tmp_path, *arguments, "outputs=whole")
-    bnrnn(tmp_path, *arguments, "max_steps=17", "outputs=parts")
+    bnrnn(*arguments, "outputs=whole")
+    bnrnn(*arguments, "max_steps=17", "outputs=parts")
     first = only_run(tmp_path / "parts")
-    bnrnn(tmp_path, f"resume={first}", "max_steps=29")
-    bnrnn(tmp_path, *arguments, "outputs=parts", "resume=auto")
+    bnrnn(f"resume={first}", "max_steps=29")
+    bnrnn(*arguments, "outputs=parts", "resume=auto")
     whole = only_run(tmp_path / "whole")
     # A run that ends validates at its end; the uninterrupted one has no such lines.
     ends = {17, 29}
@@ -284,12 +302,12 @@ def test_resumed_equals_uninterrupted(tmp_path, text):
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_stopped_by_a_signal_and_resumed_equals_uninterrupted(tmp_path, text, signum):
+def test_stopped_by_a_signal_and_resumed_equals_uninterrupted(bnrnn, tmp_path, text, signum):
     arguments = [
-        "task=text", f"path={text}", *TINY, "model.num_layers=2", "model.dropout=0.3",
+        "task=text", f"task.path={text}", *TINY, "model.num_layers=2", "model.dropout=0.3",
         "max_steps=200", "validate_every=50", "checkpoint_minutes=0.001",
     ]  # fmt: skip
-    bnrnn(tmp_path, *arguments, "outputs=whole")
+    bnrnn(*arguments, "outputs=whole")
 
     environment = {**os.environ, "BNRNN_CACHE_DIR": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
@@ -312,14 +330,14 @@ def test_stopped_by_a_signal_and_resumed_equals_uninterrupted(tmp_path, text, si
         assert "Traceback" not in errors
     assert not (run / "result.json").exists()
 
-    bnrnn(tmp_path, f"resume={run}")
+    bnrnn(f"resume={run}")
     assert_same_run(run, only_run(tmp_path / "whole"))
-    assert not [f for f in run.iterdir() if f.name.startswith(".") and f.name != ".hydra"]
+    assert not [f for f in run.iterdir() if f.name.startswith(".")]
 
 
-def test_a_finished_run_that_goes_on_is_unfinished(tmp_path, text):
-    arguments = ["task=text", f"path={text}", *TINY]
-    bnrnn(tmp_path, *arguments)
+def test_a_finished_run_that_goes_on_is_unfinished(bnrnn, tmp_path, text):
+    arguments = ["task=text", f"task.path={text}", *TINY]
+    bnrnn(*arguments)
     run = only_run(tmp_path / "outputs")
     assert (run / "result.json").exists()
     environment = {**os.environ, "BNRNN_CACHE_DIR": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
@@ -328,46 +346,47 @@ def test_a_finished_run_that_goes_on_is_unfinished(tmp_path, text):
         cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     deadline = time.monotonic() + 60
-    while (run / "result.json").exists():
+    while read_run(run).step < 100:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.01)
     process.terminate()
     process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM
-    assert not (run / "result.json").exists()
+    stopped = read_run(run)
+    assert (stopped.state, stopped.result.steps) == ("stopped", 6)
 
 
-def test_resume_auto_starts_goes_on_and_says_when_finished(tmp_path, text):
-    arguments = ["task=text", f"path={text}", *TINY, "resume=auto"]
-    bnrnn(tmp_path, *arguments, "max_steps=3")
-    bnrnn(tmp_path, *arguments)
+def test_resume_auto_starts_goes_on_and_says_when_finished(bnrnn, tmp_path, text):
+    arguments = ["task=text", f"task.path={text}", *TINY, "resume=auto"]
+    bnrnn(*arguments, "max_steps=3")
+    bnrnn(*arguments)
     run = only_run(tmp_path / "outputs")
     assert json.loads((run / "result.json").read_text())["steps"] == 6
-    done = bnrnn(tmp_path, *arguments)
+    done = bnrnn(*arguments)
     assert f"{run.name} is finished: test bpc" in done.stderr
-    bnrnn(tmp_path, *arguments, "seed=1")  # other settings: another run
+    bnrnn(*arguments, "seed=1")  # other settings: another run
     assert len(list((tmp_path / "outputs" / "text" / "bnlstm").iterdir())) == 2
 
 
-def test_a_resumed_run_keeps_its_settings(tmp_path, text):
-    bnrnn(tmp_path, "task=text", f"path={text}", *TINY)
+def test_a_resumed_run_keeps_its_settings(bnrnn, tmp_path, text):
+    bnrnn("task=text", f"task.path={text}", *TINY)
     run = only_run(tmp_path / "outputs")
-    done = bnrnn(tmp_path, f"resume={run}", "max_steps=9", "optimizer.lr=0.1", check=False)
+    done = bnrnn(f"resume={run}", "max_steps=9", "optimizer.lr=0.1", check=False)
     assert_error(done, 2, "optimizer.lr is 0.002 in", "not 0.1")
 
 
-def test_two_processes_cannot_train_in_one_run_directory(tmp_path, text):
+def test_two_processes_cannot_train_in_one_run_directory(bnrnn, tmp_path, text):
     import fcntl
 
-    bnrnn(tmp_path, "task=text", f"path={text}", *TINY)
+    bnrnn("task=text", f"task.path={text}", *TINY)
     run = only_run(tmp_path / "outputs")
     descriptor = os.open(run, os.O_RDONLY)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
-    done = bnrnn(tmp_path, f"resume={run}", "max_steps=9", check=False)
+    done = bnrnn(f"resume={run}", "max_steps=9", check=False)
     os.close(descriptor)
     assert_error(done, 6, "another process is training in")
-    done = bnrnn(tmp_path, f"resume={run}")  # by its own settings, not by the refused ones
+    done = bnrnn(f"resume={run}")  # by its own settings, not by the refused ones
     assert f"{run.name} is finished" in done.stderr
 
 
@@ -389,13 +408,13 @@ def test_two_processes_cannot_train_in_one_run_directory(tmp_path, text):
         (["mode=tarin"], 2, ["mode must be one of train, data, evaluate, sample, answer"]),
         (["nonsense"], 2, ["cannot read 'nonsense'", "key=value"]),
         (["task.batch_size=1"], 2, ["task.batch_size must be 2 or more for model=bnlstm"]),
-        (["task=text"], 2, ["add path=FILE"]),
-        (["path=book.txt"], 2, ["add task=text"]),
+        (["task=text"], 2, ["add task.path=FILE"]),
+        (["task.path=book.txt"], 2, ["add task=text"]),
         (["mode=evaluate"], 2, ["add run=DIR"]),
         (["device=cuda:99"], 2, ["device=cuda:99: there are"]),
         (["resume=nowhere"], 4, ["no run directory at nowhere"]),
         (["-m", "resume=nowhere"], 2, ["resume=auto"]),
-        (["task=text", "path=nowhere.txt"], 3, ["nowhere.txt does not exist"]),
+        (["task=text", "task.path=nowhere.txt"], 3, ["nowhere.txt does not exist"]),
     ],
 )
 def test_wrong_settings(tmp_path, bnrnn_here, arguments, exit_code, fragments):
@@ -414,7 +433,7 @@ def test_wrong_settings(tmp_path, bnrnn_here, arguments, exit_code, fragments):
 )
 def test_unusable_text(tmp_path, bnrnn_here, content, fragment):
     (tmp_path / "bad.txt").write_bytes(content)
-    done = bnrnn_here("task=text", "path=bad.txt", *TINY, "task.batch_size=64")
+    done = bnrnn_here("task=text", "task.path=bad.txt", *TINY, "task.batch_size=64")
     assert_error(done, 3, fragment)
     assert not list(tmp_path.glob("outputs/**/*"))
 
@@ -436,9 +455,8 @@ def test_data_with_the_wrong_hash_or_cut_short(tmp_path, bnrnn_here):
     assert (folder / "train-images-idx3-ubyte.gz").exists()
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, text):
-    done = bnrnn(
-        tmp_path, "task=text", f"path={text}", *TINY, "optimizer=sgd", "optimizer.lr=1e30",
+def test_a_loss_that_is_not_finite_stops_the_run(bnrnn, tmp_path, text):
+    done = bnrnn("task=text", f"task.path={text}", *TINY, "optimizer=sgd", "optimizer.lr=1e30",
         "optimizer.max_grad_norm=1e30", "max_steps=50", check=False,
     )  # fmt: skip
     assert_error(done, 5, "at step", "optimizer.lr")
@@ -446,12 +464,12 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, text):
     assert not (run / "result.json").exists()
 
 
-def test_a_gradient_of_rounding_errors_is_warned_of_once(tmp_path):
+def test_a_gradient_of_rounding_errors_is_warned_of_once(bnrnn, tmp_path):
     # Lines as long as a sequence: at many an offset all sequences begin with the same characters.
     lines = ("-" * 8 + "".join(random.Random(i).choices("abcd", k=11)) for i in range(400))
     (tmp_path / "lines.txt").write_text("\n".join(lines))
     arguments = [*TINY, "log_every=1", "max_steps=60", "max_valid_batches=1"]
-    done = bnrnn(tmp_path, "task=text", "path=lines.txt", *arguments)
+    done = bnrnn("task=text", "task.path=lines.txt", *arguments)
     largest = max(
         r["grad_norm"] for r in records(only_run(tmp_path / "outputs")) if "grad_norm" in r
     )
@@ -460,9 +478,9 @@ def test_a_gradient_of_rounding_errors_is_warned_of_once(tmp_path):
     assert "Try a lower model.gamma_init" in done.stderr
 
 
-def test_a_disk_that_fills_while_a_checkpoint_is_written(tmp_path, text):
-    arguments = ["task=text", f"path={text}", *TINY, "max_steps=3", "model.hidden_size=64"]
-    bnrnn(tmp_path, *arguments)
+def test_a_disk_that_fills_while_a_checkpoint_is_written(bnrnn, tmp_path, text):
+    arguments = ["task=text", f"task.path={text}", *TINY, "max_steps=3", "model.hidden_size=64"]
+    bnrnn(*arguments)
     run = only_run(tmp_path / "outputs")
     before = (run / "last.pt").read_bytes()
 
@@ -471,24 +489,24 @@ def test_a_disk_that_fills_while_a_checkpoint_is_written(tmp_path, text):
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, len(before) // 2))
 
-    done = bnrnn(tmp_path, f"resume={run}", "max_steps=9", check=False, preexec_fn=small_disk)
+    done = bnrnn_process(tmp_path, f"resume={run}", "max_steps=9", preexec_fn=small_disk)
     assert_error(done, 6, "cannot write", "outputs=DIR")
     assert (run / "last.pt").read_bytes() == before
-    assert not [f for f in run.iterdir() if f.name.startswith(".") and f.name != ".hydra"]
-    bnrnn(tmp_path, f"resume={run}", "max_steps=9")  # nothing was lost
+    assert not [f for f in run.iterdir() if f.name.startswith(".")]
+    bnrnn(f"resume={run}", "max_steps=9")  # nothing was lost
     assert json.loads((run / "result.json").read_text())["steps"] == 9
 
 
-def test_an_output_folder_that_cannot_be_written_to(tmp_path, text):
+def test_an_output_folder_that_cannot_be_written_to(bnrnn, tmp_path, text):
     (tmp_path / "file").write_text("not a folder")
-    done = bnrnn(tmp_path, "task=text", f"path={text}", *TINY, "outputs=file/outputs", check=False)
+    done = bnrnn("task=text", f"task.path={text}", *TINY, "outputs=file/outputs", check=False)
     assert_error(done, 6, "cannot write to", "outputs=DIR")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_read_only_output_folder(tmp_path, text):
+def test_a_read_only_output_folder(bnrnn, tmp_path, text):
     (tmp_path / "outputs").mkdir(mode=0o555)
-    done = bnrnn(tmp_path, "task=text", f"path={text}", *TINY, check=False)
+    done = bnrnn("task=text", f"task.path={text}", *TINY, check=False)
     assert_error(done, 6, "cannot write to", "outputs=DIR")
 
 
@@ -497,14 +515,14 @@ class Hostile:
         return os.system, ("touch executed",)
 
 
-def test_unusable_checkpoints(tmp_path, text):
-    bnrnn(tmp_path, "task=text", f"path={text}", *TINY)
+def test_unusable_checkpoints(bnrnn, tmp_path, text):
+    bnrnn("task=text", f"task.path={text}", *TINY)
     run = only_run(tmp_path / "outputs")
     good = (run / "last.pt").read_bytes()
     content = torch.load(run / "last.pt", weights_only=True)
 
     def resumed():
-        return bnrnn(tmp_path, f"resume={run}", "max_steps=9", check=False)
+        return bnrnn(f"resume={run}", "max_steps=9", check=False)
 
     (run / "last.pt").write_bytes(good[: len(good) // 2])
     assert_error(resumed(), 4, "last.pt is damaged or cut short")
@@ -515,7 +533,7 @@ def test_unusable_checkpoints(tmp_path, text):
     assert_error(resumed(), 4, "has checkpoint format 99, this bnrnn reads format 1")
 
     torch.save({"format": 1, "config": {}}, run / "last.pt")
-    assert_error(resumed(), 4, "lacks model, task")
+    assert_error(resumed(), 4, "lacks calibrated, data, model, step, task")
 
     other = {k: v for k, v in content["model"].items() if not k.endswith("gamma_hh_l0")}
     torch.save({**content, "model": other}, run / "last.pt")
@@ -533,19 +551,18 @@ def test_unusable_checkpoints(tmp_path, text):
     assert resumed().returncode == 0
 
 
-def test_a_checkpoint_of_other_data(tmp_path, text):
-    bnrnn(tmp_path, "task=text", f"path={text}", *TINY)
+def test_a_checkpoint_of_other_data(bnrnn, tmp_path, text):
+    bnrnn("task=text", f"task.path={text}", *TINY)
     run = only_run(tmp_path / "outputs")
     text.write_text(text.read_text().upper())
-    done = bnrnn(tmp_path, "mode=evaluate", f"run={run}", check=False)
+    done = bnrnn("mode=evaluate", f"run={run}", check=False)
     assert_error(done, 4, "other symbols")
 
 
-def test_a_failed_job_does_not_stop_the_sweep_but_fails_it(tmp_path, text):
-    done = bnrnn(
-        tmp_path, "-m", "task=text", f"path={text}", *TINY, "task.batch_size=1,8", "seed=0,1",
+def test_a_failed_job_does_not_stop_the_sweep_but_fails_it(bnrnn, tmp_path, text):
+    done = bnrnn("-m", "task=text", f"task.path={text}", *TINY, "task.batch_size=1,8", "seed=0,1",
         check=False,
     )  # fmt: skip
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
-    assert len(list((tmp_path / "outputs").glob("sweeps/*/*/result.json"))) == 2
+    assert len(list((tmp_path / "outputs").glob("text/*/*/result.json"))) == 2

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from bnrnn.config import AdamConfig, SGDConfig
-from bnrnn.train import build_optimizer, clip_gradients, set_adam_eps
+from bnrnn.optim import build_optimizer, clip_gradients, set_adam_eps
+from bnrnn.settings.schema import AdamConfig, SGDConfig
 
 
 def with_gradients(norm):

@@ -1,6 +1,5 @@
-"""What the README tells people to type works."""
+"""The commands in the README work, and its numbers are those of `results/`."""
 
-import json
 import re
 import shlex
 import subprocess
@@ -8,8 +7,7 @@ import sys
 
 import pytest
 
-from bnrnn.report.groups import unlike_the_paper
-from bnrnn.report.runs import find_runs
+from bnrnn.report import readme
 from tests.conftest import DATA, QUESTIONS, ROOT, needs_data
 
 README = (ROOT / "README.md").read_text()
@@ -30,7 +28,7 @@ def arguments(command, run, reader):
         command = command.replace(f"outputs/{stamp}/STAMP", str(folder))
     words = shlex.split(command)[1:]
     words = [word.replace("question=FILE", f"question={QUESTION}") for word in words]
-    words = [word.replace("path=FILE", f"path={ROOT / 'LICENSE'}") for word in words]
+    words = [word.replace("task.path=FILE", f"task.path={ROOT / 'LICENSE'}") for word in words]
     if "mode=report" in words:
         return [*words, f"outputs={run.parent.parent.parent}"]
     if "--help" in words or any(word.startswith("run=") for word in words):
@@ -73,7 +71,17 @@ def reader(tmp_path_factory):
 
 
 def test_the_readme_has_the_commands_of_every_task():
-    assert {"pmnist", "mnist", "ptb", "text8", "pydocs", "text", "cnn", "cnn4"} <= {
+    assert {
+        "pmnist_official",
+        "pmnist",
+        "mnist",
+        "ptb",
+        "text8",
+        "pydocs",
+        "text",
+        "cnn",
+        "cnn4",
+    } <= {
         word.removeprefix("task=")
         for command in COMMANDS
         for word in command.split()
@@ -96,55 +104,11 @@ def test_the_library_example():
     assert scope["output"].shape == (80, 1, 100)
 
 
-def test_the_speed_table_is_what_was_measured():
-    measured = json.loads((ROOT / "results" / "bench" / "recurrence.json").read_text())["shapes"]
-    rows = re.findall(
-        r"^\| .*: T (\d+), B (\d+), H (\d+) \| (.*) \| (.*) \|$", README, re.MULTILINE
-    )
-    assert len(rows) == len(measured)
-    for (*sizes, ours, loop), shape in zip(rows, measured.values(), strict=True):
-        assert sizes == [str(shape[k]) for k in ("steps", "batch", "hidden")]
-        steps = {subject: row["step"] for subject, row in shape["subjects"].items()}
-        assert ours == f"{steps['bnrnn'] / steps['nn.LSTM']:.2f}"
-        assert loop == f"{steps['plain loop'] / steps['nn.LSTM']:.2f}"
-
-
-def test_our_numbers_are_those_of_the_recorded_runs():
-    rows = re.findall(
-        r"^\| `bnrnn task=(\w+) model=(\w+)` \|[^|]*\| ([^|]*\d\.\d[^|]*) \|", README, re.MULTILINE
-    )
-    runs = find_runs(ROOT / "results" / "runs")
-    assert {task for task, *_ in rows} >= {"pmnist", "ptb", "pydocs"}
-    for task, model, cell in rows:
-        # The first row stands beside numbers on the map of the released code; so do ours.
-        data = {"pmnist": "pmnist-official-map", "text8": "text8-part"}.get(task, task)
-        ours = [
-            run
-            for name in (model, "lstm")
-            for run in runs
-            if (run.data, run.model, run.seed) == (data, name, 0) and not unlike_the_paper(run)
-        ]
-        assert len(ours) == 2, (task, [run.path.name for run in ours])
-        decimals = 1 if ours[0].metric == "accuracy" else 3
-        shown = [f"{run.final('test'):.{decimals}f}" for run in ours]
-        assert re.findall(r"\d+\.\d+", cell) == shown, task
-        for epochs in re.findall(r"after (\d+) epochs", cell):
-            assert {(run.result or {})["epochs"] for run in ours} == {int(epochs)}, task
-
-
-def test_our_numbers_on_a_true_permutation():
-    shown = re.findall(
-        r"on which BN-LSTM has ([\d.]+) % \(LSTM ([\d.]+)\) after (\d+) epochs",
-        " ".join(README.split()),
-    )
-    result = {
-        run.model: (f"{run.final('test'):.1f}", f"{(run.result or {})['epochs']:g}")
-        for run in find_runs(ROOT / "results" / "runs")
-        if run.data == "pmnist" and run.config["task"]["init_noise"] == 0.1
-    }
-    (bnlstm, epochs), (lstm, same) = result["bnlstm"], result["lstm"]
-    assert epochs == same
-    assert shown == [(bnlstm, lstm, epochs)]
+def test_the_numbers_are_those_of_the_results():
+    names = re.findall(r"<!-- results: (\w+) -->", README)
+    assert sorted(names) == ["experiments", "speed"]
+    assert README.count("<!-- end of results -->") == 2
+    assert readme.refreshed(README, ROOT / "results") == README
 
 
 def test_every_make_target_is_one():

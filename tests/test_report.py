@@ -2,14 +2,13 @@
 
 import json
 import re
+import shutil
 from html.parser import HTMLParser
-from pathlib import Path
 
 import pytest
-import yaml
 
 from bnrnn.errors import CheckpointError
-from bnrnn.report import compare, report, results
+from bnrnn.report import compare, paper, report, results
 from bnrnn.report.document import (
     Bullets,
     Code,
@@ -21,54 +20,18 @@ from bnrnn.report.document import (
     to_html,
     to_markdown,
 )
-from bnrnn.report.figures import validation_curves
-from bnrnn.report.groups import groups, mean_curve, sweeps
-from bnrnn.report.runs import find, find_runs, read_run
-from bnrnn.rundir import RunDirectory
+from bnrnn.report.figures import gamma_sweep, validation_curves
+from bnrnn.report.groups import groups, mean_curve, order, sweeps
+from bnrnn.runs.directory import RunDirectory
+from bnrnn.runs.find import find, find_runs, read_run
+from bnrnn.runs.record import Record, Result
+from bnrnn.settings.same import flatten
+from bnrnn.tasks.characters import TITLES
+from bnrnn.tasks.pixels import ORDERS
+from tests.conftest import ROOT
+from tests.run_folders import fail, make_run, usual_settings
 
-ROOT = Path(__file__).parent.parent
 HOSTILE = 'the loss is nan; see /home/someone/outputs/a/last.pt <script>alert("x")</script> a|b *c*'
-
-
-def make_run(
-    folder, model, values, finished=True, task="ptb", seed=0, steps=None, test=None, **changes
-):
-    """Validations 100 steps apart; `changes` are settings, double underscores for dots."""
-    folder.mkdir(parents=True)
-    config = {
-        "model": {"name": model},
-        "task": {"name": task, "kind": "pixels" if "mnist" in task else "characters"},
-        "seed": seed,
-        "max_valid_batches": None,
-        "data_dir": "/somewhere",
-    }
-    for key, value in changes.items():
-        group, _, name = key.rpartition("__")
-        (config.setdefault(group, {}) if group else config)[name] = value
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    metric = "accuracy" if "mnist" in task else "bpc"
-    lines = [
-        {"step": 100 * k, "split": "valid", "statistics": kind, metric: value + shift, "seconds": k}
-        for k, value in enumerate(values, start=1)
-        for kind, shift in (("population", 0.0), ("batch", 0.25))
-        if kind == "population" or model != "lstm"
-    ]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    if finished:
-        result = {
-            "test": {metric: values[-1] - 0.125 if test is None else test},
-            "valid": {metric: values[-1]},
-            "best_step": 100 * len(values), "steps": steps or 100 * len(values), "epochs": 2.0,
-            "data": "/somewhere/the.txt: 9 characters",
-            "wall_seconds": 90.0, "train_seconds": 60.0, "kernel": "reference", "commit": "abc",
-            "machine": "a machine", "threads": 2,
-            "command": f"bnrnn task={task} model={model} data_dir=/somewhere threads=1",
-        }  # fmt: skip
-        (folder / "result.json").write_text(json.dumps(result))
-
-
-def fail(folder, error=HOSTILE):
-    (folder / "failed.json").write_text(json.dumps({"error": error, "exit_code": 5}))
 
 
 def rows(blocks, *first):
@@ -105,38 +68,46 @@ def test_the_comparison_figure(tmp_path):
     make_run(tmp_path / "b", "lstm", [3.0, 2.5])
     compare.main([str(tmp_path), str(tmp_path / "c" / "both.png")])
     assert (tmp_path / "c" / "both.png").read_bytes().startswith(b"\x89PNG")
+    make_run(tmp_path / "other", "lstm", [3.0, 2.5], task="pydocs")
+    with pytest.raises(CheckpointError, match="several data sets"):
+        compare.main([str(tmp_path)])
 
 
-def test_a_run_reads_back_its_curves(tmp_path):
-    make_run(tmp_path / "a", "bnlstm", [0.5, 0.75], task="pmnist")
-    run = read_run(tmp_path / "a")
-    assert run.curve() == ([100, 200], [50.0, 75.0])
-    assert run.curve("batch") == ([100, 200], [75.0, 100.0])
-    assert (run.best_step(), run.final("test")) == (200, 62.5)
-    with pytest.raises(CheckpointError, match="no readable run directory"):
-        read_run(tmp_path)
+def test_data_and_models_come_in_the_papers_order(tmp_path):
+    data = [
+        "mnist", "pmnist_official", "pmnist", "ptb", "ptb-stripped", "text8", "text8-part", "cnn4",
+        "cnn4-synthetic", "cnn", "cnn-part", "pydocs", "text-emma",
+    ]  # fmt: skip
+    for k, name in enumerate(data):
+        make_run(tmp_path / f"{k * 7 % 13}-l", "lstm", [1.0], data=name)
+        make_run(tmp_path / f"{k * 7 % 13}-b", "bnlstm", [1.0], data=name)
+        make_run(tmp_path / f"{k * 7 % 13}-a", "bn_input", [1.0], data=name)
+    ordered = [(run.data, run.model) for run in sorted(find_runs(tmp_path), key=order)]
+    assert ordered == [(name, m) for name in data for m in ("lstm", "bnlstm", "bn_input")]
 
 
-@pytest.mark.parametrize(
-    ("changes", "data"),
-    [
-        ({"task": "pmnist"}, "pmnist"),
-        ({"task": "pmnist", "task__permutation": "official_code"}, "pmnist-official-map"),
-        ({"task": "cnn4", "data__synthetic": 300}, "cnn4-synthetic"),
-        ({"task": "ptb", "task__variant": "stripped"}, "ptb-stripped"),
-        ({"task": "text", "task__path": "/books/emma.txt"}, "text-emma"),
-    ],
-)
-def test_data_that_are_not_the_papers_have_another_name(tmp_path, changes, data):
-    make_run(tmp_path / "a", "lstm", [1.0], **changes)
-    assert read_run(tmp_path / "a").data == data
+def test_the_paper_and_the_tasks_have_one_title_for_one_data_set():
+    of_tasks = TITLES | {name: title for name, title, _ in ORDERS.values()}
+    for data, (title, _) in paper.DATA.items():
+        assert of_tasks.get(data, title) == title
+    assert {data for data, _ in paper.RESULTS} == paper.DATA.keys()
+    assert {model for _, model in paper.RESULTS} == paper.MODELS.keys()
+
+
+@pytest.mark.parametrize(("data", "model"), paper.RESULTS)
+def test_the_papers_settings_are_those_of_task_and_model(composed, data, model):
+    theirs = paper.settings(data, model)
+    config = composed(f"task={data}", f"model={model}")
+    assert theirs["task.name"] == config.task.name == data
+    assert theirs["model.title"] == config.model.title == paper.MODELS[model]
+    assert theirs["model.gamma_init"] == paper.GAMMA
+    assert paper.settings(f"{data}-part", model) == theirs
+    assert paper.settings(f"{data}-synthetic", model) == {}
 
 
 def test_results_on_a_part_of_the_corpus_do_not_stand_beside_the_papers(tmp_path):
-    make_run(tmp_path / "a", "lstm", [1.3], task="text8", steps=195_300, model__hidden_size=500)
-    file = tmp_path / "a" / "result.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"whole_data": False}))
-    assert read_run(tmp_path / "a").data == "text8-part"
+    make_run(tmp_path / "a", "lstm", [1.3], task="text8", steps=195_300, model__hidden_size=500,
+             data="text8-part", data_title="text8, a part of it")  # fmt: skip
     made = document(tmp_path)
     assert Heading(3, "text8, a part of it") in made
     assert rows(made, "LSTM") == [["500 units", "1.175 test", "1", "195,300"]]
@@ -165,13 +136,9 @@ def test_three_seeds_have_a_mean_a_standard_deviation_and_a_verdict(tmp_path):
 
 def test_two_seeds_have_a_range(tmp_path):
     for seed, accuracy in enumerate([0.95, 0.96]):
-        changes = {"task": "pmnist", "task__permutation": "official_code", "seed": seed}
-        make_run(
-            tmp_path / f"b{seed}", "bnlstm", [accuracy], steps=100_000, test=accuracy, **changes
-        )
-        make_run(
-            tmp_path / f"l{seed}", "lstm", [0.5], steps=100_000, test=accuracy - 0.1, **changes
-        )
+        common = {"task": "pmnist_official", "seed": seed, "steps": 100_000}
+        make_run(tmp_path / f"b{seed}", "bnlstm", [accuracy], test=accuracy, **common)
+        make_run(tmp_path / f"l{seed}", "lstm", [0.5], test=accuracy - 0.1, **common)
     assert rows(document(tmp_path), "BN-LSTM") == [
         ["95.50 (95.00 to 96.00) test", "95.4, table 1", "+0.10", "within the seeds' spread", "2",
          "100,000 of 100,000"],
@@ -196,41 +163,35 @@ def test_no_verdict_of_one_seed_a_shorter_run_or_other_settings(tmp_path):
 
 def test_the_best_validation_counts_where_the_paper_has_no_test(tmp_path):
     make_run(tmp_path / "a", "attentive_lstm", [0.5], task="cnn4")
-    config = (tmp_path / "a" / "config.yaml").read_text().replace("characters", "questions")
-    (tmp_path / "a" / "config.yaml").write_text(config)
-    for name in ("metrics.jsonl", "result.json"):
-        file = tmp_path / "a" / name
-        file.write_text(file.read_text().replace('"bpc"', '"error"'))
     ((value, reported, *_),) = rows(document(tmp_path), "LSTM")
     assert (value, reported) == ("75.00 valid", "50.3, section 5.4")  # with batch statistics
 
 
 def test_groups_are_told_apart_by_what_differs(tmp_path):
-    make_run(tmp_path / "a", "lstm", [2.0], task="pydocs", optimizer__lr=0.002, kernel="cpu")
+    make_run(tmp_path / "a", "lstm", [2.0], task="pydocs", optimizer__lr=0.02, kernel="cpu")
     make_run(tmp_path / "b", "lstm", [2.0], task="pydocs", optimizer__lr=0.01, scale="full")
     make_run(tmp_path / "c", "lstm", [2.0], task="pydocs", optimizer__lr=0.01, seed=1)
     found = groups(find_runs(tmp_path))
     assert [(g.label, len(g.runs)) for g in found] == [
-        ("learning rate 0.002", 1), ("learning rate 0.01", 2),
+        ("learning rate 0.01", 2), ("learning rate 0.02", 1),
     ]  # fmt: skip
 
 
-def test_an_older_run_has_the_default_of_a_setting_that_it_does_not_know(tmp_path):
+def test_a_less_known_setting_is_shown_where_it_is_not_as_usual(tmp_path):
     make_run(tmp_path / "a", "lstm", [2.0], task="pydocs")
-    make_run(tmp_path / "b", "lstm", [2.0], task="pydocs", seed=1, optimizer__clip="norm")
-    make_run(tmp_path / "c", "lstm", [2.0], task="pydocs", optimizer__clip="square_root")
+    make_run(tmp_path / "b", "lstm", [2.0], task="pydocs", optimizer__clip="square_root")
     found = groups(find_runs(tmp_path))
-    assert [(g.label, len(g.runs)) for g in found] == [("", 2), ("clip square_root", 1)]
+    assert [(g.label, len(g.runs)) for g in found] == [("", 1), ("clip square_root", 1)]
 
 
-def test_the_settings_of_the_released_code_are_told_as_one(tmp_path):
+def test_the_settings_of_the_released_code_are_named_as_one(tmp_path):
     for name, decay, changes in (
         ("a", 0.9, {}),
         ("b", 0.9, {"model__cell_bias": True, "selection": "batch"}),
         ("c", 0.5, {"model__cell_bias": True}),
     ):
-        make_run(tmp_path / name, "lstm", [0.5], task="pmnist", task__permutation="official_code",
-                 optimizer__name="rmsprop", optimizer__decay=decay, **changes)  # fmt: skip
+        make_run(tmp_path / name, "lstm", [0.5], task="pmnist_official", optimizer__decay=decay,
+                 **changes)  # fmt: skip
     labels = {group.first.path.name: group.label for group in groups(find_runs(tmp_path))}
     assert labels == {"a": "", "b": "experiment=official_code", "c": "cell bias, decay 0.5"}
 
@@ -248,9 +209,6 @@ def test_steps_are_compared_with_those_of_the_papers_own_run(tmp_path):
     for seed in range(3):
         make_run(tmp_path / f"{seed}", "attentive_bne_star", [0.25], task="cnn4", seed=seed,
                  steps=550_000, task__batch_size=40, optimizer__lr=8e-4)  # fmt: skip
-        for file in (tmp_path / f"{seed}").iterdir():
-            text = file.read_text().replace("characters", "questions").replace('"bpc"', '"error"')
-            file.write_text(text)
     ((value, _, _, verdict, _, steps),) = rows(document(tmp_path), "BN-e*")
     assert (value, steps) == ("50.00 ± 0.00 valid", "550,000 of 550,000")
     assert verdict == "outside the seeds' spread, worse"
@@ -270,7 +228,7 @@ def test_a_sweep_over_gamma(tmp_path):
         for seed in (0, 1):
             make_run(tmp_path / f"{gamma}-{seed}", "bnlstm", [2.0 + gamma, 1.5], seed=seed,
                      task="pydocs", model__gamma_init=gamma)  # fmt: skip
-    make_run(tmp_path / "lstm", "lstm", [2.0], task="pydocs", model__gamma_init=0.1)
+    make_run(tmp_path / "lstm", "lstm", [2.0], task="pydocs")
     runs = find_runs(tmp_path)
     (sweep,) = sweeps(runs)
     assert {gamma: [run.seed for run in of_gamma] for gamma, of_gamma in sweep.items()} == {
@@ -278,6 +236,9 @@ def test_a_sweep_over_gamma(tmp_path):
     }  # fmt: skip
     assert list(sweep) == [0.1, 0.3, 1.0]
     assert [g.label for g in groups(runs)] == ["", "γ 0.1", "γ 0.3", "γ 1"]
+    validation = gamma_sweep(sweep).axes[1]
+    (mean,) = [line for line in validation.lines if line.get_label() == "γ = 0.3"]
+    assert mean.get_xydata().tolist() == [[100, 2.55], [200, 1.75]]  # batch statistics
     report.write_report(tmp_path, tmp_path / "report")
     names = {file.name for file in (tmp_path / "report" / "figures").iterdir()}
     assert names == {
@@ -319,12 +280,12 @@ def all_states(tmp_path):
     folder = tmp_path / "outputs"
     make_run(folder / "1-finished", "bnlstm", [2.0, 1.5])
     make_run(folder / "2-failed", "lstm", [3.0, float("nan")], finished=False)
-    fail(folder / "2-failed")
+    fail(folder / "2-failed", HOSTILE)
     make_run(folder / "3-stopped", "lstm", [2.5], finished=False, seed=7)
     (folder / "3-stopped" / "last.pt").write_bytes(b"")
     make_run(folder / "4-running", "lstm", [], finished=False, seed=2)
     make_run(folder / "5-without-checkpoint", "lstm", [], finished=False, seed=3)
-    (folder / "6-unreadable").mkdir()
+    make_run(folder / "6-unreadable", "lstm", [2.0])
     (folder / "6-unreadable" / "config.yaml").write_text("model: [")
     (folder / "7-incomplete").mkdir()
     (folder / "7-incomplete" / "metrics.jsonl").write_text("")
@@ -346,7 +307,7 @@ def all_states(tmp_path):
         yield folder
 
 
-def test_every_run_is_listed_whatever_became_of_it(all_states):
+def test_every_run_is_listed_regardless_of_its_state(all_states):
     made = document(all_states)
     assert made[2] == Paragraph(
         "9 runs: 1 finished, 1 running, 1 stopped, 1 unfinished, 1 failed, 4 unreadable."
@@ -359,12 +320,15 @@ def test_every_run_is_listed_whatever_became_of_it(all_states):
     assert rows(made, "5-without-checkpoint", "unfinished")[0] == [
         "0", "none", "no checkpoint to go on from",
     ]  # fmt: skip
-    unreadable = rows(made, Code("6-unreadable"), "unreadable")[0]
-    assert "expected the node content" in unreadable[-1]
-    assert "config.yaml" in rows(made, Code("7-incomplete"), "unreadable")[0][-1]
-    assert rows(made, Code("8-strange"), "unreadable")[0][-1] == "no 'best_step' there"
-    reason = "an analysis that this version does not know, of_tomorrow"
-    assert rows(made, Code("newer"), "unreadable")[0][-1] == reason
+    reasons = {
+        "6-unreadable": "config.yaml is damaged: ",
+        "7-incomplete": "has no config.yaml",
+        "8-strange": "result.json is damaged: ",
+        "newer": "result.json: an analysis that this version does not know, 'of_tomorrow'",
+    }
+    for name, reason in reasons.items():
+        ((_, _, found),) = rows(made, Code(name), "unreadable")
+        assert reason in found, name
     # The best of a run with a NaN in it is its best number.
     assert rows(made, "2-failed", "failed", "3.000")[0][:3] == ["-", "100", "200"]
 
@@ -374,7 +338,7 @@ def test_a_run_that_goes_on_is_as_any_other(all_states):
     assert rows(document(all_states), "2-failed", "unfinished")
 
 
-def test_what_was_not_run_is_said(all_states):
+def test_what_was_not_run_is_listed(all_states):
     not_run, _ = [block.items for block in document(all_states) if isinstance(block, Bullets)]
     assert len(not_run) == 14  # of the paper's fifteen results
     assert (
@@ -471,11 +435,11 @@ def test_blocks_as_markdown_and_as_html():
 def test_results_from_runs(tmp_path):
     make_run(tmp_path / "outputs" / "a", "bnlstm", [2.0, 1.5])
     make_run(tmp_path / "outputs" / "b", "lstm", [3.0, 2.5], finished=False)
-    fail(tmp_path / "outputs" / "b")
+    fail(tmp_path / "outputs" / "b", HOSTILE)
     make_run(tmp_path / "outputs" / "trial", "lstm", [3.0], seed=1, max_valid_batches=2)
     make_run(tmp_path / "outputs" / "demo" / "a", "lstm", [3.0], seed=2)
     target = tmp_path / "results"
-    results.main(tmp_path / "outputs", target)
+    results.main([tmp_path / "outputs", target])
     text = (target / "README.md").read_text()
     assert sorted(path.name for path in (target / "runs").iterdir()) == [
         "ptb-bnlstm-seed0", "ptb-lstm-seed0",
@@ -487,24 +451,44 @@ def test_results_from_runs(tmp_path):
     ]  # fmt: skip
     assert (
         "| [ptb-lstm-seed0](runs/ptb-lstm-seed0) | failed | 200 | 2.500 at 200 | the loss is"
-        in (text)
+        in text
     )
     command = "`bnrnn task=ptb model=bnlstm`"
     assert f"\n- [ptb-bnlstm-seed0](runs/ptb-bnlstm-seed0): {command}\n" in text
     copied = [file for file in target.rglob("*") if file.suffix in (".yaml", ".json", ".md")]
+    assert len(copied) == 7
     assert not re.search("/somewhere|/home", "".join(file.read_text() for file in copied))
     assert (target / "figures" / "ptb.png").stat().st_size > 10_000
     assert not list(target.rglob("*.svg"))
-    results.main(tmp_path / "nothing new", target)
+    results.main([tmp_path / "nothing new", target])
     assert (target / "README.md").read_text() == text
     assert results.write(target, figures=False) == text
+
+
+def test_a_copy_holds_what_the_run_holds(tmp_path):
+    make_run(tmp_path / "outputs" / "a", "bnlstm", [2.0, 1.5])
+    results.collect(tmp_path / "outputs", tmp_path / "results")
+    ours, copied = read_run(tmp_path / "outputs" / "a"), read_run(
+        tmp_path / "results" / "runs" / "ptb-bnlstm-seed0"
+    )  # fmt: skip
+    assert copied.records == ours.records
+    assert copied.subject.metric == ours.subject.metric
+    assert copied.settings == ours.settings | {"data_dir": "data"}
+    assert copied.final("test") == ours.final("test")
+
+
+def make_result(command, steps=1, max_steps=1):
+    return Result(
+        {}, {}, 1, None, "t", "m", 0, "", True, steps, max_steps, 1.0, 1.0, 1.0, "", "", None, "",
+        "", "", "", 1, command,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("typed", "steps", "shown"),
     [
         ("task=ptb data_dir=/d outputs=/o threads=1 resume=auto", {}, "task=ptb"),
-        ("task=text path=/books/emma.txt", {}, "task=text path=emma.txt"),
+        ("task=text task.path=/books/emma.txt", {}, "task=text task.path=emma.txt"),
         ("task=ptb mode=lengths run=/o/ptb/1", {}, "task=ptb mode=lengths run=auto"),
         ("task=ptb max_epochs=4", {"steps": 3160, "max_steps": 3160}, "task=ptb max_epochs=4"),
         ("task=ptb max_epochs=4", {"steps": 3547, "max_steps": 3160}, "task=ptb max_steps=3547"),
@@ -512,7 +496,7 @@ def test_results_from_runs(tmp_path):
     ],
 )
 def test_the_command_that_makes_a_result_elsewhere(typed, steps, shown):
-    assert results.command({"command": f"bnrnn {typed}"} | steps) == f"bnrnn {shown}"
+    assert results.command(make_result(f"bnrnn {typed}", **steps)) == f"bnrnn {shown}"
 
 
 def test_a_finished_run_stays_and_takes_its_folder_again(tmp_path):
@@ -529,21 +513,25 @@ def test_a_finished_run_stays_and_takes_its_folder_again(tmp_path):
 def test_names_tell_settings_apart(tmp_path):
     outputs, target = tmp_path / "outputs", tmp_path / "results"
     for k, changes in enumerate([
-        {"model__gamma_init": 0.1}, {"model__gamma_init": 0.3}, {"model__gamma_init": 1.0},
-        {"model__gamma_init": 0.1, "scale": "hour"}, {"model__gamma_init": 0.1, "seed": 1},
-        {"model__gamma_init": 0.1, "task__new": 2, "task__newer": 2},
-        {"model__gamma_init": 0.1, "task__new": 2, "task__newer": 3},
+        {}, {"model__gamma_init": 0.3}, {"model__gamma_init": 1.0}, {"scale": "hour"}, {"seed": 1},
+        {"task__variant": "stripped", "model__dropout": 0.5},
+        {"task__variant": "stripped", "model__dropout": 0.25},
     ]):  # fmt: skip
-        known = {"task__new": 1, "task__newer": 1} | changes
-        make_run(outputs / str(k), "bnlstm", [3.0], **known)
-    make_run(outputs / "map", "bnlstm", [0.5], task="pmnist", task__permutation="official_code")
-    make_run(outputs / "true", "bnlstm", [0.5], task="pmnist", task__permutation="true")
+        make_run(outputs / str(k), "bnlstm", [3.0], **changes)
+    make_run(outputs / "map", "bnlstm", [0.5], task="pmnist_official")
+    make_run(outputs / "true", "bnlstm", [0.5], task="pmnist")
+    # Of data that the paper has not, what differs is named of the second.
+    make_run(outputs / "own1", "lstm", [3.0], task="pydocs")
+    make_run(outputs / "own2", "lstm", [3.0], task="pydocs", model__dropout=0.5)
+    make_run(outputs / "own3", "lstm", [3.0], task="pydocs", model__dropout=0.25)
     results.collect(outputs, target)
     assert sorted(path.name for path in (target / "runs").iterdir()) == [
-        "pmnist-bnlstm-seed0", "pmnist-official-map-bnlstm-seed0",
+        "pmnist-bnlstm-seed0", "pmnist_official-bnlstm-seed0",
+        "ptb-bnlstm-dropout_0.25-variant_stripped-seed0",
+        "ptb-bnlstm-dropout_0.5-variant_stripped-seed0",
         "ptb-bnlstm-gamma0.3-seed0", "ptb-bnlstm-gamma1-seed0", "ptb-bnlstm-hour-seed0",
-        "ptb-bnlstm-new_2-newer_3-seed0", "ptb-bnlstm-new_2-seed0", "ptb-bnlstm-seed0",
-        "ptb-bnlstm-seed1",
+        "ptb-bnlstm-seed0", "ptb-bnlstm-seed1",
+        "pydocs-lstm-dropout_0.25-seed0", "pydocs-lstm-dropout_0.5-seed0", "pydocs-lstm-seed0",
     ]  # fmt: skip
     before = {file: file.read_bytes() for file in target.rglob("*.*") if file.is_file()}
     results.collect(outputs, target)
@@ -551,16 +539,16 @@ def test_names_tell_settings_apart(tmp_path):
 
 
 def test_large_records_are_thinned():
-    records = [{"step": step, "split": "train"} for step in range(1, 1001)]
-    records += [{"step": 1000, "split": "valid"}, {"step": 1000, "split": "test"}]
+    records = [Record(step, "train", {}) for step in range(1, 1001)]
+    records += [Record(1000, "valid", {}, "population"), Record(1000, "test", {}, "population")]
     thin = results.thin(records)
-    assert [r["step"] for r in thin if r["split"] == "train"] == list(range(1, 1001, 3))
-    assert [r["split"] for r in thin[-2:]] == ["valid", "test"]
+    assert [r.step for r in thin if r.split == "train"] == list(range(1, 1001, 3))
+    assert [r.split for r in thin[-2:]] == ["valid", "test"]
     assert results.thin(thin) == thin
 
 
 def test_analyses_are_collected_too(all_states, tmp_path):
-    results.main(all_states, tmp_path / "results")
+    results.main([all_states, tmp_path / "results"])
     file = tmp_path / "results" / "analyses" / "tanh_derivative" / "result.json"
     assert json.loads(file.read_text())["deviations"] == [0.0, 1.0]
     assert (tmp_path / "results" / "figures" / "tanh_derivative.png").exists()
@@ -568,6 +556,41 @@ def test_analyses_are_collected_too(all_states, tmp_path):
     assert "![The derivative of tanh](figures/tanh_derivative.png)" in text
 
 
+def test_the_numbers_of_the_front_page_come_from_the_results(tmp_path):
+    outputs, target = tmp_path / "outputs", tmp_path / "results"
+    make_run(outputs / "a", "bnlstm", [2.0, 1.5])
+    make_run(outputs / "b", "lstm", [3.0, 2.5])
+    make_run(outputs / "other", "lstm", [3.0, 2.5, 1.0], model__dropout=0.5)
+    make_run(outputs / "part", "lstm", [3.0], data="text8-part", data_title="a part")
+    shutil.copytree(ROOT / "results" / "bench", target / "bench")
+    (tmp_path / "README.md").write_text(
+        "before\n<!-- results: experiments -->\n"
+        "| command | paper | ours | time |\n|---|---|---|---|\n"
+        "| `bnrnn task=ptb model=bnlstm` | 1.32 | old | 1 s |\n"
+        "| `bnrnn task=text8 model=bnlstm` | 1.36 | | 1 s |\n"
+        "| `bnrnn task=cnn model=attentive_bnlstm` | | | |\n"
+        "| `bnrnn task=text task.path=FILE` | | as it is | |\n"
+        "<!-- end of results -->\nafter\n"
+    )
+    results.main([outputs, target])
+    assert (tmp_path / "README.md").read_text().splitlines()[4:9] == [
+        "| `bnrnn task=ptb model=bnlstm` | 1.32 | 1.375 bits per character (LSTM 2.375) after 2 "
+        "epochs | 1 s |",
+        "| `bnrnn task=text8 model=bnlstm` | 1.36 | [only a part](results/README.md) | 1 s |",
+        "| `bnrnn task=cnn model=attentive_bnlstm` | | not run yet | |",
+        "| `bnrnn task=text task.path=FILE` | | as it is | |",
+        "<!-- end of results -->",
+    ]
+
+
 def test_the_shipped_table_is_what_the_script_makes_of_the_shipped_files():
     folder = ROOT / "results"
     assert (folder / "README.md").read_text() == results.write(folder, figures=False)
+
+
+def test_every_shipped_run_has_todays_settings():
+    for run in find(ROOT / "results").runs:
+        settings, title, free = usual_settings(run.subject.task, run.model)
+        assert list(flatten(run.settings)) == list(flatten(settings)), run.path.name
+        assert (run.subject.model_title, run.subject.free_settings) == (title, free)
+    assert not find(ROOT / "results").unreadable

@@ -1,11 +1,12 @@
 """Which run `resume=auto` goes on with and `run=auto` looks into, and what a run refuses."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
-from bnrnn.rundir import RunDirectory
+from bnrnn.runs.directory import RunDirectory
 
 TINY = [
     "task=text", "model=lstm", "model.hidden_size=4", "task.length=20", "task.batch_size=8",
@@ -26,7 +27,7 @@ def text(tmp_path):
 @pytest.fixture
 def train(bnrnn_here, text):
     def train(*arguments, path=text, exit_code=0):
-        done = bnrnn_here(*TINY, f"path={path}", *arguments)
+        done = bnrnn_here(*TINY, f"task.path={path}", *arguments)
         assert done.returncode == exit_code, done.stderr
         return done
 
@@ -78,13 +79,15 @@ def test_an_unfinished_run_is_not_cut_short(train):
 def test_a_run_that_another_process_has_just_begun_is_not_begun_twice(train):
     train("max_steps=3")
     (run,) = finished()
-    (run / "result.json").unlink()
-    (run / "last.pt").unlink()
+    for file in run.iterdir():
+        if file.name not in ("config.yaml", "bnrnn.log"):
+            shutil.rmtree(file) if file.is_dir() else file.unlink()
     with RunDirectory(run):
         done = train("max_steps=3", "resume=auto", exit_code=6)
     assert "another process is training in" in done.stderr
     train("max_steps=3", "resume=auto")
-    assert len(list(run.parent.iterdir())) == 2
+    assert len(finished()) == 1
+    assert not run.exists()  # nobody trains there any more, and nothing was begun
 
 
 def test_another_text_is_another_run(train, tmp_path, text):

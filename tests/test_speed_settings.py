@@ -4,7 +4,7 @@ import platform
 
 import pytest
 
-from bnrnn import allocator
+from bnrnn.command import allocator
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has these settings")

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from bnrnn.streams import LIMIT, Purpose, stream
+from bnrnn.tasks.streams import LIMIT, Purpose, stream
 
 NUMBERS = (0, 1, 2, 5, LIMIT - 1)
 
@@ -17,7 +17,7 @@ def first(*arguments) -> tuple[int, ...]:
 def test_a_stream_is_a_function_of_its_arguments():
     for arguments in itertools.product((0, 3), Purpose, (0, 7), (0, 9)):
         assert first(*arguments) == first(*arguments)
-    assert first(5, Purpose.ORDER) == first(5, Purpose.ORDER, 0, 0)
+    assert first(5, Purpose.RELABEL) == first(5, Purpose.RELABEL, 0, 0)
 
 
 def test_no_two_streams_are_the_same():
@@ -27,10 +27,11 @@ def test_no_two_streams_are_the_same():
 
 
 def test_a_batch_does_not_share_the_stream_of_its_epoch():
-    """As `default_rng([seed, epoch])` and `default_rng([seed, epoch, 0])` do."""
+    """As `default_rng([seed, epoch])`, its order, and `default_rng([seed, epoch, 0])` do."""
     old = [np.random.default_rng(key).integers(1 << 63, size=4) for key in ([3, 1], [3, 1, 0])]
     np.testing.assert_array_equal(*old)
-    assert first(3, Purpose.ORDER, 1) != first(3, Purpose.RELABEL, 1, 0)
+    assert all(first(3, purpose, 1) != tuple(old[0].tolist()) for purpose in Purpose)
+    assert first(3, Purpose.CALIBRATION_RELABEL, 1) != first(3, Purpose.RELABEL, 1)
 
 
 def test_streams_are_not_correlated():
@@ -46,10 +47,10 @@ def test_streams_are_not_correlated():
 )
 def test_arguments_out_of_range(seed: int, epoch: int, index: int):
     with pytest.raises(ValueError, match=f"seed {seed}, epoch {epoch}, index {index}"):
-        stream(seed, Purpose.ORDER, epoch, index)
+        stream(seed, Purpose.RELABEL, epoch, index)
 
 
 def test_values_of_purposes_are_fixed():
     assert {purpose.name: purpose.value for purpose in Purpose} == {
-        "ORDER": 0, "CALIBRATION_ORDER": 1, "RELABEL": 2, "CALIBRATION_RELABEL": 3, "UNITS": 4,
+        "RELABEL": 0, "CALIBRATION_RELABEL": 1,
     }  # fmt: skip

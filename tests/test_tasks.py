@@ -7,13 +7,12 @@ import pytest
 import torch
 
 from bnrnn import calibrate
-from bnrnn.config import CharacterConfig, ModelConfig, PixelConfig
 from bnrnn.datasets import MNIST
-from bnrnn.errors import CheckpointError
+from bnrnn.errors import CheckpointError, DataError
+from bnrnn.settings.schema import CharacterConfig, ModelConfig, PixelConfig
 from bnrnn.tasks import CharacterTask, PixelTask
-from bnrnn.tasks.base import even_batches
+from bnrnn.tasks.base import IGNORED, classify, even_batches
 from bnrnn.tasks.pixels import checksum, pixel_order
-from bnrnn.tasks.scoring import Score, score_logits
 from tests.accuracy import assert_rounded
 
 NORMALIZED = {"input_norm": "frame", "recurrent_norm": "frame", "cell_norm": "frame"}
@@ -91,19 +90,35 @@ def test_the_test_string_is_one_sequence_regardless_of_the_piece(text, piece, no
 
 def test_bits_per_character_of_a_uniform_guess(text):
     task = CharacterTask(text, 0, Path())
-    score = score_logits(torch.zeros(5, 3, 32), torch.zeros(5, 3, dtype=torch.long))
-    assert task.metrics(score)["bpc"] == pytest.approx(5.0)
+    loss = classify(torch.zeros(5, 3, 32), torch.zeros(5, 3, dtype=torch.long))
+    assert task.metrics(loss.sums)["bpc"] == pytest.approx(5.0)
+    assert loss.value.item() == pytest.approx(5.0 * np.log(2))
 
 
 @pytest.mark.numeric
-def test_scores_of_uneven_batches_add_up_exactly():
+def test_sums_of_uneven_batches_add_up_exactly():
     logits, target = torch.randn(10, 4), torch.randint(4, (10,))
-    whole = score_logits(logits, target)
-    parts = Score()
-    for part in (slice(0, 7), slice(7, 10)):
-        parts += score_logits(logits[part], target[part])
-    assert parts.nll == pytest.approx(whole.nll, rel=1e-12)
-    assert (parts.correct, parts.count) == (whole.correct, whole.count)
+    whole = classify(logits, target).sums
+    parts = [classify(logits[part], target[part]).sums for part in (slice(0, 7), slice(7, 10))]
+    assert sum(p["nll"] for p in parts) == pytest.approx(whole["nll"], rel=1e-12)
+    for key in ("correct", "count"):
+        assert sum(p[key] for p in parts) == whole[key]
+
+
+def test_the_loss_and_its_gradient_are_those_of_torch_bit_for_bit():
+    logits, target = torch.randn(33, 7, 50, requires_grad=True), torch.randint(50, (33, 7))
+    (ours,) = torch.autograd.grad(classify(logits, target).value, logits)
+    theirs = torch.nn.functional.cross_entropy(logits.flatten(0, 1), target.flatten())
+    assert torch.equal(ours, torch.autograd.grad(theirs, logits)[0])
+
+
+def test_padding_is_never_a_target():
+    logits, target = torch.randn(6, 4, dtype=torch.float64), torch.randint(4, (6,))
+    padded = torch.cat([target, torch.full((3,), IGNORED)])
+    found = classify(torch.cat([logits, torch.full((3, 4), 7.0)]), padded)
+    expected = classify(logits, target)
+    assert found.sums == expected.sums
+    assert found.value.item() == pytest.approx(expected.value.item(), rel=1e-12)
 
 
 @pytest.mark.parametrize(("n", "size"), [(10, 10), (11, 10), (101, 10), (3964, 64)])
@@ -140,6 +155,12 @@ def test_pixels_come_in_the_order_of_the_permutation(pixels):
     assert sorted(seen.tolist()) == sorted(task.data.train_labels.tolist())
 
 
+def test_a_batch_beyond_the_data_is_one_line(pixels):
+    pixels.batch_size = 61
+    with pytest.raises(DataError, match="60 training images, fewer than a batch: lower"):
+        PixelTask(pixels, 0, Path())
+
+
 def test_the_permutation_travels_with_the_checkpoint(pixels):
     task = PixelTask(pixels, 0, Path())
     state = task.state()
@@ -151,11 +172,3 @@ def test_the_permutation_travels_with_the_checkpoint(pixels):
     state["order"][0] = state["order"][1]
     with pytest.raises(CheckpointError, match="does not match its checksum"):
         other.load_state(state)
-
-
-@pytest.mark.parametrize(("who", "plain_noise"), [("all", 0.1), ("normalized", 0.0)])
-def test_noise_on_the_initial_state_for_those_who_ask(pixels, who, plain_noise):
-    pixels.init_noise, pixels.init_noise_for = 0.1, who
-    task = PixelTask(pixels, 0, Path())
-    assert task.build_model(ModelConfig(name="lstm"), "auto").lstm.init_noise == plain_noise
-    assert task.build_model(ModelConfig(name="bn", **NORMALIZED), "auto").lstm.init_noise == 0.1

@@ -10,13 +10,13 @@ their length below every draw we made; another batch or noise does not explain 0
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bnrnn.runs.analysis import Band, GradientFlow
 from bnrnn.tasks.base import Progress
 
 CLASSES = 10
@@ -33,7 +33,7 @@ def gradient_flow(
     noise: float = 0.1,
     seed: int = 0,
     progress: Progress = iter,
-) -> dict[str, Any]:
+) -> GradientFlow:
     """Norm of the gradient of the mean loss with respect to h_t, before any training.
 
     Args:
@@ -44,7 +44,7 @@ def gradient_flow(
         noise: standard deviation of h_0. Needed: the first pixels are the same in all images.
 
     Returns:
-        "t": every 4th step and the last; "curves", one for each matrix and γ: log10 of the norm
+        t: every 4th step and the last; curves, one for each matrix and γ: log10 of the norm
         (over units, mean over the batch) at these t, its median, lowest and highest over the
         repeats. None: the norm is 0 or not finite.
     """
@@ -62,27 +62,26 @@ def gradient_flow(
         weights = _draw(matrix, len(images), hidden_size, noise, seed + repeat)
         gradients = hidden_gradients(pixels, target, *weights, gamma)
         found[matrix, gamma].append(log_norms(gradients)[shown].numpy())
-    return {
-        "analysis": "gradient_flow",
-        "gammas": list(gammas),
-        "matrices": list(matrices),
-        "repeats": repeats,
-        "batch_size": len(images),
-        "hidden_size": hidden_size,
-        "noise": noise,
-        "seed": seed,
-        "t": shown,
-        "curves": [
-            {
-                "matrix": matrix,
-                "gamma": gamma,
-                "median": _rounded(np.median(logs, axis=0)),
-                "lowest": _rounded(np.min(logs, axis=0)),
-                "highest": _rounded(np.max(logs, axis=0)),
-            }
+    return GradientFlow(
+        gammas=list(gammas),
+        matrices=list(matrices),
+        repeats=repeats,
+        batch_size=len(images),
+        hidden_size=hidden_size,
+        noise=noise,
+        seed=seed,
+        t=shown,
+        curves=[
+            Band(
+                matrix,
+                gamma,
+                median=_rounded(np.median(logs, axis=0)),
+                lowest=_rounded(np.min(logs, axis=0)),
+                highest=_rounded(np.max(logs, axis=0)),
+            )
             for (matrix, gamma), logs in found.items()
         ],
-    }
+    )
 
 
 def hidden_gradients(

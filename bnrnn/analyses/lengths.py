@@ -1,8 +1,8 @@
 """Figure 3b: bits per character of test sequences longer than those in training."""
 
 import contextlib
+from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -11,9 +11,9 @@ from torch import nn
 from bnrnn.errors import DataError
 from bnrnn.evaluate import normalizes
 from bnrnn.nn import batch_statistics
+from bnrnn.runs.analysis import Lengths
 from bnrnn.tasks import Batch, CharacterTask, Progress
 from bnrnn.tasks.base import even_batches
-from bnrnn.tasks.scoring import Score, score_batches
 
 
 def lengths(
@@ -23,7 +23,7 @@ def lengths(
     batch_size: int,
     device: torch.device,
     progress: Progress = iter,
-) -> dict[str, Any]:
+) -> Lengths:
     """Cut the test string into non-overlapping slices of each length, and score the slices.
 
     A slice of length L has L - 1 predictions, from the learned initial state on; what is left of
@@ -36,7 +36,7 @@ def lengths(
             normalises, so that no batch is of one slice.
 
     Returns:
-        "bpc": test bits per character for each length, with "population" statistics and, of a
+        bpc: test bits per character for each length, with "population" statistics and, of a
         model that normalises, with those of each "batch".
 
     Raises:
@@ -58,21 +58,20 @@ def lengths(
         for kind in kinds
         for part in even_batches(len(text) // length, batch_size)
     ]
-    scores = {kind: {length: Score() for length in lengths} for kind in kinds}
+    sums = {(kind, length): Counter[str]() for kind in kinds for length in lengths}
     model.eval()
     for kind, length, part in progress(jobs):
         rows = text[part.start * length : part.stop * length].reshape(-1, length)
         characters = torch.from_numpy(rows.T.astype(np.int64))
         batch = Batch(characters[:-1], characters[1:])
         with batch_statistics(model) if kind == "batch" else contextlib.nullcontext():
-            scores[kind][length] += score_batches(model, task, [batch], device)
-    return {
-        "analysis": "lengths",
-        "lengths": list(lengths),
-        "batch_size": batch_size,
-        "characters": len(text),
-        "bpc": {
-            kind: [round(task.metrics(score)["bpc"], 5) for score in by_length.values()]
-            for kind, by_length in scores.items()
+            sums[kind, length].update(task.score(model, [batch], device))  # type: ignore[arg-type]
+    return Lengths(
+        lengths=list(lengths),
+        batch_size=batch_size,
+        characters=len(text),
+        bpc={
+            kind: [round(task.metrics(dict(sums[kind, length]))["bpc"], 5) for length in lengths]
+            for kind in kinds
         },
-    }
+    )

@@ -1,6 +1,6 @@
 """Figure 5: how population statistics change over the time steps of a sequence."""
 
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 from torch import nn
@@ -8,20 +8,21 @@ from torch import nn
 from bnrnn.errors import ConfigError
 from bnrnn.kernels import Moments
 from bnrnn.nn import BNLSTM, StepStatistics
+from bnrnn.runs.analysis import Population, Units
 
 TERMS = {"recurrent": "hh_l0", "cell": "c_l0"}
 FIRST, LATER = 30, 30  # time steps that are kept: the first, and so many of all the others
 
 
-def population(model: nn.Module, units: int, seed: int) -> dict[str, Any]:
+def population(model: nn.Module, units: int, seed: int) -> Population:
     """Population mean and variance of random units of the first `BNLSTM` in `model`.
 
     Of the recurrent term W_h h these are features among 4H (gates i, f, g, o), of the cell state
     units among H; fewer than `units` where there are not so many.
 
     Returns:
-        "units"; "steps": T; "t": the first 30 steps, and 30 more up to the last; "recurrent" and
-        "cell": "units" (indices), "mean" and "variance", for each unit a list over t.
+        steps: T; t: the first 30 steps, and 30 more up to the last; recurrent and cell: units
+        (indices), mean and variance, for each unit a list over t.
 
     Raises:
         ConfigError: the model does not normalise both.
@@ -41,27 +42,25 @@ def population(model: nn.Module, units: int, seed: int) -> dict[str, Any]:
     t = list(range(steps))
     if steps > FIRST + LATER:
         t[FIRST:] = np.linspace(FIRST, steps - 1, LATER).round().astype(int).tolist()
-    return {
-        "analysis": "population",
-        "seed": seed,
-        "units": units,
-        "steps": steps,
-        "t": t,
-        **{term: _curves(moments[term], t, units, generator) for term in TERMS},
-    }
+    return Population(
+        seed=seed,
+        units=units,
+        steps=steps,
+        t=t,
+        recurrent=_curves(moments["recurrent"], t, units, generator),
+        cell=_curves(moments["cell"], t, units, generator),
+    )
 
 
-def _curves(
-    moments: Moments, t: list[int], units: int, generator: np.random.Generator
-) -> dict[str, Any]:
+def _curves(moments: Moments, t: list[int], units: int, generator: np.random.Generator) -> Units:
     features = moments.mean.shape[1]
     chosen = np.sort(generator.choice(features, min(units, features), replace=False)).tolist()
 
     def curves(statistic: np.ndarray) -> list[list[float]]:
         return [[float(f"{x:.4g}") for x in row] for row in statistic[t][:, chosen].T.tolist()]
 
-    return {
-        "units": chosen,
-        "mean": curves(moments.mean.cpu().numpy()),
-        "variance": curves(moments.var.cpu().numpy()),
-    }
+    return Units(
+        units=chosen,
+        mean=curves(moments.mean.cpu().numpy()),
+        variance=curves(moments.var.cpu().numpy()),
+    )

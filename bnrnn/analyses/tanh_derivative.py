@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from statistics import NormalDist
-from typing import Any
 
 import numpy as np
 
+from bnrnn.runs.analysis import TanhDerivative
 
-def tanh_derivative(deviations: Sequence[float]) -> dict[str, Any]:
+
+def tanh_derivative(deviations: Sequence[float]) -> TanhDerivative:
     """Mean and quartiles of 1 - tanh(x)² for x ~ N(0, σ²), one of each a σ in `deviations`.
 
     The paper draws samples; the mean is an integral here and the quartiles are exact.
@@ -21,13 +22,12 @@ def tanh_derivative(deviations: Sequence[float]) -> dict[str, Any]:
     # The derivative falls with |x|: its lower quartile is where |x| has its upper one, and |x| is
     # below σ Φ⁻¹((1 + p) / 2) with probability p.
     lower, upper = (sigma * NormalDist().inv_cdf((1 + p) / 2) for p in (0.75, 0.25))
-    return {
-        "analysis": "tanh_derivative",
-        "deviations": list(deviations),
-        "mean": _rounded(mean),
-        "lower_quartile": _rounded(_derivative(lower)),
-        "upper_quartile": _rounded(_derivative(upper)),
-    }
+    return TanhDerivative(
+        deviations=list(deviations),
+        mean=_rounded(mean),
+        lower_quartile=_rounded(_derivative(lower)),
+        upper_quartile=_rounded(_derivative(upper)),
+    )
 
 
 def _derivative(x: np.ndarray) -> np.ndarray:

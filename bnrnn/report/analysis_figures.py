@@ -1,67 +1,38 @@
-"""The figures of `bnrnn.analyses`: from its results, with the paper's curves behind ours."""
+"""The figures of `bnrnn.runs.analysis`: from its results, with the paper's curves behind ours.
 
-from collections.abc import Callable
+`FIGURES` is the table of them. Each is drawn from one or more results, all of the same data.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, MultipleLocator, NullLocator
 
+from bnrnn.plots.style import colour, entry, plain, plt, tidy
 from bnrnn.report import paper
-from bnrnn.report.figures import COLOURS, plt
-from bnrnn.report.runs import DATA, MODELS, analysed_data, departures
-
-Results = list[dict[str, Any]]
-
-CAPTIONS = {
-    "gradient_flow": (
-        "Norm of the gradient of the loss with respect to h_t in an untrained batch-normalised "
-        "tanh RNN over in-order MNIST (figure 1a): lines are our medians over several draws of the "
-        "weights, bands the lowest to the highest, dots the paper's curves, which have the same "
-        "order and ends but for γ from 0.6 to 0.8 fall several decades lower; where W_h is "
-        "orthogonal a large γ makes the gradient explode instead of vanish."
-    ),
-    "tanh_derivative": (
-        "Derivative of tanh(x) for x ~ N(0, σ²) (figure 1b): its mean and its middle half, exact "
-        "where the paper draws samples; batch normalisation makes σ = γ, and at the paper's choice "
-        "of 0.1 hardly any of the derivative is lost."
-    ),
-    "lengths": (
-        "Test bits per character against the length of the sequences the test string is cut into, "
-        "as in figure 3b: ours after the training steps in the legend; a BN-LSTM is dashed with "
-        "population and solid with batch statistics."
-    ),
-    "population": (
-        "Population mean and variance of random units of our BN-LSTM at each time step, as in "
-        "figure 5, after the training steps in the title: each thin line is a unit, the black one "
-        "their median; in the paper, on Penn Treebank, all have settled after about ten time steps."
-    ),
-}
-_BESIDE_THE_PAPER = (
-    " Lines with markers are ours, wide pale ones the paper's, after its full training."
-)
+from bnrnn.report.analyses import departures, made
+from bnrnn.report.figures import LARGEST
+from bnrnn.runs.analysis import Analysed, GradientFlow, Lengths, Population, TanhDerivative
 
 _MARKERS = "os^Dv"  # of one model, for each of its settings
 _LONG = 100  # letters beyond which two legend entries do not fit side by side
 _LOWEST, _HIGHEST = -25, 15  # powers of ten that are shown
-_TITLES = {"identity": "$W_h = I$, as in the authors' code", "orthogonal": "$W_h$ orthogonal"}
-_TERMS = {"recurrent": "recurrent term $W_h h$", "cell": "cell state $c$"}
+_MATRICES = {"identity": "$W_h = I$, as in the authors' code", "orthogonal": "$W_h$ orthogonal"}
+_PAPERS_DATA = "ptb"  # of figures 3b and 5
 
 
-def caption(kind: str, data: str | None) -> str:
-    """Of the figure of one analysis of models of one data set."""
-    beside = kind == "lengths" and data == "ptb"
-    return CAPTIONS[kind] + (_BESIDE_THE_PAPER if beside else "")
-
-
-def gradient_flow(results: Results) -> Figure:
+def gradient_flow(results: Sequence[GradientFlow]) -> Figure:
     """A panel for each matrix; the first result."""
-    result = results[0]
-    gammas, matrices, t = result["gammas"], result["matrices"], result["t"]
+    found = results[0]
+    matrices = [matrix for matrix in _MATRICES if matrix in found.matrices]
+    gammas = list(dict.fromkeys(band.gamma for band in found.curves))
     shades = colormaps["viridis"](np.linspace(0, 0.92, len(gammas)))
     colours = dict(zip(gammas, shades, strict=True))
     figure, panels = plt.subplots(
@@ -69,14 +40,12 @@ def gradient_flow(results: Results) -> Figure:
         sharey=True, squeeze=False,
     )  # fmt: skip
     for axes, matrix in zip(panels[0], matrices, strict=True):
-        for curve in result["curves"]:
-            if curve["matrix"] == matrix:
-                median, lowest, highest = (
-                    np.array(curve[name], dtype=float) for name in ("median", "lowest", "highest")
-                )
-                colour = colours[curve["gamma"]]
-                axes.fill_between(t, lowest, highest, color=colour, alpha=0.1, linewidth=0)
-                axes.plot(t, median, color=colour, linewidth=1.6)
+        for band in found.curves:
+            if band.matrix == matrix:
+                median, lowest, highest = map(_numbers, (band.median, band.lowest, band.highest))
+                shade = colours[band.gamma]
+                axes.fill_between(found.t, lowest, highest, color=shade, alpha=0.1, linewidth=0)
+                axes.plot(found.t, median, color=shade, linewidth=1.6)
         if matrix == "identity":
             for gamma in paper.gradient_flow().keys() & colours.keys():
                 x, y = np.transpose(paper.gradient_flow()[gamma])
@@ -89,9 +58,9 @@ def gradient_flow(results: Results) -> Figure:
                 ],
                 frameon=False, loc="upper left",
             )  # fmt: skip
-        axes.set_title(_TITLES[matrix], fontsize=11, loc="left")
-        _tidy(axes, "time step $t$", "")
-        axes.set_xlim(0, t[-1])
+        axes.set_title(_MATRICES[matrix], fontsize=11, loc="left")
+        tidy(axes, "time step $t$", "")
+        _limit(axes, 0, found.t[-1])
         axes.set_ylim(_LOWEST, _HIGHEST)
         axes.yaxis.set_major_locator(MultipleLocator(5))
         axes.yaxis.set_major_formatter(lambda x, _: f"$10^{{{x:.0f}}}$")
@@ -101,52 +70,56 @@ def gradient_flow(results: Results) -> Figure:
     return figure
 
 
-def tanh_derivative(results: Results) -> Figure:
-    result = results[0]
-    sigma, colour = result["deviations"], COLOURS["lstm"]
+def tanh_derivative(results: Sequence[TanhDerivative]) -> Figure:
+    found, shade = results[0], colour("lstm")
+    sigma = _numbers(found.deviations)
     figure, axes = plt.subplots(figsize=(5.4, 3.6), layout="constrained")
     axes.fill_between(
-        sigma, result["lower_quartile"], result["upper_quartile"], color=colour, alpha=0.2,
-        linewidth=0, label="25 % to 75 %",
+        sigma, _numbers(found.lower_quartile), _numbers(found.upper_quartile), color=shade,
+        alpha=0.2, linewidth=0, label="25 % to 75 %",
     )  # fmt: skip
-    axes.plot(sigma, result["mean"], color=colour, linewidth=2, label="mean")
+    axes.plot(sigma, _numbers(found.mean), color=shade, linewidth=2, label="mean")
     axes.axvline(0.1, color="black", linestyle=":", linewidth=1)
     axes.annotate("γ = 0.1", (0.1, 0.5), xytext=(5, 0), textcoords="offset points")
-    _tidy(axes, "standard deviation of $x$", r"$1 - \tanh^2(x)$")
-    axes.set_xlim(sigma[0], sigma[-1])
+    tidy(axes, "standard deviation of $x$", r"$1 - \tanh^2(x)$")
+    _limit(axes, sigma[0], sigma[-1])
     axes.set_ylim(0, 1.02)
     axes.legend(frameon=False, loc="lower right")
     return figure
 
 
-def lengths(results: Results) -> Figure:
-    """All results, of one data set, in one panel; the paper's curves behind Penn Treebank's."""
-    of_model: dict[tuple[Any, ...], Results] = {}
-    for result in sorted(results, key=lambda result: result["seed"]):
-        same = (result["model"], tuple(departures(result)), result.get("scale") or "")
-        of_model.setdefault(same, []).append(result)
-    ordered = sorted(of_model, key=lambda key: (key[0] != "lstm", key))
-    several = len({result["seed"] for result in results}) > 1
+def lengths(results: Sequence[Lengths]) -> Figure:
+    """All results in one panel; the paper's curves behind Penn Treebank's."""
+    alike: dict[Any, list[Lengths]] = {}
+    for found in sorted(results, key=lambda found: _of(found).seed):
+        of = _of(found)
+        alike.setdefault((of.model, tuple(departures(of)), of.scale or ""), []).append(found)
+    several = len({_of(found).seed for found in results}) > 1
     figure, axes = plt.subplots(figsize=(7.2, 4.8), layout="constrained")
-    if analysed_data(results[0]) == "ptb":
+    if _of(results[0]).data == _PAPERS_DATA:
         for model, by_statistics in paper.lengths().items():
             for statistics, points in sorted(by_statistics.items()):
                 x, y = np.transpose(points)
-                style = _line(model, statistics, "batch" in by_statistics, "the paper")
+                normalizes = "batch" in by_statistics
+                style = _line(model, paper.MODELS[model], statistics, normalizes, "the paper")
                 axes.plot(x, y, alpha=0.3, linewidth=4, **style)
     drawn: dict[str, int] = {}  # how many kinds of each model
-    for key in ordered:
-        members, model = of_model[key], key[0]
-        marker = _MARKERS[drawn.get(model, 0) % len(_MARKERS)]
-        drawn[model] = drawn.get(model, 0) + 1
-        for statistics in sorted(members[0]["bpc"]):
-            style = _line(model, statistics, "batch" in members[0]["bpc"], _made(members, several))
-            for result in members:  # its seeds
-                values = result["bpc"][statistics]
-                axes.plot(result["lengths"], values, marker=marker, markersize=3.5, **style)
+    for key in sorted(alike, key=lambda key: (paper.order("", key[0]), key)):
+        members = alike[key]
+        models = [_of(found) for found in members]
+        marker = _MARKERS[drawn.get(key[0], 0) % len(_MARKERS)]
+        drawn[key[0]] = drawn.get(key[0], 0) + 1
+        for statistics in sorted(members[0].bpc):
+            style = _line(
+                models[0].model, models[0].model_title, statistics, "batch" in members[0].bpc,
+                made(models, several),
+            )  # fmt: skip
+            for found in members:  # its seeds
+                values = _numbers(found.bpc.get(statistics, [np.nan] * len(found.lengths)))
+                axes.plot(found.lengths, values, marker=marker, markersize=3.5, **style)
                 style.pop("label", None)
-    axes.set_title(_data_title(results[0]), fontsize=11, loc="left")
-    _tidy(axes, "length of the test sequences, characters", "test bits per character")
+    axes.set_title(plain(_of(results[0]).data_title), fontsize=11, loc="left")
+    tidy(axes, "length of the test sequences, characters", "test bits per character")
     labels = axes.get_legend_handles_labels()[1]
     halves = labels[: (len(labels) + 1) // 2], labels[(len(labels) + 1) // 2 :]
     columns = 2 if sum(max(map(len, half), default=0) for half in halves) < _LONG else 1
@@ -157,77 +130,113 @@ def lengths(results: Results) -> Figure:
     return figure
 
 
-def _line(model: str, statistics: str, normalizes: bool, note: str) -> dict[str, Any]:
+def _line(model: str, title: str, statistics: str, normalizes: bool, note: str) -> dict[str, Any]:
     """Solid: batch statistics, or a model without any; dashed: population statistics."""
-    name = MODELS.get(model, model) + (f", {statistics} statistics" if normalizes else "")
+    name = title + (f", {statistics} statistics" if normalizes else "")
     return {
-        "color": COLOURS.get(model, "black"),
+        "color": colour(model),
         "linestyle": "--" if normalizes and statistics == "population" else "-",
-        "label": f"{name}, {note}",
+        "label": entry(f"{name}, {note}"),
     }
 
 
-def _made(results: Results, several: bool, steps: str = "steps") -> str:
-    """`3,160 steps`, and what else tells the models of these results from others.
-
-    Args:
-        results: of one model and settings, each of another seed.
-        several: there are other seeds in the figure.
-    """
-    at = [f"{result['step']:,}" for result in results]
-    seeds = [str(result["seed"]) for result in results]
-    parts = [*departures(results[0]), f"{'/'.join(at if len(set(at)) > 1 else at[:1])} {steps}"]
-    if several:
-        parts.append(f"seed{'s' * (len(seeds) > 1)} {'/'.join(seeds)}")
-    if results[0].get("scale"):
-        parts.append(f"scale={results[0]['scale']}")
-    return ", ".join(parts)
-
-
-def population(results: Results) -> Figure:
-    """Two rows a result, of one data set: recurrent term and cell."""
-    results = sorted(results, key=lambda r: (r["model"], departures(r), r["seed"]))
-    figure = plt.figure(figsize=(8.4, 5.5 * len(results)), layout="constrained")
-    several = len({result["seed"] for result in results}) > 1
-    parts = figure.subfigures(len(results), 1, squeeze=False)[:, 0]
-    for part, result in zip(parts, results, strict=True):
-        model = MODELS.get(result["model"], result["model"])
-        made = _made([result], several, "training steps")
-        title = f"{_data_title(result)}: {model}, {made}"
-        part.suptitle(title, fontsize=12, x=0.01, ha="left")
-        t = np.array(result["t"]) + 1
-        for row, (term, name) in zip(part.subplots(2, 2), _TERMS.items(), strict=True):
-            for axes, statistic in zip(row, ("mean", "variance"), strict=True):
-                curves = np.array(result[term][statistic])
-                axes.plot(t, curves.T, color=COLOURS["bnlstm"], alpha=0.45, linewidth=0.8)
-                axes.plot(t, np.median(curves, axis=0), color="black", linewidth=1.8)
-                axes.set_title(f"{statistic} of the {name}", fontsize=11, loc="left")
-                _tidy(axes, "time step" if term == "cell" else "", "")
-                axes.set_xscale("log")  # what there is to see is in the first steps
-                axes.set_xlim(1, t[-1])
-                axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-                axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
-                axes.xaxis.set_minor_locator(NullLocator())
-                if statistic == "variance":
-                    axes.set_ylim(bottom=0)
+def population(results: Sequence[Population]) -> Figure:
+    """Two rows a result: recurrent term and cell."""
+    ordered = sorted(
+        results, key=lambda found: (_of(found).model, departures(_of(found)), _of(found).seed)
+    )
+    several = len({_of(found).seed for found in ordered}) > 1
+    figure = plt.figure(figsize=(8.4, 5.5 * len(ordered)), layout="constrained")
+    parts = figure.subfigures(len(ordered), 1, squeeze=False)[:, 0]
+    for part, found in zip(parts, ordered, strict=True):
+        of = _of(found)
+        title = f"{of.data_title}: {of.model_title}, {made([of], several, 'training steps')}"
+        part.suptitle(plain(title), fontsize=12, x=0.01, ha="left")
+        _population_panels(part, found)
     return figure
 
 
-def _data_title(result: dict[str, Any]) -> str:
-    data = str(analysed_data(result))
-    return DATA.get(data, data)
+def _population_panels(part: SubFigure, found: Population) -> None:
+    t = np.array(found.t) + 1
+    terms = {"recurrent term $W_h h$": found.recurrent, "cell state $c$": found.cell}
+    for row, (name, units) in zip(part.subplots(2, 2), terms.items(), strict=True):
+        for axes, statistic in zip(row, ("mean", "variance"), strict=True):
+            curves = [_numbers(curve) for curve in getattr(units, statistic)]
+            if curves:
+                axes.plot(
+                    t, np.transpose(curves), color=colour("bnlstm"), alpha=0.45, linewidth=0.8
+                )
+                axes.plot(t, np.median(curves, axis=0), color="black", linewidth=1.8)
+            axes.set_title(f"{statistic} of the {name}", fontsize=11, loc="left")
+            tidy(axes, "time step" if units is found.cell else "", "")
+            axes.set_xscale("log")  # what there is to see is in the first steps
+            _limit(axes, 1, t[-1])
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
+            axes.xaxis.set_minor_locator(NullLocator())
+            if statistic == "variance":
+                axes.set_ylim(bottom=0)
 
 
-def _tidy(axes: Axes, x_label: str, y_label: str) -> None:
-    axes.set_xlabel(x_label)
-    axes.set_ylabel(y_label)
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
+def _of(found: Lengths | Population) -> Analysed:
+    """Its model; without one, as before the command has finished, a nameless one."""
+    return found.of or Analysed("", "", "", "", "", 0, 0, 0, 0, None)
 
 
-FIGURES: dict[str, Callable[[Results], Figure]] = {
-    "gradient_flow": gradient_flow,
-    "tanh_derivative": tanh_derivative,
-    "lengths": lengths,
-    "population": population,
+def _numbers(values: Sequence[float | None]) -> np.ndarray:
+    """NaN where there is none, and where no axis has room for it."""
+    found = np.array(values, dtype=float)
+    return np.where(np.abs(found) < LARGEST, found, np.nan)
+
+
+def _limit(axes: Axes, low: float, high: float) -> None:
+    if np.isfinite(low) and np.isfinite(high) and low < high:
+        axes.set_xlim(low, high)
+
+
+@dataclass(frozen=True)
+class Entry:
+    title: str
+    caption: str
+    draw: Callable[[Any], Figure]  # of results of this kind
+    beside_the_paper: str = ""  # what the caption adds where the paper has curves on these data
+
+    def caption_on(self, data: str | None) -> str:
+        """data: of the models that were analysed, if any."""
+        return self.caption + (self.beside_the_paper if data == _PAPERS_DATA else "")
+
+
+FIGURES = {
+    "gradient_flow": Entry(
+        "Gradients through time",
+        "Norm of the gradient of the loss with respect to h_t in an untrained batch-normalised "
+        "tanh RNN over in-order MNIST (figure 1a): lines are our medians over several draws of the "
+        "weights, bands the lowest to the highest, dots the paper's curves, which have the same "
+        "order and ends but for γ from 0.6 to 0.8 fall several decades lower; where W_h is "
+        "orthogonal a large γ makes the gradient explode instead of vanish.",
+        gradient_flow,
+    ),
+    "tanh_derivative": Entry(
+        "The derivative of tanh",
+        "Derivative of tanh(x) for x ~ N(0, σ²) (figure 1b): its mean and its middle half, exact "
+        "where the paper draws samples; batch normalisation makes σ = γ, and at the paper's choice "
+        "of 0.1 hardly any of the derivative is lost.",
+        tanh_derivative,
+    ),
+    "lengths": Entry(
+        "Longer sequences than in training",
+        "Test bits per character against the length of the sequences the test string is cut into, "
+        "as in figure 3b: ours after the training steps in the legend; a BN-LSTM is dashed with "
+        "population and solid with batch statistics.",
+        lengths,
+        " Lines with markers are ours, wide pale ones the paper's, after its full training.",
+    ),
+    "population": Entry(
+        "Population statistics over time",
+        "Population mean and variance of random units of our BN-LSTM at each time step, as in "
+        "figure 5, after the training steps in the title: each thin line is a unit, the black one "
+        "their median; in the paper, on Penn Treebank, all have settled after about ten time "
+        "steps.",
+        population,
+    ),
 }

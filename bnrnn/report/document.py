@@ -6,6 +6,9 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
+
+from bnrnn.errors import printable
 
 
 @dataclass(frozen=True)
@@ -15,6 +18,8 @@ class Code:
 
 @dataclass(frozen=True)
 class Link:
+    """target: a relative path."""
+
     text: str
     target: str
 
@@ -43,7 +48,7 @@ class Bullets:
 class Table:
     """`align` has a letter a column: l left, r right, w left and wrapped where it is long."""
 
-    header: Sequence[str]
+    header: Sequence[Text]
     align: str
     rows: Sequence[Sequence[Text]]
 
@@ -80,30 +85,37 @@ def to_markdown(blocks: Sequence[Block], pictures: str = "figures") -> str:
                 ]
                 parts.append("\n".join([lines[0], f"|{'|'.join(marks)}|", *lines[1:]]))
             case Figure(name, alt, caption):
-                parts.append(f"![{_markdown(alt)}]({pictures}/{name}.png)\n\n{_markdown(caption)}")
+                parts.append(
+                    f"![{_markdown(alt)}]({pictures}/{quote(name)}.png)\n\n{_markdown(caption)}"
+                )
     return "\n\n".join(parts) + "\n"
 
 
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
+def _shown(text: str) -> str:
+    """On one line; spaces at the ends matter between the parts of a tuple."""
+    return printable(re.sub(r"\s+", " ", text))
+
+
+def _target(link: Link) -> str:
+    return quote(link.target, errors="replace")
 
 
 def _markdown(text: Text, in_table: bool = False) -> str:
     if isinstance(text, tuple):
         return "".join(_markdown(part, in_table) for part in text)
-    if isinstance(text, Code):
-        line = _one_line(text.text)
-        fence = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
-        pad = " " if "`" in line else ""
-        line = line.replace("|", "\\|") if in_table else line
-        return f"{fence}{pad}{line}{pad}{fence}"
     if isinstance(text, Link):
-        return f"[{_markdown(text.text, in_table)}]({text.target})"
-    # Spaces at the ends matter between the parts of a tuple.
-    line = re.sub(r"\s+", " ", text)
-    line = re.sub(r"[\\`*\[\]<>|~]", r"\\\g<0>", line)
-    # An underscore within a word is one; elsewhere it is emphasis.
-    return re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", line.replace("&", "&amp;"))
+        return f"[{_markdown(text.text, in_table)}]({_target(text)})"
+    if isinstance(text, str):
+        line = re.sub(r"[\\`*\[\]<>|~$]", r"\\\g<0>", _shown(text))
+        # An underscore within a word is one; elsewhere it is emphasis.
+        return re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", line.replace("&", "&amp;"))
+    line = _shown(text.text).strip()
+    if not line or (in_table and "\\|" in line):  # of which a table cannot have code
+        return _markdown(line, in_table)
+    fence = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
+    pad = " " if "`" in line else ""
+    line = line.replace("|", "\\|") if in_table else line
+    return f"{fence}{pad}{line}{pad}{fence}"
 
 
 def to_html(title: str, blocks: Sequence[Block], pictures: dict[str, bytes]) -> str:
@@ -116,7 +128,7 @@ def to_html(title: str, blocks: Sequence[Block], pictures: dict[str, bytes]) -> 
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{html.escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n"
+        f"<title>{_escaped(title)}</title>\n<style>{_STYLE}</style>\n</head>\n"
         f"<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
     )
 
@@ -146,7 +158,7 @@ def _block(block: Block, pictures: dict[str, bytes]) -> str:
         case Figure(name, alt, caption):
             data = base64.b64encode(pictures[name]).decode("ascii")
             return (
-                f'<figure><img alt="{html.escape(alt)}" src="data:image/svg+xml;base64,{data}">'
+                f'<figure><img alt="{_escaped(alt)}" src="data:image/svg+xml;base64,{data}">'
                 f"<figcaption>{_html(caption)}</figcaption></figure>"
             )
 
@@ -155,10 +167,14 @@ def _html(text: Text) -> str:
     if isinstance(text, tuple):
         return "".join(map(_html, text))
     if isinstance(text, Code):
-        return f"<code>{html.escape(text.text)}</code>"
+        return f"<code>{_escaped(text.text)}</code>"
     if isinstance(text, Link):
-        return f'<a href="{html.escape(text.target)}">{html.escape(text.text)}</a>'
-    return html.escape(text)
+        return f'<a href="{html.escape(_target(text))}">{_escaped(text.text)}</a>'
+    return _escaped(text)
+
+
+def _escaped(text: str) -> str:
+    return html.escape(_shown(text))
 
 
 _STYLE = """

@@ -3,107 +3,119 @@
 Cooijmans et al., "Recurrent Batch Normalization", ICLR 2017.
 """
 
-import contextlib
 import functools
 import json
+import re
 from importlib import resources
 from typing import Any, NamedTuple
 
-from hydra import compose, initialize_config_module
-from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from bnrnn import config
-from bnrnn.errors import BnrnnError
+from bnrnn.runs.record import ACCURACY, BITS_PER_CHARACTER, ERROR, Metric
+from bnrnn.settings.compose import defaults, options
 
 Points = list[list[float]]  # [[x, y], ...]
 
 
+class Data(NamedTuple):
+    title: str
+    metric: Metric
+
+
 class Reported(NamedTuple):
-    """One number of the paper, in the unit of `bnrnn.report.runs.METRICS`."""
+    """One number of the paper, in the metric's unit."""
 
     value: float
     split: str  # "test" or "valid"
     source: str
+    steps: int  # of training behind it: as far as the paper's curve goes
 
 
-MAP = "-official-map"
-
-# (data, model) -> its result. "data" is the task, and how its data are made where the paper's text
-# and the code behind its numbers differ: see `bnrnn.report.runs.Run.data`.
-RESULTS: dict[tuple[str, str], Reported] = {
-    ("mnist", "lstm"): Reported(98.9, "test", "table 1"),
-    ("mnist", "bnlstm"): Reported(99.0, "test", "table 1"),
-    ("pmnist-official-map", "lstm"): Reported(90.2, "test", "table 1"),
-    ("pmnist-official-map", "bnlstm"): Reported(95.4, "test", "table 1"),
-    ("ptb", "lstm"): Reported(1.38, "test", "table 2"),
-    ("ptb", "bnlstm"): Reported(1.32, "test", "table 2"),
-    ("text8", "lstm"): Reported(1.43, "test", "table 3"),
-    ("text8", "bnlstm"): Reported(1.36, "test", "table 3"),
-    ("cnn4", "attentive_lstm"): Reported(50.3, "valid", "section 5.4"),
-    ("cnn4", "attentive_bnlstm"): Reported(49.5, "valid", "section 5.4"),
-    ("cnn4", "attentive_bn_everywhere"): Reported(50.0, "valid", "section 5.4"),
-    ("cnn4", "attentive_bne_star"): Reported(47.1, "valid", "section 5.4"),
-    ("cnn4", "attentive_bne_star_star"): Reported(43.9, "valid", "section 5.4"),
-    ("cnn", "attentive_lstm"): Reported(45.0, "test", "table 4; validation 45.5"),
-    ("cnn", "attentive_bne_star_star"): Reported(36.3, "test", "table 4; validation 37.9"),
+# In the paper's order.
+DATA = {
+    "mnist": Data("MNIST, a pixel a step", ACCURACY),
+    "pmnist_official": Data("Permuted MNIST, the pixel map of the released code", ACCURACY),
+    "ptb": Data("Penn Treebank, characters", BITS_PER_CHARACTER),
+    "text8": Data("text8", BITS_PER_CHARACTER),
+    "cnn4": Data("CNN questions, four sentences", ERROR),
+    "cnn": Data("CNN questions, whole articles", ERROR),
 }
-
-# As in a run's records.
-METRIC = {
-    "mnist": "accuracy", "pmnist-official-map": "accuracy", "ptb": "bpc", "text8": "bpc",
-    "cnn4": "error", "cnn": "error",
-}  # fmt: skip
-
-# Steps of training behind those numbers: as far as the paper's curves go.
-STEPS: dict[tuple[str, str], int] = {
-    ("mnist", "lstm"): 100_000,
-    ("mnist", "bnlstm"): 100_000,
-    ("pmnist-official-map", "lstm"): 100_000,
-    ("pmnist-official-map", "bnlstm"): 100_000,
-    ("ptb", "lstm"): 39_500,
-    ("ptb", "bnlstm"): 39_500,
-    ("text8", "lstm"): 195_300,
-    ("text8", "bnlstm"): 195_300,
-    ("cnn4", "attentive_lstm"): 800_000,
-    ("cnn4", "attentive_bnlstm"): 322_000,
-    ("cnn4", "attentive_bn_everywhere"): 250_000,
-    ("cnn4", "attentive_bne_star"): 550_000,
-    ("cnn4", "attentive_bne_star_star"): 337_000,
-    ("cnn", "attentive_lstm"): 409_000,
-    ("cnn", "attentive_bne_star_star"): 88_000,
+MODELS = {
+    "lstm": "LSTM",
+    "bnlstm": "BN-LSTM",
+    "attentive_lstm": "LSTM",
+    "attentive_bnlstm": "BN-LSTM",
+    "attentive_bn_everywhere": "BN-everywhere",
+    "attentive_bne_star": "BN-e*",
+    "attentive_bne_star_star": "BN-e**",
+}
+RESULTS: dict[tuple[str, str], Reported] = {
+    ("mnist", "lstm"): Reported(98.9, "test", "table 1", 100_000),
+    ("mnist", "bnlstm"): Reported(99.0, "test", "table 1", 100_000),
+    ("pmnist_official", "lstm"): Reported(90.2, "test", "table 1", 100_000),
+    ("pmnist_official", "bnlstm"): Reported(95.4, "test", "table 1", 100_000),
+    ("ptb", "lstm"): Reported(1.38, "test", "table 2", 39_500),
+    ("ptb", "bnlstm"): Reported(1.32, "test", "table 2", 39_500),
+    ("text8", "lstm"): Reported(1.43, "test", "table 3", 195_300),
+    ("text8", "bnlstm"): Reported(1.36, "test", "table 3", 195_300),
+    ("cnn4", "attentive_lstm"): Reported(50.3, "valid", "section 5.4", 800_000),
+    ("cnn4", "attentive_bnlstm"): Reported(49.5, "valid", "section 5.4", 322_000),
+    ("cnn4", "attentive_bn_everywhere"): Reported(50.0, "valid", "section 5.4", 250_000),
+    ("cnn4", "attentive_bne_star"): Reported(47.1, "valid", "section 5.4", 550_000),
+    ("cnn4", "attentive_bne_star_star"): Reported(43.9, "valid", "section 5.4", 337_000),
+    ("cnn", "attentive_lstm"): Reported(45.0, "test", "table 4; validation 45.5", 409_000),
+    ("cnn", "attentive_bne_star_star"): Reported(36.3, "test", "table 4; validation 37.9", 88_000),
 }
 GAMMA = 0.1  # its initial value in all of them
+
+
+def family(data: str) -> str:
+    """What data have in common with the paper's: "text8-part" -> "text8"."""
+    return re.split("[-_]", data, maxsplit=1)[0]
+
+
+def order(data: str, model: str) -> tuple[int, bool, str, int, str]:
+    """To sort by: as the paper has them; data like its own come behind those, others at the end."""
+    families, models = [family(name) for name in DATA], list(MODELS)
+    return (
+        families.index(family(data)) if family(data) in families else len(families),
+        data not in DATA,
+        data,
+        models.index(model) if model in models else len(models),
+        model,
+    )
 
 
 @functools.cache
 def settings(data: str, model: str) -> dict[str, Any]:
     """The settings of the paper's run, flat, as `reproduce=` has them; {} where there is none."""
+    data = data.removesuffix("-part")
     if (data, model) not in RESULTS:
         return {}
-    overrides = [f"reproduce={data.removesuffix(MAP)}", f"model={model}"]
-    return _composed(*overrides, *["task.permutation=official_code"] * data.endswith(MAP))
+    return defaults(f"reproduce={family(data)}", f"task={data}", f"model={model}")
+
+
+@functools.cache
+def usual(task: str, model: str) -> dict[str, Any]:
+    """The settings of `task=` and `model=` alone, flat; {} where `conf/` has no such."""
+    return _defaults(task, model)
 
 
 @functools.cache
 def official_code(task: str, model: str) -> dict[str, Any]:
     """What `experiment=official_code` sets for a task and model, flat; {} where it has nothing."""
-    overrides = [f"task={task}", f"model={model}"]
-    try:
-        ours, theirs = _composed(*overrides), _composed(*overrides, "experiment=official_code")
-    except (BnrnnError, HydraException, OmegaConfBaseException):  # no such task or model any more
-        return {}
+    ours, theirs = usual(task, model), _defaults(task, model, "experiment=official_code")
     return {key: value for key, value in theirs.items() if value != ours[key]}
 
 
-def _composed(*overrides: str) -> dict[str, Any]:
-    config.register()
-    with contextlib.ExitStack() as stack:
-        if not GlobalHydra.instance().is_initialized():  # by no command
-            stack.enter_context(initialize_config_module("bnrnn.conf", version_base="1.3"))
-        composed = config.from_hydra(compose("config", list(overrides)))
-    return config.flatten(config.to_dict(composed))
+def _defaults(task: str, model: str, *more: str) -> dict[str, Any]:
+    if task not in options("task") or model not in options("model"):
+        return {}
+    try:
+        return defaults(f"task={task}", f"model={model}", *more)
+    except (HydraException, OmegaConfBaseException):  # the task does not take the model
+        return {}
 
 
 @functools.cache
@@ -116,10 +128,9 @@ def validation(data: str) -> dict[str, Points]:
     """Figures 2, 3a, 4: model -> [[training step, value]], batch statistics.
 
     Values are as recorded in a run's metrics: a share for accuracy and error. {} where the paper
-    has no curve on these data: its pMNIST is the released code's map, its CNN corpus the real one.
+    has no curve on these data.
     """
-    task = {"pmnist-official-map": "pmnist"}.get(data, data)
-    return {} if data == "pmnist" else _curves()["validation"].get(task, {})
+    return _curves()["validation"].get(data, {})
 
 
 def gradient_flow() -> dict[float, Points]:

@@ -3,13 +3,16 @@
 import functools
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from bnrnn.errors import CheckpointError
-from bnrnn.files import write_atomic
-from bnrnn.report import analysis_figures, paper
+from bnrnn.plots.style import encode, plt
+from bnrnn.report import paper
+from bnrnn.report.analyses import furthest
+from bnrnn.report.analysis_figures import FIGURES
 from bnrnn.report.document import (
     Block,
     Bullets,
@@ -23,7 +26,7 @@ from bnrnn.report.document import (
     to_html,
     to_markdown,
 )
-from bnrnn.report.figures import encode, gamma_sweep, plt, validation_curves
+from bnrnn.report.figures import gamma_sweep, validation_curves
 from bnrnn.report.groups import (
     MEASURED,
     Group,
@@ -34,11 +37,16 @@ from bnrnn.report.groups import (
     sweeps,
     unlike_the_paper,
 )
-from bnrnn.report.runs import ANALYSES, DATA, METRICS, MODELS, Found, Run, analysed_data, find
+from bnrnn.runs.analysis import Analysis
+from bnrnn.runs.files import write_atomic
+from bnrnn.runs.find import Found, find
+from bnrnn.runs.record import Run
+from bnrnn.runs.text import quoted, slug
 
-_T = TypeVar("_T")
+Pictures = dict[str, dict[str, bytes]]  # name -> kind -> encoded
 
 MOST_COLUMNS = 12
+_STATES = ("finished", "running", "stopped", "unfinished", "failed", "unreadable")
 
 
 def write_report(outputs: Path, target: Path) -> None:
@@ -57,40 +65,47 @@ def write_report(outputs: Path, target: Path) -> None:
         found,
         "Report",
         "Every run under the outputs folder, against what the paper reports.",
-        lambda run: Code(run_name(found, run)),
-        resume=lambda run: f"bnrnn resume={run.path.as_posix()}",
+        lambda run: Code(place(found, run.path)),
+        resume=lambda run: f"bnrnn resume={quoted(run.path)}",
     )
-    target.mkdir(parents=True, exist_ok=True)
-    pictures = {}
-    for name, encoded in draw(blocks, ("png", "svg")):
-        write_pictures(target / "figures", name, encoded)
-        pictures[name] = encoded["svg"]
-    for picture in (target / "figures").glob("*.*"):
+    blocks, pictures = draw(blocks, ("png", "svg"))
+    figures = target / "figures"
+    write_pictures(figures, pictures)
+    for picture in figures.glob("*.*"):
         if picture.stem not in pictures and picture.suffix in (".png", ".svg"):
             picture.unlink()  # of runs that are gone, or have another name by now
+    vectors = {name: kinds["svg"] for name, kinds in pictures.items()}
     write_atomic(target / "report.md", to_markdown(blocks).encode())
-    write_atomic(target / "report.html", to_html("bnrnn: report", blocks, pictures).encode())
+    write_atomic(target / "report.html", to_html("bnrnn: report", blocks, vectors).encode())
 
 
-def draw(blocks: list[Block], kinds: tuple[str, ...]) -> list[tuple[str, dict[str, bytes]]]:
-    """The name and the encoded pictures of each `Figure` of a document."""
-    drawn = []
+def draw(blocks: Sequence[Block], kinds: Sequence[str]) -> tuple[list[Block], Pictures]:
+    """The pictures of the figures of a document; a figure that cannot be drawn becomes a line."""
+    drawn: list[Block] = []
+    pictures: Pictures = {}
     for block in blocks:
         if isinstance(block, Figure):
-            figure = block.draw()
-            drawn.append((block.name, {kind: encode(figure, kind) for kind in kinds}))
-            plt.close(figure)
-    return drawn
+            try:
+                figure = block.draw()
+                pictures[block.name] = {kind: encode(figure, kind) for kind in kinds}
+            # matplotlib has no error of its own for numbers that it cannot place.
+            except (ValueError, ArithmeticError, MemoryError, RuntimeError) as error:
+                block = Paragraph(f"{block.alt}: no figure, its numbers cannot be drawn ({error}).")
+            finally:
+                plt.close("all")
+        drawn.append(block)
+    return drawn, pictures
 
 
-def write_pictures(folder: Path, name: str, encoded: dict[str, bytes]) -> None:
+def write_pictures(folder: Path, pictures: Pictures) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    for kind, content in encoded.items():
-        write_atomic(folder / f"{name}.{kind}", content)
+    for name, encoded in pictures.items():
+        for kind, content in encoded.items():
+            write_atomic(folder / f"{name}.{kind}", content)
 
 
-def run_name(found: Found, run: Run) -> str:
-    return run.path.relative_to(found.root).as_posix()
+def place(found: Found, path: Path) -> str:
+    return path.relative_to(found.root).as_posix()
 
 
 def document(
@@ -105,32 +120,40 @@ def document(
         name: what a run is called in the tables.
         resume: the command to go on with a stopped run.
     """
-    blocks: list[Block] = [
+    return _named_apart([
         Heading(1, title),
         Paragraph(introduction),
         Paragraph(_counts(found)),
-    ]
-    blocks += _results(found.runs)
-    blocks += _not_run(found.runs)
-    blocks += _analyses(found)
-    blocks += _unfinished(found, name, resume)
-    blocks += _all_runs(found.runs, name)
-    blocks += _same_step(found.runs, name)
-    return blocks
+        *_results(found.runs),
+        *_not_run(found.runs),
+        *_analyses(furthest(found.analyses)),
+        *_unfinished(found, name, resume),
+        *_all_runs(found.runs, name),
+        *_same_step(found.runs, name),
+    ])  # fmt: skip
+
+
+def _named_apart(blocks: list[Block]) -> list[Block]:
+    """The figures with names that are file names, each another."""
+    taken: set[str] = set()
+    named: list[Block] = []
+    for block in blocks:
+        if isinstance(block, Figure):
+            names = (f"{slug(block.name, most=150)}{f'-{k}' * (k > 1)}" for k in itertools.count(1))
+            block = replace(block, name=next(name for name in names if name not in taken))
+            taken.add(block.name)
+        named.append(block)
+    return named
 
 
 def _counts(found: Found) -> str:
     states = [run.state for run in found.runs] + ["unreadable"] * len(found.unreadable)
-    known = ("finished", "running", "stopped", "unfinished", "failed", "unreadable")
-    counts = [f"{states.count(state)} {state}" for state in known if state in states]
+    counts = [f"{states.count(state)} {state}" for state in _STATES if state in states]
     return f"{len(states)} run{'s' * (len(states) != 1)}: " + (", ".join(counts) or "none") + "."
 
 
 def _results(runs: list[Run]) -> list[Block]:
-    """A section a data set: what came out, and how it came about."""
-    of_data: dict[str, list[Run]] = {}
-    for run in sorted(runs, key=order):
-        of_data.setdefault(run.data, []).append(run)
+    """A section for each data set: the results, and the curves behind them."""
     blocks: list[Block] = [
         Heading(2, "By data set"),
         Paragraph(
@@ -145,19 +168,19 @@ def _results(runs: list[Run]) -> list[Block]:
         ),
     ]
     all_groups = groups(runs)
-    for data, members in of_data.items():
-        blocks.append(Heading(3, data_title(data)))
+    for data, grouped in itertools.groupby(sorted(runs, key=order), key=lambda run: run.data):
+        members = list(grouped)
+        blocks.append(Heading(3, members[0].subject.data_title))
         rows = [_result_row(group) for group in all_groups if group.first.data == data]
-        unit = METRICS[members[0].metric][0]
         if rows:
             header = [
-                "model", "settings", f"ours, {unit}", "the paper", "difference", "verdict", "seeds",
-                "steps",
+                "model", "settings", f"ours, {members[0].metric.label}", "the paper", "difference",
+                "verdict", "seeds", "steps",
             ]  # fmt: skip
             blocks.append(_without_empty_columns(Table(header, "lwrrrlrr", rows)))
         else:
             blocks.append(Paragraph("No run is finished yet."))
-        blocks += _figures(data, members)
+        blocks += _figures(members)
     return blocks
 
 
@@ -170,50 +193,41 @@ def _without_empty_columns(table: Table) -> Table:
     )
 
 
-def data_title(data: str) -> str:
-    return DATA.get(data, data)
-
-
-def digits(metric: str) -> int:
-    return 3 if metric == "bpc" else 2
-
-
-def with_unit(value: float, metric: str, decimals: int | None = None) -> str:
-    """`98.9 % accuracy`; with as many decimals as the paper has, unless they are given."""
-    shown = f"{value:.{digits(metric) - 1 if decimals is None else decimals}f}"
-    return f"{shown} bits per character" if metric == "bpc" else f"{shown} % {metric}"
-
-
 def _result_row(group: Group) -> list[Text]:
-    run, n = group.first, len(group.runs)
-    decimals = digits(run.metric)
+    run, number, n = group.first, group.metric.number, len(group.runs)
     if n == 1:
         spread = ""
     elif n == 2:
-        spread = f" ({min(group.values):.{decimals}f} to {max(group.values):.{decimals}f})"
+        spread = f" ({number(min(group.values))} to {number(max(group.values))})"
     else:
-        spread = f" ± {group.deviation:.{decimals}f}"
+        spread = f" ± {number(group.deviation)}"
     low, high = group.steps
     steps = f"{low:,}" if low == high else f"{low:,} to {high:,}"
-    if group.share is not None:
-        steps += f" of {paper.STEPS[run.data, run.model]:,}"
-    scales = sorted({r.scale for r in group.runs if r.scale})
-    settings = ", ".join([*filter(None, [group.label]), *(f"scale={scale}" for scale in scales)])
     reported, difference = group.reported, group.difference
+    if reported is not None:
+        steps += f" of {reported.steps:,}"
+    scales = sorted({run.scale for run in group.runs if run.scale})
+    settings = ", ".join([*filter(None, [group.label]), *(f"scale={scale}" for scale in scales)])
+    signed = "" if difference is None else ("+" * (difference >= 0) + number(difference))
     return [
-        run.title,
+        run.subject.model_title,
         settings or "-",
-        f"{group.mean:.{decimals}f}{spread} {group.split}",
-        f"{reported.value:.{decimals - 1}f}, {reported.source}" if reported else "-",
-        f"{difference:+.{decimals}f}".replace("-", "−") if difference is not None else "-",
+        f"{number(group.mean)}{spread} {group.split}",
+        f"{_as_in_the_paper(run, reported)}, {reported.source}" if reported else "-",
+        signed.replace("-", "−") or "-",
         group.verdict(),
         str(n),
         steps,
     ]
 
 
-def _figures(data: str, runs: list[Run]) -> list[Block]:
-    blocks: list[Block] = []
+def _as_in_the_paper(run: Run, reported: paper.Reported) -> str:
+    return run.metric.number(reported.value, max(run.metric.decimals - 1, 0))
+
+
+def _figures(runs: list[Run]) -> list[Block]:
+    """Of runs on the same data: the curves, and the sweeps over the initial γ."""
+    data, data_title = runs[0].data, runs[0].subject.data_title
     found_sweeps = sweeps(runs)
     own_figure = {
         run.path
@@ -232,60 +246,59 @@ def _figures(data: str, runs: list[Run]) -> list[Block]:
         drawn = [("", "", like, math.inf), ("-settings", ", other settings", beside, last)]
     elif shown:
         drawn = [("", "", shown, math.inf)]
-    for suffix, of, members, last in drawn:
-        blocks.append(
-            Figure(
-                data + suffix,
-                f"Validation against training steps, {data_title(data)}{of}",
-                _curve_caption(data, members),
-                functools.partial(validation_curves, members, data_title(data) + of, last),
-            )
+    blocks: list[Block] = [
+        Figure(
+            data + suffix,
+            f"Validation against training steps, {data_title}{of}",
+            _curve_caption(members),
+            functools.partial(validation_curves, members, data_title + of, last),
         )
-    for k, by_gamma in enumerate(found_sweeps):
+        for suffix, of, members, last in drawn
+    ]
+    for by_gamma in found_sweeps:
         run = next(iter(by_gamma.values()))[0]
-        name = "-".join([data, run.model, "gamma", *([str(k + 1)] if k else [])])
-        title = f"{data_title(data)}, {run.title}"
+        title = run.subject.model_title
         blocks.append(
             Figure(
-                name,
-                f"Training and validation from several initial γ, {title}",
+                f"{data}-{run.model}-gamma",
+                f"Training and validation from several initial γ, {data_title}, {title}",
                 "From several initial values of γ, as in figure 6.",
-                functools.partial(gamma_sweep, by_gamma, run.title),
+                functools.partial(gamma_sweep, by_gamma, title),
             )
         )
     return blocks
 
 
-def _curve_caption(data: str, runs: list[Run]) -> str:
-    many = len(cluster(runs, MEASURED)) > 3
+def _curve_caption(runs: list[Run]) -> str:
+    clusters = cluster(runs, MEASURED)
     parts = ["Validation against training steps."]
     if any(run.curve("batch")[0] for run in runs):
         parts.append(
             "With batch statistics where the model normalises, as in the paper."
-            if many
+            if len(clusters) > 3
             else "Solid: batch statistics where the model normalises, as in the paper; dashed: "
             "population statistics."
         )
-    if paper.validation(data):
+    if paper.validation(runs[0].data):
         parts.append("Wide and pale: the paper, read off its figures.")
-    if any(len(one_a_seed(members)) > 1 for members in cluster(runs, MEASURED)):
+    if any(len(one_a_seed(members)) > 1 for members in clusters):
         parts.append("Thin lines are single seeds.")
     return " ".join(parts)
 
 
 def _not_run(runs: list[Run]) -> list[Block]:
-    finished = {(run.data, run.model) for run in runs if run.result is not None}
-    begun = {(run.data, run.model) for run in runs}
+    begun = {(run.data, run.model): run.result is not None for run in sorted(runs, key=_finished)}
     items: list[Text] = []
     for (data, model), reported in paper.RESULTS.items():
-        if (data, model) not in finished:
-            metric = paper.METRIC[data]
-            state = "; begun, not finished" if (data, model) in begun else ""
-            value = with_unit(reported.value, metric)
-            items.append(
-                f"{data_title(data)}, {MODELS[model]}: the paper has {value} "
-                f"({reported.split}, {reported.source}, {paper.STEPS[data, model]:,} steps){state}"
-            )
+        if begun.get((data, model)):
+            continue
+        title, metric = paper.DATA[data]
+        value = metric.show(reported.value, metric.decimals - 1)
+        state = "; begun, not finished" if (data, model) in begun else ""
+        items.append(
+            f"{title}, {paper.MODELS[model]}: the paper has {value} "
+            f"({reported.split}, {reported.source}, {reported.steps:,} steps){state}"
+        )
     if not items:
         return []
     return [
@@ -295,20 +308,25 @@ def _not_run(runs: list[Run]) -> list[Block]:
     ]
 
 
-def _analyses(found: Found) -> list[Block]:
-    """A figure an analysis, and each data set; the paper's, Penn Treebank, first."""
-    by_figure: dict[tuple[str, str | None], list[dict[str, Any]]] = {}
-    for name in sorted(found.analyses, key=lambda name: ("-ptb-" not in name, name)):
-        result = found.analyses[name]
-        by_figure.setdefault((result["analysis"], analysed_data(result)), []).append(result)
+def _finished(run: Run) -> bool:
+    return run.result is not None
+
+
+def _analyses(found: dict[str, Analysis]) -> list[Block]:
+    """A figure for each analysis and data set; the paper's, Penn Treebank, first."""
+    by_figure: dict[tuple[str, str | None], list[Analysis]] = {}
+    for name in sorted(found, key=lambda name: ("-ptb-" not in name, name)):
+        analysis = found[name]
+        data = None if analysis.of is None else analysis.of.data
+        by_figure.setdefault((analysis.analysis, data), []).append(analysis)
     blocks: list[Block] = []
-    for kind, data in sorted(by_figure, key=lambda key: list(ANALYSES).index(key[0])):
-        name, title = kind, ANALYSES[kind]
-        if data not in (None, "ptb"):
-            name, title = f"{kind}-{data}", f"{title}: {data_title(data)}"
-        draw_it = functools.partial(analysis_figures.FIGURES[kind], by_figure[kind, data])
-        caption = analysis_figures.caption(kind, data)
-        blocks += [Heading(3, title), Figure(name, title, caption, draw_it)]
+    for kind, data in sorted(by_figure, key=lambda key: list(FIGURES).index(key[0])):
+        entry, members = FIGURES[kind], by_figure[kind, data]
+        name, title, of = kind, entry.title, members[0].of
+        if of is not None and of.data != "ptb":
+            name, title = f"{kind}-{of.data}", f"{title}: {of.data_title}"
+        draw_it = functools.partial(entry.draw, members)
+        blocks += [Heading(3, title), Figure(name, title, entry.caption_on(data), draw_it)]
     return [Heading(2, "Analyses"), *blocks] if blocks else []
 
 
@@ -320,19 +338,16 @@ def _unfinished(
         if run.state == "finished":
             continue
         steps, values = run.curve()
-        last = "none"
-        if steps:
-            last = f"{values[-1]:.{digits(run.metric)}f} at {steps[-1]:,}"
+        last = f"{run.metric.number(values[-1])} at {steps[-1]:,}" if steps else "none"
         notes: dict[str, Text] = {
             "running": "a process is training there",
-            "failed": run.failure or "",
+            "failed": "" if run.failure is None else run.failure.error,
             "stopped": ("go on with ", Code(resume(run))) if resume else "it can go on",
             "unfinished": "-" if resume is None else "no checkpoint to go on from",
         }
         rows.append([name(run), run.state, f"{run.step:,}", last, notes[run.state]])
     for path, reason in found.unreadable:
-        place = path.relative_to(found.root).as_posix()
-        rows.append([Code(place), "unreadable", "-", "-", reason])
+        rows.append([Code(place(found, path)), "unreadable", "-", "-", reason])
     if not rows:
         return []
     return [
@@ -348,11 +363,9 @@ def _all_runs(runs: list[Run], name: Callable[[Run], Inline]) -> list[Block]:
         "run", "test", "validation, population", "validation, batch", "best step", "steps",
         "wall time", "ms a training step", "kernel", "commit", "machine, threads",
     ]  # fmt: skip
-    ordered = sorted(runs, key=lambda run: (*order(run), run.seed, str(run.path)))
-    commands = [
-        (name(run), ": ", Code(str(run.result["command"])))
-        for run in ordered
-        if run.result is not None and "command" in run.result
+    ordered = _ordered(runs)
+    commands: list[Text] = [
+        (name(run), ": ", Code(run.result.command)) for run in ordered if run.result is not None
     ]
     blocks: list[Block] = [
         Heading(2, "All runs"),
@@ -364,27 +377,34 @@ def _all_runs(runs: list[Run], name: Callable[[Run], Inline]) -> list[Block]:
     return blocks
 
 
+def _ordered(runs: list[Run]) -> list[Run]:
+    return sorted(runs, key=lambda run: (*order(run), run.seed, str(run.path)))
+
+
 def _run_row(run: Run, name: Inline) -> list[Text]:
-    decimals, best, result = digits(run.metric), run.best_step(), run.result or {}
+    best, result = run.best_step(), run.result
 
     def at_best(statistics: str) -> str:
         at = dict(zip(*run.curve(statistics), strict=True))
-        return f"{at[best]:.{decimals}f}" if best in at else "-"
+        return run.metric.number(at[best]) if best in at else "-"
 
-    training, seconds = result.get("train_seconds"), result.get("wall_seconds")
-    machine = [str(result[key]) for key in ("machine", "threads") if key in result]
-    return [
+    row: list[Text] = [
         name,
-        with_unit(run.final("test"), run.metric, decimals) if result else run.state,
+        run.state if result is None else run.metric.show(run.final("test")),
         at_best("population"),
         at_best("batch"),
         "-" if best is None else f"{best:,}",
-        f"{result.get('steps', run.step):,}",
-        "-" if seconds is None else _duration(seconds),
-        f"{1000 * training / result['steps']:.0f}" if training else "-",
-        str(result.get("kernel", "-")),
-        ", ".join(result.get("commits") or [str(result.get("commit", "-"))]),
-        ", ".join(machine) or "-",
+    ]
+    if result is None:
+        return [*row, f"{run.step:,}", *["-"] * 5]
+    return [
+        *row,
+        f"{result.steps:,}",
+        _duration(result.wall_seconds),
+        f"{result.milliseconds_a_step:.0f}",
+        result.kernel,
+        ", ".join(result.commits) or result.commit or "-",
+        f"{result.machine}, {result.threads}",
     ]
 
 
@@ -397,22 +417,22 @@ def _duration(seconds: float) -> str:
 def _same_step(runs: list[Run], name: Callable[[Run], Inline]) -> list[Block]:
     """Our validation at the steps where the paper's curve has a value."""
     blocks: list[Block] = []
-    for run in sorted(runs, key=lambda run: (*order(run), run.seed, str(run.path))):
+    for run in _ordered(runs):
         points = paper.validation(run.data).get(run.model, [])
-        decimals, factor = digits(run.metric), METRICS[run.metric][1]
         found = [
-            (step, ours, theirs * factor)
+            (step, ours, theirs * run.metric.factor)
             for step, ours in zip(*run.paper_like_curve(), strict=True)
             if (theirs := interpolate(points, step)) is not None
         ]
         if found and not unlike_the_paper(run):
             found = thinned(found, MOST_COLUMNS)
+            number = run.metric.number
             table = Table(
                 ["step", *(f"{step:,}" for step, *_ in found)],
                 "l" + "r" * len(found),
                 [
-                    ["ours", *(f"{ours:.{decimals}f}" for _, ours, _ in found)],
-                    ["the paper", *(f"{theirs:.{decimals}f}" for *_, theirs in found)],
+                    ["ours", *(number(ours) for _, ours, _ in found)],
+                    ["the paper", *(number(theirs) for *_, theirs in found)],
                 ],
             )
             blocks += [Paragraph(name(run)), table]
@@ -436,7 +456,7 @@ def interpolate(points: paper.Points, step: float) -> float | None:
     return None
 
 
-def thinned(items: list[_T], most: int) -> list[_T]:
+def thinned(items: Sequence[Any], most: int) -> list[Any]:
     """At most so many of them, evenly, the last among them."""
     stride = math.ceil(len(items) / most)
-    return items[::-1][::stride][::-1] if items else items
+    return list(items[::-1][::stride][::-1]) if items else []

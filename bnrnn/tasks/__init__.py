@@ -1,12 +1,33 @@
-"""One class a kind of task; `build_task` finds it by its settings."""
+"""One class a kind of task; `build_task` finds it by its settings, `register` adds another."""
 
+from collections.abc import Callable
 from pathlib import Path
 
-from bnrnn.config import CharacterConfig, Config, PixelConfig, QuestionConfig
-from bnrnn.tasks.base import Batch, Progress, Task
+from bnrnn.settings import compose, schema
+from bnrnn.settings.schema import Config, TaskConfig
+from bnrnn.tasks.base import Batch, Loss, Progress, Sums, Task, classify
 from bnrnn.tasks.characters import CharacterModel, CharacterTask
 from bnrnn.tasks.pixels import PixelModel, PixelTask
 from bnrnn.tasks.questions import QuestionTask
+
+_BUILDERS: dict[type[TaskConfig], Callable[[Config], Task]] = {
+    schema.PixelConfig: lambda c: PixelTask(c.task, c.seed, Path(c.data_dir)),  # type: ignore
+    schema.CharacterConfig: lambda c: CharacterTask(c.task, c.seed, Path(c.data_dir)),  # type: ignore
+    schema.QuestionConfig: lambda c: QuestionTask(
+        c.task, c.seed, Path(c.data_dir), c.data.synthetic  # type: ignore
+    ),
+}  # fmt: skip
+
+
+def register(settings: TaskConfig, build: Callable[[Config], Task]) -> None:
+    """Let `bnrnn task=NAME` choose a task of another package.
+
+    Args:
+        settings: of a dataclass of its own, which extends `TaskConfig`; `name` is NAME.
+        build: loads the data; `config.task` is of the class of `settings`.
+    """
+    _BUILDERS[type(settings)] = build
+    compose.add(settings.name, settings, "task")
 
 
 def build_task(config: Config) -> Task:
@@ -15,17 +36,10 @@ def build_task(config: Config) -> Task:
     Raises:
         DataError: they are missing, damaged, or too short for the settings.
     """
-    data_dir = Path(config.data_dir)
-    if isinstance(config.task, PixelConfig):
-        return PixelTask(config.task, config.seed, data_dir)
-    if isinstance(config.task, CharacterConfig):
-        return CharacterTask(config.task, config.seed, data_dir)
-    if isinstance(config.task, QuestionConfig):
-        return QuestionTask(config.task, config.seed, data_dir, config.data.synthetic)
-    raise TypeError(f"no task for {type(config.task).__name__}")
+    return _BUILDERS[type(config.task)](config)
 
 
 __all__ = [
-    "Batch", "CharacterModel", "CharacterTask", "PixelModel", "PixelTask", "Progress",
-    "QuestionTask", "Task", "build_task",
+    "Batch", "CharacterModel", "CharacterTask", "Loss", "PixelModel", "PixelTask", "Progress",
+    "QuestionTask", "Sums", "Task", "build_task", "classify", "register",
 ]  # fmt: skip

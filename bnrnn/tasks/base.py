@@ -3,19 +3,23 @@
 import itertools
 import zlib
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bnrnn.config import ModelConfig, TaskConfig
 from bnrnn.nn import BNLSTM
-from bnrnn.tasks.scoring import Score, score_logits
+from bnrnn.runs.record import Metric
+from bnrnn.settings.schema import ModelConfig, NormConfig, TaskConfig
 
 # Shows progress over its argument, and stops between two items when asked to.
 Progress = Callable[[Iterable[Any]], Iterable[Any]]
+Sums = dict[str, float]
+IGNORED = -100  # the target of padding
 
 
 class Batch(NamedTuple):
@@ -28,6 +32,15 @@ class Batch(NamedTuple):
         return Batch(self.input.to(device), self.target.to(device))
 
 
+class Loss(NamedTuple):
+    """Of one batch. sums: numbers that add up over batches, for `Task.metrics`. carry: the state
+    for the next batch of the same stream, detached; None where batches are independent."""
+
+    value: Tensor
+    sums: Sums
+    carry: Any = None
+
+
 class Task(ABC):
     """Batches, model, loss, metrics and test protocol of one task.
 
@@ -35,10 +48,10 @@ class Task(ABC):
     that is resumed anywhere sees what it would have seen.
     """
 
-    metric: ClassVar[str]  # what models are selected by
-    lower_is_better: ClassVar[bool]
+    metric: ClassVar[Metric]  # what models are selected by
     padded: ClassVar[bool] = False  # sequences of different lengths in a batch
-    fingerprint: str | None = None  # of the data, wherever they lie; None: verified when read
+    advice: ClassVar[str] = ""  # a setting of this task that helps where a gradient explodes
+    fingerprint: str | None = None  # of the data; None: they have one form, verified when read
     whole_data: bool = True  # False: only a part of them is at hand, and results do not compare
 
     def __init__(self, config: TaskConfig, seed: int) -> None:
@@ -46,10 +59,20 @@ class Task(ABC):
 
     @property
     @abstractmethod
+    def data_name(self) -> str:
+        """A short name of the data: runs on the same data have the same, and no others."""
+
+    @property
+    @abstractmethod
+    def data_title(self) -> str:
+        """The same for people: the title of a figure."""
+
+    @property
+    @abstractmethod
     def steps_per_epoch(self) -> int: ...
 
     @abstractmethod
-    def build_model(self, config: ModelConfig, kernel: str) -> nn.Module: ...
+    def build_model(self, config: NormConfig, kernel: str) -> nn.Module: ...
 
     @abstractmethod
     def train_batch(self, epoch: int, index: int) -> Batch: ...
@@ -58,15 +81,16 @@ class Task(ABC):
     def valid_batches(self) -> list[Batch]: ...
 
     @abstractmethod
-    def predict(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Logits (..., classes) for `batch.target` (...)."""
+    def loss(self, model: nn.Module, batch: Batch, carry: Any = None) -> Loss:
+        """The loss to minimise, and what `metrics` needs.
 
-    def score(self, logits: Tensor, batch: Batch) -> Score:
-        """Sums over a batch's predictions, for `metrics`."""
-        return score_logits(logits, batch.target)
+        Args:
+            carry: what the batch before returned; None for the first of an epoch, or of a
+                validation.
+        """
 
     @abstractmethod
-    def metrics(self, score: Score) -> dict[str, float]: ...
+    def metrics(self, sums: Sums) -> dict[str, float]: ...
 
     @abstractmethod
     def test(self, model: nn.Module, device: torch.device, progress: Progress) -> dict[str, float]:
@@ -95,12 +119,47 @@ class Task(ABC):
         n = self.steps_per_epoch if n is None else min(n, self.steps_per_epoch)
         return (self.train_batch(-1, index) for index in range(n))
 
+    @torch.no_grad()
+    def score(self, model: nn.Module, batches: Iterable[Batch], device: torch.device) -> Sums:
+        """The sums over batches that follow one another."""
+        sums, carry = Counter[str](), None
+        for batch in batches:
+            _, of_batch, carry = self.loss(model, batch.to(device), carry)
+            sums.update(of_batch)  # type: ignore[arg-type] (a Counter adds floats as well)
+        return dict(sums)
+
+    def kernel(self, model: nn.Module) -> str:
+        """Which code runs the recurrences of a model: recorded with every result."""
+        lstms = [module for module in model.modules() if isinstance(module, BNLSTM)]
+        return ", ".join(sorted({lstm.active_kernel(self.padded) for lstm in lstms}))
+
     def is_better(self, value: float, best: float | None) -> bool:
-        return best is None or (value < best if self.lower_is_better else value > best)
+        if best is None:
+            return True
+        return value < best if self.metric.lower_is_better else value > best
 
     def _generator(self, epoch: int) -> np.random.Generator:
         """Random numbers that are a function of seed and epoch; -1 is the calibration's order."""
         return np.random.default_rng([self.seed, epoch + 1])
+
+
+def classify(logits: Tensor, target: Tensor) -> Loss:
+    """The mean cross-entropy, in nats, over all targets but `IGNORED` ones.
+
+    Args:
+        logits: (..., classes).
+        target: (...), integers.
+
+    Returns:
+        sums: "nll", nats; "correct", of the likeliest class; "count".
+    """
+    logits, target = logits.flatten(0, -2), target.flatten()
+    nll = F.cross_entropy(logits, target, reduction="none", ignore_index=IGNORED)
+    count = (target != IGNORED).sum()
+    correct = (logits.detach().argmax(1) == target).sum()
+    # Added up in float64: a test string has half a million predictions.
+    sums = {"nll": float(nll.detach().double().sum()), "correct": int(correct), "count": int(count)}
+    return Loss(nll.sum() / count, sums)
 
 
 def build_lstm(config: ModelConfig, input_size: int, init_noise: float, kernel: str) -> BNLSTM:

@@ -4,6 +4,7 @@ Paper, sections 5.2 and 5.3: training on non-overlapping sequences whose offset 
 epoch, state reset to the learned one before each; test on the whole string as one sequence.
 """
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +12,30 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bnrnn.config import CharacterConfig, ModelConfig
 from bnrnn.datasets import CharacterCorpus, load_ptb, load_pydocs, load_text, load_text8
 from bnrnn.errors import CheckpointError, DataError
+from bnrnn.runs.record import BITS_PER_CHARACTER
+from bnrnn.settings.schema import CharacterConfig, ModelConfig, NormConfig
 from bnrnn.tasks.base import (
     Batch,
+    Loss,
     Progress,
+    Sums,
     Task,
     build_head,
     build_lstm,
     checksums,
+    classify,
     even_batches,
 )
-from bnrnn.tasks.scoring import Score, score_logits
 
 State = tuple[Tensor, Tensor]
 NATS_PER_BIT = float(np.log(2))
+TITLES = {
+    "ptb": "Penn Treebank, characters",
+    "text8": "text8",
+    "pydocs": "Python's documentation, the embedded corpus",
+}
 
 
 class CharacterModel(nn.Module):
@@ -46,8 +55,7 @@ class CharacterModel(nn.Module):
 
 
 class CharacterTask(Task):
-    metric = "bpc"
-    lower_is_better = True
+    metric = BITS_PER_CHARACTER
 
     def __init__(self, config: CharacterConfig, seed: int, data_dir: Path) -> None:
         super().__init__(config, seed)
@@ -71,12 +79,27 @@ class CharacterTask(Task):
             raise DataError(f"{self.corpus.name} has no test string of two characters or more")
 
     @property
+    def data_name(self) -> str:
+        corpus = self.config.corpus
+        if corpus == "text":
+            return f"text-{Path(self.config.path or '').stem}"
+        if not self.whole_data:
+            return f"{corpus}-part"
+        return corpus if self.config.variant == "paper" else f"{corpus}-{self.config.variant}"
+
+    @property
+    def data_title(self) -> str:
+        part = "" if self.whole_data else ", a part of it"
+        return TITLES.get(self.config.corpus, f"The text {self.data_name.partition('-')[2]}") + part
+
+    @property
     def steps_per_epoch(self) -> int:
         # The offset is at most length - 1: every epoch has this many whole batches.
         sequences = (len(self.corpus.train) - self.config.length + 1) // self.config.length
         return sequences // self.config.batch_size
 
-    def build_model(self, config: ModelConfig, kernel: str) -> CharacterModel:
+    def build_model(self, config: NormConfig, kernel: str) -> CharacterModel:
+        assert isinstance(config, ModelConfig)
         return CharacterModel(config, len(self.corpus.symbols), kernel)
 
     def train_batch(self, epoch: int, index: int) -> Batch:
@@ -94,25 +117,25 @@ class CharacterTask(Task):
         size = self.config.eval_batch_size or self.config.batch_size
         return [self._batch(rows[part]) for part in even_batches(sequences, size)]
 
-    def predict(self, model: nn.Module, batch: Batch) -> Tensor:
-        return model(batch.input)[0]
+    def loss(self, model: nn.Module, batch: Batch, carry: State | None = None) -> Loss:
+        return classify(model(batch.input)[0], batch.target)
 
-    def metrics(self, score: Score) -> dict[str, float]:
+    def metrics(self, sums: Sums) -> dict[str, float]:
         return {
-            "bpc": score.nll / score.count / NATS_PER_BIT,
-            "accuracy": score.correct / score.count,
+            "bpc": sums["nll"] / sums["count"] / NATS_PER_BIT,
+            "accuracy": sums["correct"] / sums["count"],
         }
 
     @torch.no_grad()
     def test(self, model: nn.Module, device: torch.device, progress: Progress) -> dict[str, float]:
         """The whole test string as one sequence, the state carried from piece to piece."""
         text = torch.from_numpy(self.corpus.test.astype(np.int64))[:, None]
-        state, score = None, Score()
+        state, sums = None, Counter[str]()
         for first in progress(range(0, len(text) - 1, self.config.stream_length)):
             piece = text[first : first + self.config.stream_length + 1].to(device)
             logits, state = model(piece[:-1], state, first_step=first)
-            score += score_logits(logits, piece[1:])
-        return self.metrics(score)
+            sums.update(classify(logits, piece[1:]).sums)  # type: ignore[arg-type]
+        return self.metrics(dict(sums))
 
     def describe(self) -> str:
         sizes = " / ".join(f"{len(part):,}" for part in self._splits())
@@ -122,9 +145,9 @@ class CharacterTask(Task):
         return {"symbols": self.corpus.symbols}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        if state["symbols"] != self.corpus.symbols:
+        if state.get("symbols") != self.corpus.symbols:
             raise CheckpointError(
-                f"the checkpoint was trained on {len(state['symbols'])} other symbols than the "
+                "the checkpoint was trained on other symbols than the "
                 f"{len(self.corpus.symbols)} of {self.corpus.name}: use the data it was trained on"
             )
 

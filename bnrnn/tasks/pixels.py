@@ -8,13 +8,33 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bnrnn.config import ModelConfig, PixelConfig
 from bnrnn.datasets import load_mnist
-from bnrnn.errors import CheckpointError
-from bnrnn.tasks.base import Batch, Progress, Task, build_head, build_lstm, even_batches
-from bnrnn.tasks.scoring import Score, score_batches
+from bnrnn.errors import CheckpointError, DataError
+from bnrnn.runs.record import ACCURACY
+from bnrnn.settings.schema import ModelConfig, NormConfig, PixelConfig
+from bnrnn.tasks.base import (
+    Batch,
+    Loss,
+    Progress,
+    Sums,
+    Task,
+    build_head,
+    build_lstm,
+    classify,
+    even_batches,
+)
 
 PIXELS, CLASSES = 784, 10
+# permutation -> the name and title of the data, and how its order is described.
+ORDERS = {
+    "none": ("mnist", "MNIST, a pixel a step", "in order"),
+    "true": ("pmnist", "Permuted MNIST, a true permutation", "permuted"),
+    "official_code": (
+        "pmnist_official",
+        "Permuted MNIST, the pixel map of the released code",
+        "mapped with replacement, as in the authors' code",
+    ),
+}
 
 
 class PixelModel(nn.Module):
@@ -32,22 +52,35 @@ class PixelModel(nn.Module):
 
 
 class PixelTask(Task):
-    metric = "accuracy"
-    lower_is_better = False
+    metric = ACCURACY
+    advice = "task.init_noise=0.1 where all sequences begin alike"
 
     def __init__(self, config: PixelConfig, seed: int, data_dir: Path) -> None:
         super().__init__(config, seed)
         self.config: PixelConfig = config
         self.data = load_mnist(data_dir)
         self.order = pixel_order(config.permutation, config.permutation_seed)  # (784,)
+        if self.steps_per_epoch == 0:
+            raise DataError(
+                f"MNIST has {len(self.data.train_labels):,} training images, fewer than a batch: "
+                f"lower task.batch_size ({config.batch_size})"
+            )
+
+    @property
+    def data_name(self) -> str:
+        return ORDERS[self.config.permutation][0]
+
+    @property
+    def data_title(self) -> str:
+        return ORDERS[self.config.permutation][1]
 
     @property
     def steps_per_epoch(self) -> int:
         return len(self.data.train_labels) // self.config.batch_size
 
-    def build_model(self, config: ModelConfig, kernel: str) -> PixelModel:
-        noisy = self.config.init_noise_for == "all" or config.normalizes
-        return PixelModel(config, self.config.init_noise if noisy else 0.0, kernel)
+    def build_model(self, config: NormConfig, kernel: str) -> PixelModel:
+        assert isinstance(config, ModelConfig)
+        return PixelModel(config, self.config.init_noise, kernel)
 
     def train_batch(self, epoch: int, index: int) -> Batch:
         examples = self._generator(epoch).permutation(len(self.data.train_labels))
@@ -58,23 +91,21 @@ class PixelTask(Task):
     def valid_batches(self) -> list[Batch]:
         return self._batches(self.data.valid_images, self.data.valid_labels)
 
-    def predict(self, model: nn.Module, batch: Batch) -> Tensor:
-        return model(batch.input)
+    def loss(self, model: nn.Module, batch: Batch, carry: None = None) -> Loss:
+        return classify(model(batch.input), batch.target)
 
-    def metrics(self, score: Score) -> dict[str, float]:
+    def metrics(self, sums: Sums) -> dict[str, float]:
         return {
-            "accuracy": score.correct / score.count,
-            "cross_entropy": score.nll / score.count,
+            "accuracy": sums["correct"] / sums["count"],
+            "cross_entropy": sums["nll"] / sums["count"],
         }
 
     def test(self, model: nn.Module, device: torch.device, progress: Progress) -> dict[str, float]:
         batches = self._batches(self.data.test_images, self.data.test_labels)
-        return self.metrics(score_batches(model, self, progress(batches), device))
+        return self.metrics(self.score(model, progress(batches), device))
 
     def describe(self) -> str:
-        order = {"none": "in order", "true": "permuted"}.get(
-            self.config.permutation, "mapped with replacement, as in the authors' code"
-        )
+        order = ORDERS[self.config.permutation][2]
         return (
             f"MNIST, 784 pixels {order} ({checksum(self.order)}); 50,000 / 10,000 / 10,000 images"
         )
@@ -83,10 +114,15 @@ class PixelTask(Task):
         return {"order": torch.from_numpy(self.order.copy()), "checksum": checksum(self.order)}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        order = state["order"].numpy()
-        if checksum(order) != state["checksum"] or order.shape != (PIXELS,):
+        order = state.get("order")
+        if (
+            not isinstance(order, Tensor)
+            or order.shape != (PIXELS,)
+            or not 0 <= int(order.min()) <= int(order.max()) < PIXELS
+            or checksum(order.cpu().numpy()) != state.get("checksum")
+        ):
             raise CheckpointError("the checkpoint's pixel order does not match its checksum")
-        self.order = order
+        self.order = order.cpu().numpy()
 
     def _batches(self, images: np.ndarray, labels: np.ndarray) -> list[Batch]:
         size = self.config.eval_batch_size or self.config.batch_size
@@ -101,7 +137,7 @@ class PixelTask(Task):
 def pixel_order(kind: str, seed: int) -> np.ndarray:
     """Which pixel is seen at each of the 784 steps, (784,) int64.
 
-    "official_code" is the authors' map, whatever the seed: 784 draws with replacement, so that
+    "official_code" is the authors' map, regardless of the seed: 784 draws with replacement, so that
     283 pixels are never seen.
     """
     if kind == "none":

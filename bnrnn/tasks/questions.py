@@ -5,7 +5,6 @@ passage or its four sentences that match the question best.
 """
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bnrnn.config import AttentiveReaderConfig, ModelConfig, QuestionConfig
 from bnrnn.datasets import (
-    NUM,
     UNK,
     QuestionCorpus,
     QuestionSplit,
@@ -26,13 +23,14 @@ from bnrnn.datasets import (
 )
 from bnrnn.errors import CheckpointError, DataError
 from bnrnn.nn.attentive_reader import AttentiveReader
-from bnrnn.tasks.base import Batch, Progress, Task, checksums
-from bnrnn.tasks.scoring import Score, score_batches, score_logits
+from bnrnn.runs.record import ERROR
+from bnrnn.settings.schema import AttentiveReaderConfig, NormConfig, QuestionConfig
+from bnrnn.tasks.base import Batch, Loss, Progress, Sums, Task, checksums, classify
+from bnrnn.tasks.streams import Purpose, stream
 
 
 class QuestionTask(Task):
-    metric = "error"
-    lower_is_better = True
+    metric = ERROR
     padded = True
 
     def __init__(
@@ -40,13 +38,8 @@ class QuestionTask(Task):
     ) -> None:
         super().__init__(config, seed)
         self.config: QuestionConfig = config
-        self.corpus: QuestionCorpus = load_cnn(
-            data_dir,
-            config.four_sentences,
-            synthetic,
-            config.on_error,  # type: ignore[arg-type]
-            config.numbers,
-        )
+        self.corpus: QuestionCorpus = load_cnn(data_dir, config.four_sentences, synthetic)
+        self._synthetic = synthetic is not None
         self.whole_data = self.corpus.whole
         parts = (self.corpus.train, self.corpus.valid, self.corpus.test)
         self.fingerprint = checksums(*(a for p in parts for a in (p.answers, p.passages.lengths)))
@@ -61,10 +54,21 @@ class QuestionTask(Task):
         self._order: tuple[int, list[np.ndarray]] | None = None  # of the last epoch asked for
 
     @property
+    def data_name(self) -> str:
+        kind = "cnn4" if self.config.four_sentences else "cnn"
+        return kind + ("-synthetic" if self._synthetic else "" if self.whole_data else "-part")
+
+    @property
+    def data_title(self) -> str:
+        kind = "four sentences" if self.config.four_sentences else "whole articles"
+        part = "" if self.whole_data else ": a part of the corpus"
+        return f"CNN questions, {kind}" + (": generated ones" if self._synthetic else part)
+
+    @property
     def steps_per_epoch(self) -> int:
         return len(self.corpus.train) // self.config.batch_size
 
-    def build_model(self, config: ModelConfig, kernel: str) -> AttentiveReader:
+    def build_model(self, config: NormConfig, kernel: str) -> AttentiveReader:
         assert isinstance(config, AttentiveReaderConfig)
         return AttentiveReader(
             vocabulary=len(self.corpus.words),
@@ -96,18 +100,20 @@ class QuestionTask(Task):
             size, buckets = self.config.batch_size, self.config.buckets
             batches = bucketed_batches(lengths, size, self._generator(epoch), buckets)
             self._order = epoch, batches
-        generator = np.random.default_rng([self.seed, epoch + 1, index])
+        purpose = Purpose.CALIBRATION_RELABEL if epoch < 0 else Purpose.RELABEL
+        generator = stream(self.seed, purpose, max(epoch, 0), index)
         return self._batch(self.corpus.train, self._order[1][index], generator)
 
     def valid_batches(self) -> list[Batch]:
         return self._batches(self.corpus.valid)
 
-    def predict(self, model: nn.Module, batch: Batch) -> Tensor:
-        return model(*batch.input)[0]
+    def loss(self, model: nn.Module, batch: Batch, carry: None = None) -> Loss:
+        """Over the whole vocabulary; "correct_named" chooses among the entities of the passage."""
+        logits = model(*batch.input)[0]
+        value, sums, _ = classify(logits, batch.target)
+        return Loss(value, sums | {"correct_named": self._correct_named(logits.detach(), batch)})
 
-    def score(self, logits: Tensor, batch: Batch) -> Score:
-        """Over the whole vocabulary, and over the entities that the passage names."""
-        score = score_logits(logits, batch.target)
+    def _correct_named(self, logits: Tensor, batch: Batch) -> int:
         passage, lengths, *_ = batch.input
         real = torch.arange(len(passage), device=passage.device)[:, None] < lengths
         named = torch.zeros_like(logits, dtype=torch.bool)
@@ -115,24 +121,23 @@ class QuestionTask(Task):
         named &= self._is_entity.to(logits.device)
         # A passage that names no entity leaves no choice: its question counts as not answered.
         chosen = logits.masked_fill(~named, -torch.inf).argmax(1)
-        score.correct_named = int(((chosen == batch.target) & named.any(1)).sum())
-        return score
+        return int(((chosen == batch.target) & named.any(1)).sum())
 
-    def metrics(self, score: Score) -> dict[str, float]:
+    def metrics(self, sums: Sums) -> dict[str, float]:
         return {
-            "error": 1 - score.correct / score.count,
-            "error_named": 1 - score.correct_named / score.count,
-            "cross_entropy": score.nll / score.count,
+            "error": 1 - sums["correct"] / sums["count"],
+            "error_named": 1 - sums["correct_named"] / sums["count"],
+            "cross_entropy": sums["nll"] / sums["count"],
         }
 
     def test(self, model: nn.Module, device: torch.device, progress: Progress) -> dict[str, float]:
         batches = self._batches(self.corpus.test)
-        return self.metrics(score_batches(model, self, progress(batches), device))
+        return self.metrics(self.score(model, progress(batches), device))
 
     def figures(self, model: nn.Module, device: torch.device) -> dict[str, Any]:
         """The attention over the first validation passage."""
         try:
-            from bnrnn.report.attention import heat_map
+            from bnrnn.plots.attention import heat_map
         except ImportError:  # matplotlib is optional
             return {}
         split = self.corpus.valid
@@ -148,8 +153,6 @@ class QuestionTask(Task):
     def encode(self, words: Sequence[str]) -> np.ndarray:
         """Words of a text -> ids (n,) int64, by the rules of the corpus."""
         known = {word: k for k, word in enumerate(self.corpus.words)}
-        if self.config.numbers:
-            known |= {word: NUM for word in words if word.isascii() and word.isdigit()}
         return np.array([known.get(word, UNK) for word in words], np.int64)
 
     def describe(self) -> str:
@@ -166,7 +169,7 @@ class QuestionTask(Task):
         return {"words": "\n".join(self.corpus.words)}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        if state["words"] != "\n".join(self.corpus.words):
+        if state.get("words") != "\n".join(self.corpus.words):
             raise CheckpointError(
                 f"the checkpoint was trained on another vocabulary than the "
                 f"{len(self.corpus.words):,} words of {self.corpus.name}: use the data it was "
@@ -182,9 +185,8 @@ class QuestionTask(Task):
         self, split: QuestionSplit, examples: np.ndarray, relabel: np.random.Generator | None = None
     ) -> Batch:
         """relabel: draws other names for the entities, as the setting says."""
-        padded = partial(pad, repeat=self.config.repeat_padding)
-        passage, passage_lengths = padded([split.passages[k] for k in examples])
-        question, question_lengths = padded([split.questions[k] for k in examples])
+        passage, passage_lengths = pad([split.passages[k] for k in examples])
+        question, question_lengths = pad([split.questions[k] for k in examples])
         answers = np.asarray(split.answers[examples], np.int64)
         if relabel is not None:
             passage, question, answers = relabel_entities(

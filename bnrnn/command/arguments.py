@@ -1,0 +1,196 @@
+"""The command line before Hydra sees it: which flags and keys there are, and what a run replays."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob, Override
+from hydra.errors import HydraException
+
+import bnrnn
+from bnrnn.command.explain import unknown_choice, unknown_setting
+from bnrnn.command.terminal import say
+from bnrnn.command.where import resumed_folder
+from bnrnn.errors import CheckpointError, ConfigError
+from bnrnn.runs.record import read_settings
+from bnrnn.runs.text import literal
+from bnrnn.settings.compose import GROUPS, keys, options
+from bnrnn.settings.same import flatten
+
+FLAGS = {"-h", "--help", "--hydra-help", "--version", "-m", "--multirun", "--resolve"}
+WITH_VALUE = {"-c", "--cfg", "-cd", "--config-dir"}
+HYDRA_KEYS = ("hydra.launcher.", "hydra.verbose", "hydra.searchpath")
+SECTIONS = ("task", "model", "optimizer")  # the groups that every run chooses from
+OF_THE_COMMAND = ("mode", "run", "resume", "outputs", "question")
+PLACES = ("data_dir", "task.path")
+
+
+def check(arguments: list[str]) -> list[str]:
+    """The arguments for Hydra: with the settings of the run that `run=DIR` or `resume=DIR` names.
+
+    Raises:
+        ConfigError: a flag, key or name that bnrnn does not have, or a sweep over nothing.
+        CheckpointError: DIR holds no run, or a damaged one.
+    """
+    arguments = [_with_home(word) for word in arguments]
+    words = _without_flags(arguments)
+    if "--version" in arguments:
+        say(f"bnrnn {bnrnn.__version__}")
+        sys.exit()
+    overrides = _parse(words)
+    for override in overrides:
+        _check(override, arguments)
+    sweep = bool({"-m", "--multirun"} & set(arguments))
+    return _settings_of_run(overrides, sweep) + arguments
+
+
+def _with_home(word: str) -> str:
+    """The shell expands no `outputs=~/x`, and Hydra cannot read it."""
+    key, equals, value = word.partition("=")
+    if equals and (value == "~" or value.startswith("~/")):
+        return f"{key}={literal(os.path.expanduser(value))}"
+    return word
+
+
+def _without_flags(arguments: list[str]) -> list[str]:
+    kept, rest = [], list(arguments)
+    while rest:
+        word = rest.pop(0)
+        flag, equals, _ = word.partition("=")
+        if not word.startswith("-"):
+            kept.append(word)
+        elif flag in WITH_VALUE and (equals or rest):
+            if not equals:
+                rest.pop(0)
+        elif word not in FLAGS:
+            raise ConfigError(
+                f"there is no flag {word}; settings are written key=value, and bnrnn --help "
+                "lists the common ones"
+            )
+    if "--resolve" in arguments and not {a.partition("=")[0] for a in arguments} & {"-c", "--cfg"}:
+        raise ConfigError("--resolve goes with --cfg job")
+    return kept
+
+
+def _parse(words: list[str]) -> list[Override]:
+    found = []
+    for word in words:
+        try:
+            found.append(OverridesParser.create().parse_override(word))
+        except Exception as error:  # its functions raise what their arguments happen to cause
+            known = isinstance(error, HydraException)
+            why = "" if known else f" ({' '.join(str(error).split()) or type(error).__name__})"
+            raise ConfigError(
+                f"cannot read {word!r}{why}: settings are written key=value; put quotes around a "
+                "value with special characters, such as \"outputs='my runs'\""
+            ) from error
+    return found
+
+
+def _check(override: Override, arguments: list[str]) -> None:
+    key, word = override.key_or_group, override.input_line or ""
+    if override.package is not None or not key:
+        raise ConfigError(f"cannot read {word!r}: settings are written key=value")
+    if override.is_delete():
+        raise ConfigError(f"{word}: a setting cannot be removed, only given another value")
+    if key.startswith(("hydra.", "hydra/")) and not (
+        key == "hydra/launcher" or key.startswith(HYDRA_KEYS)
+    ):
+        raise ConfigError(
+            f"{key} is not a setting of bnrnn: outputs=DIR says where runs are, and "
+            "hydra/launcher= how a sweep runs"
+        )
+    if override.is_add() or override.is_force_add():
+        raise ConfigError(
+            f"{key} is written without +"
+            if key in (*keys(), *GROUPS)
+            else unknown_setting(key, arguments)
+        )
+    values = _values(override)
+    if key in ("run", "resume", "outputs", "data_dir") and "" in values:
+        raise ConfigError(f"{key} must be a folder, got ''")
+    if override.is_sweep_override() and not values:
+        raise ConfigError(f"{word} is a sweep over nothing: no value fits")
+    if key in GROUPS:
+        for value in values:
+            _check_choice(key, value)
+    elif key in SECTIONS or "/" in key.replace("hydra/launcher", ""):
+        raise ConfigError(unknown_setting(key, arguments))
+
+
+def _values(override: Override) -> list[Any]:
+    """The values that an override goes through: one, unless it is a sweep."""
+    if not override.is_sweep_override():
+        return [override.value()]
+    value: Any = override.value()
+    try:
+        if isinstance(value, Glob):
+            key = override.key_or_group
+            return value.filter(options(key)) if key in GROUPS else []
+        return list(override.sweep_iterator()) if override.is_discrete_sweep() else [value]
+    except Exception as error:  # range(0,3,0) is Python's range
+        raise ConfigError(f"cannot read {override.input_line!r}: {error}") from error
+
+
+def _check_choice(group: str, value: Any) -> None:
+    names = options(group)
+    if value is None and group not in SECTIONS:
+        return
+    if not isinstance(value, str) or value not in names:
+        shown = "null" if value is None else str(value)
+        raise ConfigError(unknown_choice(group, shown))
+
+
+def _settings_of_run(overrides: list[Override], sweep: bool) -> list[str]:
+    """The overrides that compose the settings of the run that `run=DIR` or `resume=DIR` names.
+
+    They are read as data from its config.yaml: each key must be a setting, each choice a name that
+    bnrnn has, so that a folder from a stranger can set numbers and names, and nothing else.
+    """
+    given = {o.key_or_group: o.value() for o in overrides}
+    folder = given.get("run") or given.get("resume")
+    if not isinstance(folder, str) or folder == "auto":
+        return []
+    if sweep:
+        raise ConfigError("resume=DIR and run=DIR are for one run; a sweep takes resume=auto")
+    path = Path(os.path.expanduser(folder))
+    if "resume" in given:
+        resumed_folder(path)
+    elif not path.is_dir():
+        raise CheckpointError(f"no run directory at {folder}")
+    file = path / "config.yaml"
+    saved = read_settings(file)
+    if saved is None:
+        raise CheckpointError(f"{path} has no config.yaml: it is no run directory")
+    choices = {group: saved.get(group, {}).get("name") for group in SECTIONS if group not in given}
+    for group, name in choices.items():
+        if name not in options(group):
+            raise CheckpointError(
+                f"{file}: {group}.name is {str(name)!r:.60}, which this bnrnn does not have"
+            )
+    chosen = [f"{group}={name}" for group, name in choices.items()]
+    known, replayed = keys(*chosen), []
+    for key, value in flatten(saved).items():
+        section, _, name = key.partition(".")
+        if key in (*given, *OF_THE_COMMAND) or name == "name":
+            continue
+        if section in SECTIONS and section not in choices:  # another was chosen
+            continue
+        if key in PLACES and not os.path.exists(str(value)):  # of another machine
+            continue
+        if key not in known:
+            raise CheckpointError(f"{file}: this bnrnn has no setting {key!r:.60}")
+        replayed.append(f"{key}={_as_override(value)}")
+    return chosen + replayed
+
+
+def _as_override(value: Any) -> str:
+    if isinstance(value, list):
+        return "[" + ",".join(_as_override(item) for item in value) + "]"
+    if isinstance(value, str):
+        return literal(value)
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return repr(value)

@@ -1,0 +1,195 @@
+"""The command `bnrnn`: composes the settings, runs the mode, and says in one line what is wrong."""
+
+import errno
+import logging
+import os
+import re
+import resource
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from bnrnn.command import arguments, terminal
+from bnrnn.command.explain import explain
+from bnrnn.errors import BnrnnError, ConfigError, MemoryLimitError, OutputError, printable
+from bnrnn.runs.interrupt import Interrupted
+from bnrnn.settings import compose
+from bnrnn.settings.schema import Config
+
+_BROKEN_PIPE = 141
+_SMALLEST = 10**9  # bytes of address space: torch 2.13 and what we import take 0.7
+
+_sweeps: set[Path] = set()  # where Hydra writes its multirun.yaml
+_jobs = 0  # that have begun: before the first, every error is one of the settings
+
+
+def main() -> None:
+    """The console script: exit codes are in `bnrnn.errors`."""
+    global _jobs
+    terminal.prepare()
+    # Hydra raises its errors instead of printing them, so that they can be said in one line.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    logging.raiseExceptions = False  # a closed pipe or full disk must not print tracebacks
+    _jobs = 0
+    code = 0
+    try:
+        sys.argv[1:] = arguments.check(sys.argv[1:])
+        _job()
+        sys.stdout.flush()
+    except SystemExit as stopped:
+        code = stopped.code if isinstance(stopped.code, int) else 1
+    except KeyboardInterrupt:  # before there was anything to save, or pressed twice
+        code = _fail("interrupted", 130)
+    except BaseException as error:
+        known = _explained(error)
+        if known is None:
+            raise
+        code = _fail(str(known), known.exit_code)
+    finally:
+        _clean_sweeps()
+    _exit(code)
+
+
+def _explained(error: BaseException) -> BnrnnError | None:
+    """What a person needs to know of an error; None: it is a defect."""
+    if isinstance(error, BnrnnError):
+        return error
+    if isinstance(error, BrokenPipeError):
+        return None if sys.stdout is None else _closed_pipe(error)
+    if isinstance(error, OSError) and (error.filename is not None or error.errno == errno.ENOSPC):
+        place = "standard output" if error.filename is None else error.filename
+        return OutputError(
+            f"cannot write to {place}: {error.strerror}; choose another place with outputs=DIR"
+        )
+    if (memory := out_of_memory(error)) is not None:
+        return memory
+    if _jobs == 0:
+        return ConfigError(explain(error, sys.argv[1:]))
+    return None
+
+
+def _closed_pipe(error: BrokenPipeError) -> BnrnnError:
+    closed = OutputError("nobody reads what is printed")
+    closed.exit_code = _BROKEN_PIPE
+    return closed
+
+
+def out_of_memory(error: BaseException) -> MemoryLimitError | None:
+    """The error as one of memory, if it is one: torch has no class of its own on a CPU."""
+    text = str(error)
+    asked = re.search(r"tried to allocate ([\d.]+) ?(\w*)", text, re.IGNORECASE)
+    if not (
+        isinstance(error, MemoryError)
+        or "out of memory" in text
+        or "can't allocate memory" in text
+        or "bad_alloc" in text
+        or "Storage size calculation overflowed" in text
+        or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+    ):
+        return None
+    size = "" if asked is None else f" when {_size(asked[1], asked[2])} more were asked for"
+    return MemoryLimitError(
+        f"out of memory{size}: lower task.batch_size, model.hidden_size or task.length"
+    )
+
+
+def _size(number: str, unit: str) -> str:
+    return f"{int(number) / 1e9:.3g} GB" if unit in ("", "bytes") else f"{number} {unit}"
+
+
+def _fail(message: str, exit_code: int) -> int:
+    if exit_code != _BROKEN_PIPE:
+        print(f"bnrnn: error: {printable(' '.join(message.split()))}", file=sys.stderr)
+    return exit_code
+
+
+def _exit(code: int) -> None:
+    """End with `code`, even where what was printed can no longer be written."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError as error:
+            # What is left in the buffer would fail once more at the interpreter's end.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            broken = isinstance(error, BrokenPipeError)
+            code = code or (_BROKEN_PIPE if broken else OutputError.exit_code)
+    if code:
+        sys.exit(code)
+
+
+@hydra.main(version_base="1.3", config_path="pkg://bnrnn.conf", config_name="config")
+def _job(cfg: DictConfig) -> None:
+    """One run, also as one job of a sweep."""
+    global _jobs
+    _jobs += 1
+    choices = HydraConfig.get().runtime.choices
+    single = HydraConfig.get().mode == RunMode.RUN
+    try:
+        named = cfg.resume not in (None, "auto") or cfg.run not in (None, "auto")
+        if cfg.scale is not None and choices["reproduce"] is None and not named:
+            raise ConfigError(f"scale={cfg.scale} goes with reproduce=…, which says what to shrink")
+        config = _config(cfg)
+        _run_mode()(config)
+    except Interrupted as interrupted:
+        # Ctrl-C ends the whole sweep, not only this job.
+        print(printable(f"bnrnn: {interrupted}: {interrupted.advice}"), file=sys.stderr)
+        sys.exit(128 + interrupted.signum)
+    except Exception as error:
+        known = _explained(error)
+        if known is None:
+            raise
+        if single:
+            sys.exit(_fail(str(known), known.exit_code))
+        # Hydra goes on with the sweep, and raises this again at its end.
+        logging.getLogger(__name__).error("%s", known)
+        raise known from error
+
+
+def _run_mode() -> Callable[[Config], None]:
+    """Import torch, which takes seconds, only for a run: not for --help, nor for wrong settings."""
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit != resource.RLIM_INFINITY and limit < _SMALLEST:
+        # Below that not even an exception can be made while torch is imported.
+        raise MemoryLimitError(
+            f"out of memory: PyTorch alone needs {_SMALLEST / 1e9:g} GB of address space, "
+            f"and the limit is {limit / 1e9:.2g} GB: raise it (ulimit -v)"
+        )
+    from bnrnn.command.modes import run_mode
+
+    return run_mode
+
+
+def _config(cfg: DictConfig) -> Config:
+    try:
+        return compose.from_hydra(cfg)
+    except BnrnnError:
+        raise
+    except Exception as error:  # OmegaConf's own, of many kinds
+        raise ConfigError(explain(error, sys.argv[1:])) from error
+
+
+def _sweep_dir(outputs: str) -> str:
+    """Where Hydra leaves multirun.yaml, and a Slurm launcher its own files."""
+    folder = Path(outputs).expanduser() / "sweeps"
+    _sweeps.add(folder)
+    return str(folder)
+
+
+def _clean_sweeps() -> None:
+    for folder in _sweeps:
+        try:
+            (folder / "multirun.yaml").unlink(missing_ok=True)
+            folder.rmdir()
+        except OSError:  # not empty
+            continue
+    _sweeps.clear()
+
+
+# At import, because the processes of a parallel launcher import this module and call `_job`.
+compose.register()
+OmegaConf.register_new_resolver("bnrnn.sweep_dir", _sweep_dir, replace=True)

@@ -1,0 +1,234 @@
+"""What `mode=` may be: one function a mode, and the table of them."""
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from bnrnn.analyses import ANALYSES
+from bnrnn.answer import answer
+from bnrnn.command import where
+from bnrnn.command.device import set_up
+from bnrnn.command.terminal import say
+from bnrnn.errors import CheckpointError, ConfigError, OutputError
+from bnrnn.evaluate import evaluate, load_best
+from bnrnn.nn.attentive_reader import AttentiveReader
+from bnrnn.runs.analysis import write_analysis
+from bnrnn.runs.directory import RunDirectory
+from bnrnn.runs.files import write_atomic
+from bnrnn.runs.find import find_analysis
+from bnrnn.runs.interrupt import Interrupted
+from bnrnn.runs.metrics import format_values
+from bnrnn.runs.provenance import provenance
+from bnrnn.runs.record import (
+    Failure,
+    Result,
+    decode_json,
+    read_settings,
+    read_subject,
+    write_json,
+)
+from bnrnn.runs.text import quoted
+from bnrnn.sample import sample
+from bnrnn.settings.same import differences
+from bnrnn.settings.schema import Config
+from bnrnn.tasks import CharacterModel, CharacterTask, QuestionTask, build_task
+from bnrnn.train import train
+
+log = logging.getLogger(__name__)
+
+
+def run_mode(config: Config) -> None:
+    """
+    Raises:
+        ConfigError: the mode is not one, or lacks something or has too much.
+    """
+    mode = MODES.get(config.mode)
+    if mode is None:
+        raise ConfigError(f"mode must be one of {', '.join(MODES)}, got {config.mode!r}")
+    if mode.uses_run and config.run is None:
+        raise ConfigError(f"mode={config.mode} needs a finished run: add run=DIR")
+    if config.run is not None and not mode.uses_run:
+        modes = ", ".join(f"mode={name}" for name, mode in MODES.items() if mode.uses_run)
+        raise ConfigError(f"run=DIR goes with {modes}, not {config.mode}")
+    if (config.question is None) != (config.mode != "answer"):
+        raise ConfigError("mode=answer run=DIR question=FILE answers the question in a file")
+    if config.resume is not None and config.mode != "train":
+        raise ConfigError(f"resume goes with mode=train, not mode={config.mode}")
+    mode.run(config)
+
+
+def _train(config: Config) -> None:
+    device = set_up(config)
+    with where.run_to_train(config) as run, _log_file(run.log):
+        finished = decode_json(run.result, Result)
+        if config.resume not in (None, "auto"):
+            _check_same(config, run)
+        subject = read_subject(run.subject)
+        if subject is not None and finished is not None:
+            if config.total_steps(subject.steps_per_epoch) <= finished.max_steps:
+                values = format_values(finished.test)
+                log.info("%s is finished: test %s; %s", run.path, values, finished.data)
+                return
+            where.resumed_folder(run.path)
+        try:
+            result = train(config, build_task(config), run, device)
+        except Interrupted as interrupted:
+            interrupted.advice = f"go on with: bnrnn resume={quoted(run.path)}"
+            raise
+        except ConfigError:  # refused: nothing of the run has changed
+            run.discard()
+            raise
+        except Exception as error:
+            _remember_failure(run, error)
+            raise
+        except BaseException:  # Ctrl-C before the first step
+            run.discard()
+            raise
+    say(f"test  {format_values(result.test)}   ({run.path})")
+
+
+def _check_same(config: Config, run: RunDirectory) -> None:
+    saved = read_settings(run.config)
+    for key, (ours, theirs) in differences(config, saved or {}).items():
+        raise ConfigError(
+            f"a resumed run keeps its settings: {key} is {theirs!r} in {run.path}, not {ours!r}"
+        )
+
+
+def _remember_failure(run: RunDirectory, error: Exception) -> None:
+    """Why the run stopped, for the report; nothing where it never began, or was finished before."""
+    if not run.begun:
+        run.discard()
+        return
+    # Do not let a full disk mask the error itself.
+    with contextlib.suppress(OutputError, CheckpointError):
+        result, subject = decode_json(run.result, Result), read_subject(run.subject)
+        if result is None or subject is None or result.max_steps < subject.total_steps:
+            text = " ".join(str(error).split()) or type(error).__name__
+            write_json(run.failure, Failure(text, getattr(error, "exit_code", 1)))
+
+
+@contextlib.contextmanager
+def _log_file(path: Path) -> Iterator[None]:
+    """Everything that is logged, with its time, appended to a file."""
+    handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace", delay=True)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.root.addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.root.removeHandler(handler)
+        with contextlib.suppress(OSError):  # a full disk
+            handler.close()
+
+
+def _data(config: Config) -> None:
+    log.info("%s", build_task(config).describe())
+
+
+def _evaluate(config: Config) -> None:
+    device, began = set_up(config), time.monotonic()
+    source = where.used_run(config)
+    result = evaluate(config, source, build_task(config), device)
+    result |= {"run": str(source), "wall_seconds": round(time.monotonic() - began, 1)}
+    say(f"valid  {format_values(result['valid'])}")
+    say(f"test   {format_values(result['test'])}")
+    folder = where.new_folder(source / config.mode)
+    write_json(folder / "result.json", result | provenance(device))
+
+
+def _sample(config: Config) -> None:
+    device, source = set_up(config), where.used_run(config)
+    task = build_task(config)
+    if not isinstance(task, CharacterTask):
+        raise ConfigError(f"mode=sample needs a character model, {source} is of another task")
+    model, _ = load_best(config, source, task, device)
+    assert isinstance(model, CharacterModel)
+    text = sample(model, task, config.sample, config.seed)
+    say(text)
+    folder = where.new_folder(source / config.mode)
+    write_atomic(folder / "sample.txt", text.encode())
+
+
+def _answer(config: Config) -> None:
+    assert config.question is not None
+    device, source = set_up(config), where.used_run(config)
+    task = build_task(config)
+    if not isinstance(task, QuestionTask):
+        raise ConfigError(f"mode=answer needs an Attentive Reader, {source} is of another task")
+    model, _ = load_best(config, source, task, device)
+    assert isinstance(model, AttentiveReader)
+    found = answer(model, task, Path(config.question))
+    lines = [" ".join(found.question.question), "", *found.lines()]
+    say("\n".join(lines))
+    folder = where.new_folder(source / config.mode)
+    text = "\n".join(lines) + "\n"
+    write_atomic(folder / "answer.txt", text.encode("utf-8", "backslashreplace"))
+    try:
+        from bnrnn.plots.attention import heat_map
+        from bnrnn.plots.style import save
+    except ImportError:
+        log.info("No picture of the attention: pip install bnrnn[plot] for matplotlib")
+        return
+    figure = heat_map(found.words, found.attention, found.question.question, found.lines())
+    save(figure, folder / "attention.png")
+    say(f"\nThe attention: {folder / 'attention.png'}")
+
+
+def _analyse(config: Config) -> None:
+    """Any of the paper's analyses."""
+    device, analysis = set_up(config), ANALYSES[config.mode]
+    source = where.used_run(config) if analysis.uses_run else None
+    if source is not None and config.run == "auto":
+        finished = find_analysis(source, config.mode, analysis.settings(config))
+        if finished is not None:
+            figure = finished.with_name(f"{config.mode}.png")
+            log.info("finished already: %s%s", finished, f", {figure}" * figure.exists())
+            return
+    began = time.monotonic()
+    found = analysis.compute(config, source, device)
+    found = replace(
+        found, wall_seconds=round(time.monotonic() - began, 1), **provenance(device)
+    )  # fmt: skip
+    parent = Path(config.outputs) if source is None else source
+    result = where.new_folder(parent / config.mode) / "result.json"
+    write_analysis(result, found)
+    try:
+        from bnrnn.plots.style import save
+        from bnrnn.report.analysis_figures import FIGURES
+    except ImportError:
+        say(f"{result}; for the figure: pip install bnrnn[plot]")
+        return
+    figure = result.with_name(f"{config.mode}.png")
+    save(FIGURES[config.mode].draw([found]), figure)
+    say(f"{figure}, drawn from {result.name} beside it")
+
+
+def _report(config: Config) -> None:
+    try:
+        from bnrnn.report.report import write_report
+    except ImportError as error:
+        raise ConfigError(f"mode=report needs pip install bnrnn[plot]: {error}") from error
+    target = Path(config.outputs) / "report"
+    write_report(Path(config.outputs), target)
+    say(f"{target / 'report.html'}, and the same as report.md")
+
+
+@dataclass(frozen=True)
+class Mode:
+    run: Callable[[Config], None]
+    uses_run: bool = False  # run=DIR, a finished run
+
+
+MODES = {
+    "train": Mode(_train),
+    "data": Mode(_data),
+    "evaluate": Mode(_evaluate, uses_run=True),
+    "sample": Mode(_sample, uses_run=True),
+    "answer": Mode(_answer, uses_run=True),
+    **{name: Mode(_analyse, analysis.uses_run) for name, analysis in ANALYSES.items()},
+    "report": Mode(_report),
+}

@@ -1,0 +1,110 @@
+"""Where a command reads and writes: the run that it goes on with or looks into, or a new folder."""
+
+import contextlib
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from bnrnn.errors import CheckpointError, OutputError
+from bnrnn.runs.directory import RunDirectory, claim, clean
+from bnrnn.runs.find import find_finished, find_matching
+from bnrnn.runs.record import write_settings
+from bnrnn.settings.same import to_dict
+from bnrnn.settings.schema import Config
+
+
+def run_to_train(config: Config) -> RunDirectory:
+    """The folder to train in, held: the one that `resume` names, or a new one.
+
+    Raises:
+        CheckpointError: there is no such run, or a damaged one may be it.
+        OutputError: the folder cannot be written to, or another process trains in it.
+    """
+    if config.resume not in (None, "auto"):
+        return RunDirectory(resumed_folder(Path(config.resume))).__enter__()
+    parent = Path(config.outputs) / config.task.name / config.model.name
+    make_folder(parent)
+    with _one_at_a_time(parent):
+        clean(parent)
+        if config.resume == "auto":
+            found = find_matching(Path(config.outputs), config)
+            if found is not None:
+                return RunDirectory(found).__enter__()
+        run = claim(parent, stamp())
+        # At once, so that another process that looks for these settings finds it.
+        write_settings(run.config, to_dict(config))
+    return run
+
+
+def resumed_folder(path: Path) -> Path:
+    """
+    Raises:
+        CheckpointError: it holds no run to go on with.
+    """
+    if not path.is_dir():
+        raise CheckpointError(f"no run directory at {path}")
+    run = RunDirectory(path)
+    if not (run.last.exists() or run.result.exists()):
+        raise CheckpointError(f"{path} has no last.pt to go on from: start the run anew")
+    return path
+
+
+def used_run(config: Config) -> Path:
+    """The run that `run=DIR` names; auto: the finished one with these settings that went furthest.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    assert config.run is not None
+    if config.run != "auto":
+        if not Path(config.run).is_dir():
+            raise CheckpointError(f"no run directory at {config.run}")
+        return Path(config.run)
+    found = find_finished(Path(config.outputs), config)
+    if found is None:
+        raise CheckpointError(
+            f"no finished run of task={config.task.name} model={config.model.name} with these "
+            f"settings under {config.outputs}: train it first, with resume=auto instead of run=auto"
+        )
+    return found
+
+
+def new_folder(parent: Path) -> Path:
+    """A new folder in `parent`, named by the time.
+
+    Raises:
+        OutputError: it cannot be made.
+    """
+    with claim(parent, stamp()) as folder:
+        return folder.path
+
+
+def make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"cannot write to {path}: {error.strerror}; choose another place with outputs=DIR"
+        ) from error
+
+
+def stamp() -> str:
+    return time.strftime("%Y-%m-%d_%H-%M-%S")
+
+
+@contextlib.contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    """Two processes must not both find no run with their settings, and both begin it."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except FileNotFoundError:  # another process has just removed it, empty: claim makes it again
+        yield
+        return
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,76 @@
+"""matplotlib's set-up, colours, and figures as files; needs `pip install bnrnn[plot]`."""
+
+import io
+import warnings
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from bnrnn.errors import printable
+from bnrnn.runs.files import write_atomic
+
+_LONGEST = 160  # letters of a text; of longer ones no figure is left
+# Okabe and Ito's colours, told apart by the colour-blind; one a model.
+COLOURS = {
+    "lstm": "#0072B2",
+    "bnlstm": "#D55E00",
+    "bn_input": "#009E73",
+    "bn_input_sequence": "#CC79A7",
+    "attentive_lstm": "#0072B2",
+    "attentive_bnlstm": "#D55E00",
+    "attentive_bn_everywhere": "#E69F00",
+    "attentive_bne_star": "#009E73",
+    "attentive_bne_star_star": "#CC79A7",
+}
+
+
+def colour(model: str) -> str:
+    return COLOURS.get(model, "black")
+
+
+def plain(text: str) -> str:
+    """Text of a user in a figure: between two dollar signs matplotlib would read TeX."""
+    shown = printable(text).replace("\n", " ")
+    if len(shown) > _LONGEST:
+        shown = shown[: _LONGEST - 1] + "…"
+    return shown.replace("$", r"\$")
+
+
+def entry(text: str) -> str:
+    """The same in a legend, which leaves out what is empty or begins with an underscore."""
+    return plain(text).lstrip("_ ") or "-"
+
+
+def tidy(axes: Axes, x_label: str, y_label: str) -> None:
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def encode(figure: Figure, kind: str) -> bytes:
+    """As "png" or "svg": the same figure gives the same bytes."""
+    buffer = io.BytesIO()
+    with plt.rc_context({"svg.hashsalt": "bnrnn"}), warnings.catch_warnings():
+        # A letter that the font lacks is drawn as a box.
+        warnings.filterwarnings("ignore", "Glyph .* missing")
+        warnings.filterwarnings("ignore", "constrained_layout not applied")
+        figure.savefig(
+            buffer, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None
+        )
+    return buffer.getvalue()
+
+
+def save(figure: Figure, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, encode(figure, path.suffix.removeprefix(".")))
+    plt.close(figure)
+
+
+__all__ = ["COLOURS", "colour", "encode", "entry", "plain", "plt", "save", "tidy"]

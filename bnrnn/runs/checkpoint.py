@@ -1,0 +1,166 @@
+"""Checkpoints: tensors and plain data, whole or absent, never code.
+
+A checkpoint is one `torch.save` of a dictionary:
+
+    format      the version of this layout
+    config      the run's settings, nested dictionaries
+    model       state_dict, statistics included
+    task        what makes the model mean the same: the pixel order, the symbols
+    data        a fingerprint of what it was trained on; None: the data have one form only
+    step        how many training steps the model has done
+    training    optimizer, loop state, carried state and random number generators; not in `best.pt`
+    calibrated  how many training batches the population statistics were averaged over; None: they
+                are the running averages of training
+"""
+
+import io
+import zipfile
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+import torch
+
+from bnrnn.errors import CheckpointError
+from bnrnn.runs.files import write_atomic
+
+FORMAT = 1
+_KINDS: dict[str, Any] = {
+    "config": dict, "model": dict, "task": dict, "data": (str, type(None)), "step": int,
+    "calibrated": (int, type(None)),
+}  # fmt: skip
+_T = TypeVar("_T")
+
+
+def save(path: Path, content: dict[str, Any]) -> None:
+    """
+    Raises:
+        OutputError: it cannot be written; what was there before is untouched.
+    """
+    # Serialised in memory first: torch's own writer aborts the process when a disk fills under it.
+    buffer = io.BytesIO()
+    torch.save({"format": FORMAT, **content}, buffer)
+    write_atomic(path, buffer.getvalue())
+
+
+def load(path: Path, device: torch.device) -> dict[str, Any]:
+    """
+    Raises:
+        CheckpointError: missing, cut short, of another format, or not plain data. Nothing in the
+            file is ever executed.
+    """
+    try:
+        _check_size(path)
+        content = torch.load(path, map_location=device, weights_only=True)
+    except FileNotFoundError:
+        raise CheckpointError(f"no checkpoint at {path}") from None
+    except Exception as error:  # torch raises half a dozen kinds for a damaged file
+        kind = "holds more than tensors and plain data, and was not loaded" if (
+            "weights_only" in str(error).lower() or "Unsupported" in str(error)
+        ) else "is damaged or cut short"  # fmt: skip
+        if isinstance(error, OSError) and error.strerror:
+            kind = f"cannot be read ({error.strerror})"
+        raise CheckpointError(f"{path} {kind}: restore it or start the run anew") from error
+    found = content.get("format") if isinstance(content, dict) else None
+    if found != FORMAT:
+        raise CheckpointError(
+            f"{path} has checkpoint format {found!s:.20}, this bnrnn reads format {FORMAT}: use "
+            "the version that wrote it"
+        )
+    missing = _KINDS.keys() - content.keys()
+    if missing:
+        raise CheckpointError(f"{path} lacks {', '.join(sorted(missing))}: it is no checkpoint")
+    for part, kind in _KINDS.items():
+        if not isinstance(content[part], kind):
+            raise damaged(path, f"its {part} is a {type(content[part]).__name__}")
+    return content
+
+
+def _check_size(path: Path) -> None:
+    """Refuse what `torch.save` does not write: other kinds of files, and compressed entries, of
+    which a kilobyte can stand for gigabytes.
+
+    Raises:
+        OSError, ValueError, zipfile.BadZipFile: it is refused.
+    """
+    if not path.is_file():
+        if path.exists():
+            raise ValueError("not a regular file")
+        path.stat()  # says why it is not there
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+    size = path.stat().st_size
+    if sum(entry.file_size for entry in entries) > size or any(
+        entry.compress_type != zipfile.ZIP_STORED for entry in entries
+    ):
+        raise ValueError("it expands beyond its size")
+
+
+def damaged(path: Path, what: object) -> CheckpointError:
+    return CheckpointError(
+        f"{path} is damaged: {' '.join(str(what).split())[:200]}; restore it or start the run anew"
+    )
+
+
+def typed(path: Path, part: Any, kind: type[_T]) -> _T:
+    """Plain data of a checkpoint as a `kind`.
+
+    Raises:
+        CheckpointError: they are not.
+    """
+    try:
+        return msgspec.convert(part, kind)
+    except (msgspec.ValidationError, RecursionError) as error:
+        raise damaged(path, error) from error
+
+
+def load_model(model: torch.nn.Module, content: dict[str, Any], path: Path) -> None:
+    """
+    Raises:
+        CheckpointError: the checkpoint is of another model.
+    """
+    try:
+        model.load_state_dict(content["model"])
+    except RuntimeError as error:
+        first = next((line.strip() for line in str(error).splitlines()[1:]), str(error))
+        raise CheckpointError(f"{path} is of another model: {first}") from error
+    except (AttributeError, TypeError, ValueError) as error:
+        raise damaged(path, f"its model is no state_dict ({error})") from error
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: Any, path: Path) -> None:
+    """
+    Raises:
+        CheckpointError: it is not the state of such an optimizer on these parameters.
+    """
+    try:
+        optimizer.load_state_dict(state)
+    except Exception as error:  # torch lets through what the first misfit happens to raise
+        raise damaged(path, f"its optimizer is of another kind ({error})") from error
+    for parameter, values in optimizer.state.items():
+        for value in values.values():
+            if torch.is_tensor(value) and value.shape not in (parameter.shape, torch.Size()):
+                raise damaged(path, "its optimizer is of another model")
+
+
+def random_state() -> dict[str, Any]:
+    """The generators that dropout and noise draw from."""
+    state: dict[str, Any] = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def restore_random_state(state: Any, path: Path) -> dict[str, Any]:
+    """The state, restored.
+
+    Raises:
+        CheckpointError: it is no state of random number generators.
+    """
+    try:
+        torch.set_rng_state(state["cpu"].cpu())
+        if torch.cuda.is_available() and len(state.get("cuda", [])) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
+    except (AttributeError, KeyError, RuntimeError, TypeError) as error:
+        raise damaged(path, f"its random state is none ({error})") from error
+    return state

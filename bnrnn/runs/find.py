@@ -1,0 +1,206 @@
+"""Runs and analyses under a folder: all of them, or the one with given settings."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bnrnn.errors import CheckpointError
+from bnrnn.runs.analysis import Analysis, read_analysis
+from bnrnn.runs.directory import RunDirectory, is_held
+from bnrnn.runs.record import (
+    Failure,
+    Result,
+    Run,
+    decode_json,
+    read_records,
+    read_settings,
+    read_subject,
+)
+from bnrnn.settings.same import differences
+from bnrnn.settings.schema import Config
+
+_OF_A_RUN = {"run.json", "config.yaml", "metrics.jsonl", "last.pt", "best.pt", "failed.json"}
+
+
+class Unreadable(NamedTuple):
+    path: Path
+    reason: str
+
+
+class Found(NamedTuple):
+    """Everything under a folder, by path."""
+
+    root: Path
+    runs: list[Run]
+    analyses: list[tuple[Path, Analysis]]
+    unreadable: list[Unreadable]
+
+
+def read_run(path: Path) -> Run:
+    """
+    Raises:
+        CheckpointError: this is no run directory, or a file of it is damaged.
+    """
+    files = RunDirectory(path)
+    settings, subject = read_settings(files.config), read_subject(files.subject)
+    for file, content in ((files.config, settings), (files.subject, subject)):
+        if content is None:
+            raise CheckpointError(f"{path} has no {file.name}: restore it, or remove the folder")
+    assert settings is not None
+    assert subject is not None
+    run = Run(
+        path, settings, subject, read_records(files.metrics),
+        decode_json(files.result, Result), decode_json(files.failure, Failure),
+        is_held(path), files.last.exists(),
+    )  # fmt: skip
+    if run.result is not None and not all(
+        run.metric.name in values for values in (run.result.test, run.result.valid)
+    ):
+        raise CheckpointError(f"{files.result} is damaged: it has no {run.metric.name}")
+    return run
+
+
+def find_runs(folder: Path) -> list[Run]:
+    """All readable runs at or under `folder`, by path."""
+    return find(folder).runs
+
+
+def find(folder: Path) -> Found:
+    """Runs and analyses at or under `folder`; a damaged one is listed, and is no error."""
+    found = Found(folder, [], [], [])
+    for path, files in _walk(folder, found.unreadable):
+        try:
+            if _OF_A_RUN & files:
+                if RunDirectory(path).begun or is_held(path):
+                    found.runs.append(read_run(path))
+            elif (analysis := read_analysis(path / "result.json")) is not None:
+                found.analyses.append((path, analysis))
+        except CheckpointError as error:
+            found.unreadable.append(Unreadable(path, str(error).replace(f"{path}{os.sep}", "")))
+    return found
+
+
+def _walk(folder: Path, unreadable: list[Unreadable]) -> Iterator[tuple[Path, set[str]]]:
+    def failed(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):  # of `folder`, or just removed
+            unreadable.append(Unreadable(Path(error.filename), error.strerror or str(error)))
+
+    for name, folders, files in os.walk(folder, onerror=failed):
+        here = set(files) | {f for f in folders if f in _OF_A_RUN or f == "result.json"}
+        folders[:] = sorted(f for f in folders if not f.startswith(".") and f != "tb")
+        if here & (_OF_A_RUN | {"result.json"}):
+            yield Path(name), here
+
+
+def find_matching(outputs: Path, config: Config) -> Path | None:
+    """The run under `outputs` with these settings to go on with, or that is finished already.
+
+    First one that was finished with as many steps as are asked for, of several the shortest; then
+    the one that went furthest, but not beyond those steps; of equals the newest.
+
+    Raises:
+        CheckpointError: a folder that may hold it is damaged: training would begin again beside it.
+    """
+    finished, begun = [], []
+    for path in _with_settings(outputs, config):
+        files = RunDirectory(path)
+        if not files.begun:
+            if is_held(path):  # another process has just begun it
+                begun.append((0, _changed(path), path))
+            continue
+        run = _sure(path)
+        asked = config.total_steps(run.subject.steps_per_epoch)
+        if run.result is not None and run.result.max_steps >= asked:
+            finished.append((-run.result.max_steps, _changed(path), path))
+        elif not run.resumable:
+            raise CheckpointError(
+                f"{path} has these settings and has lost its last.pt: restore it, or move the "
+                "folder elsewhere to start the run anew"
+            )
+        elif run.step <= asked:
+            begun.append((run.step, _changed(path), path))
+    return max(finished or begun)[-1] if finished or begun else None
+
+
+def find_finished(outputs: Path, config: Config) -> Path | None:
+    """The finished run under `outputs` with these settings that went furthest, then the newest.
+
+    Raises:
+        CheckpointError: a folder that may hold it is damaged.
+    """
+    runs = [_sure(path) for path in _with_settings(outputs, config) if RunDirectory(path).begun]
+    found = [(r.result.steps, _changed(r.path), r.path) for r in runs if r.result is not None]
+    return max(found)[-1] if found else None
+
+
+def find_analysis(source: Path, name: str, settings: dict[str, Any]) -> Path | None:
+    """The newest `result.json` of this analysis, with these settings, of the best model there is
+    in the finished run `source`; None: not analysed so yet."""
+    run = read_run(source)
+    for file in sorted(source.glob(f"{name}/*/result.json"), reverse=True):
+        try:
+            found = read_analysis(file)
+        except CheckpointError:
+            continue
+        if found is None or found.of is None or run.result is None:
+            continue
+        same = all(getattr(found, key, None) == value for key, value in settings.items())
+        if same and found.of.step == run.result.best_step:
+            return file
+    return None
+
+
+def _with_settings(outputs: Path, config: Config) -> Iterator[Path]:
+    """Every folder under `outputs` whose run has the same settings.
+
+    Raises:
+        CheckpointError: the settings of a folder cannot be read, and it may be one.
+    """
+    for path, files in _walk(outputs, []):
+        if not _OF_A_RUN & files:
+            continue
+        try:
+            saved = read_settings(path / "config.yaml")
+            if saved is None:
+                if not RunDirectory(path).begun:
+                    continue
+                raise CheckpointError(f"{path} has no config.yaml")
+        except CheckpointError as error:
+            if _is_another(path, config):
+                continue
+            raise _unsure(error) from error
+        # A text that was moved is the same to resume=DIR, which names the run.
+        same_text = getattr(config.task, "path", None) == saved["task"].get("path")
+        if same_text and not differences(config, saved):
+            yield path
+
+
+def _is_another(path: Path, config: Config) -> bool:
+    """Whether the rest of a damaged folder shows that its run is of another task or model."""
+    try:
+        subject = read_subject(path / "run.json")
+    except CheckpointError:
+        return False
+    return subject is not None and (subject.task, subject.model) != (
+        config.task.name, config.model.name,
+    )  # fmt: skip
+
+
+def _sure(path: Path) -> Run:
+    try:
+        return read_run(path)
+    except CheckpointError as error:
+        raise _unsure(error) from error
+
+
+def _unsure(error: CheckpointError) -> CheckpointError:
+    return CheckpointError(
+        f"{error}; this may be the run to go on with: restore the file, or move the folder "
+        "elsewhere"
+    )
+
+
+def _changed(path: Path) -> float:
+    last = path / "last.pt"
+    return (last if last.exists() else path).stat().st_mtime

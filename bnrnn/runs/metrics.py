@@ -1,0 +1,153 @@
+"""What a run measures, as it goes: `metrics.jsonl` and TensorBoard."""
+
+import os
+from typing import Any
+
+import yaml
+from torch import nn
+from torch.utils.tensorboard.writer import SummaryWriter
+
+from bnrnn.errors import CheckpointError, OutputError
+from bnrnn.nn import BNLSTM
+from bnrnn.nn.feature_norm import FeatureNorm
+from bnrnn.runs.directory import RunDirectory
+from bnrnn.runs.record import Metric, Record, Settings, read_records, write_records
+
+
+class MetricsWriter:
+    """Writes one JSON object a line, and the same to TensorBoard.
+
+    Every line has `step` and `split` ("train" or "valid"; "test" at the end), a validation also
+    `statistics` ("population" or "batch").
+    """
+
+    def __init__(
+        self,
+        run: RunDirectory,
+        settings: Settings,
+        metric: Metric,
+        first_step: int = 0,
+        validated: int = -1,
+        count: int = 0,
+    ) -> None:
+        """
+        Args:
+            metric: what the model is selected by.
+            first_step, validated, count: the steps a checkpoint has done and has validated, and
+                the records it had then. What a process that was killed wrote beyond them will be
+                written again, and is dropped.
+
+        Raises:
+            CheckpointError: fewer records are left than there were.
+            OutputError: they cannot be written.
+        """
+        kept = up_to(read_records(run.metrics), first_step, validated)
+        if len(kept) < count:
+            raise CheckpointError(
+                f"{run.metrics} has lost {count - len(kept)} of the {count} records that "
+                f"{run.last.name} was saved with: restore both from one copy, or start the run anew"
+            )
+        self.count = len(kept)  # of records written, training and validation
+        write_records(run.metrics, kept)
+        try:
+            self._file = open(run.metrics, "a", encoding="utf-8")  # noqa: SIM115 (closed in __exit__)
+            self._writer = SummaryWriter(
+                str(run.tensorboard), purge_step=first_step + 1 if first_step else None
+            )
+            if first_step == 0:
+                self._describe(settings, metric)
+        except OSError as error:
+            raise OutputError(f"cannot write to {run.path}: {error.strerror}") from error
+
+    def _describe(self, settings: Settings, metric: Metric) -> None:
+        text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+        self._writer.add_text("config", f"```yaml\n{text}```".encode(errors="replace").decode())
+        name = metric.name
+        curves = [f"{name}/valid_population", f"{name}/valid_batch", f"{name}/train"]
+        self._writer.add_custom_scalars({
+            "Overview": {
+                metric.title: ["Multiline", curves],
+                "gradient norm": ["Multiline", ["grad_norm/train"]],
+            }
+        })  # fmt: skip
+
+    def write(
+        self, step: int, split: str, values: dict[str, float], statistics: str | None = None
+    ) -> None:
+        """
+        Raises:
+            OutputError: the disk is full.
+        """
+        record = Record(step, split, values, statistics)
+        # By metric, so that the page opens on accuracy or bits per character, all splits together.
+        curve = split if statistics is None else f"{split}_{statistics}"
+        try:
+            self._file.write(record.to_json() + "\n")
+            self._file.flush()
+            for name, value in values.items():
+                if name not in ("epoch", "seconds"):
+                    self._writer.add_scalar(f"{name}/{curve}", value, step)
+        except OSError as error:
+            raise _full(self._file.name, error) from error
+        self.count += 1
+
+    def write_parameters(self, step: int, model: nn.Module) -> None:
+        """Histograms of every γ: whether it moves, and how its units spread, is worth seeing."""
+        for name, module in model.named_modules():
+            if isinstance(module, (BNLSTM, FeatureNorm)):
+                for parameter_name, parameter in module.named_parameters(recurse=False):
+                    if parameter_name.startswith("gamma"):
+                        tag = f"gamma/{name}.{parameter_name}"
+                        self._writer.add_histogram(tag, parameter.detach().cpu(), step)
+        self._flush()
+
+    def write_figures(self, step: int, figures: dict[str, Any]) -> None:
+        for name, figure in figures.items():
+            self._writer.add_figure(name, figure, step)
+        self._flush()
+
+    def sync(self) -> None:
+        """Bring all records to the disk: before a checkpoint that builds on them.
+
+        Raises:
+            OutputError: the disk is full.
+        """
+        try:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise _full(self._file.name, error) from error
+
+    def _flush(self) -> None:
+        try:
+            self._writer.flush()
+        except OSError as error:
+            raise _full("TensorBoard's events", error) from error
+
+    def __enter__(self) -> "MetricsWriter":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        try:
+            self._file.close()
+            self._writer.close()
+        except OSError as error:
+            if exc[0] is None:  # an error that is already on its way says more
+                raise _full(self._file.name, error) from error
+
+
+def _full(name: str, error: OSError) -> OutputError:
+    return OutputError(
+        f"cannot write {name}: {error.strerror}; free some space or choose another place with "
+        "outputs=DIR"
+    )
+
+
+def up_to(records: list[Record], step: int, validated: int) -> list[Record]:
+    """The training up to `step` and the validations up to `validated`; no test."""
+    last = {"train": step, "valid": validated}
+    return [record for record in records if record.step <= last.get(record.split, -1)]
+
+
+def format_values(values: dict[str, float]) -> str:
+    return "  ".join(f"{name} {value:.4f}" for name, value in values.items())

@@ -1,0 +1,370 @@
+"""The format of a run directory, as types: what each file holds, and its only reader and writer.
+
+    run.json       `Subject`: what the run is; written at step 0 by the task's own words
+    config.yaml    the settings, nested plain dictionaries
+    metrics.jsonl  a `Record` a line
+    result.json    `Result`: the final numbers and where they come from
+    failed.json    `Failure`: the error that stopped the run
+
+The result of an analysis is in `bnrnn.runs.analysis`.
+
+A reader of these files needs no knowledge of tasks and models: a run says how its data, model and
+metric are called. Everything read is checked: kinds, sizes, depth; nothing is executed.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+import yaml
+
+from bnrnn.errors import CheckpointError
+from bnrnn.runs.files import read_bounded, write_atomic
+
+FORMAT = 1
+MOST_BYTES = 16 << 20  # of a file that is read whole
+MOST_METRICS_BYTES = 256 << 20  # a million records
+
+_T = TypeVar("_T")
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+Scalar = str | bool | int | float | None
+Settings = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What a model is selected by: its key in the records, and how a person reads it."""
+
+    name: str
+    title: str
+    lower_is_better: bool
+    unit: str = ""  # "%", or empty where the title is the unit, as for bits per character
+    factor: float = 1.0  # from the recorded value to the unit
+    decimals: Annotated[int, msgspec.Meta(ge=0, le=12)] = 3
+
+    @property
+    def label(self) -> str:
+        """For an axis or the head of a column."""
+        return f"{self.title}, {self.unit}" if self.unit else self.title
+
+    def show(self, value: float, decimals: int | None = None) -> str:
+        """`98.90 % accuracy`, of a value in the unit."""
+        return " ".join(filter(None, [self.number(value, decimals), self.unit, self.title]))
+
+    def number(self, value: float, decimals: int | None = None) -> str:
+        """`98.90`, of a value in the unit."""
+        decimals = self.decimals if decimals is None else decimals
+        return f"{value:.{decimals}f}" if abs(value) < 1e9 else f"{value:.3g}"
+
+    def best(self, values: Iterable[float]) -> float:
+        return min(values) if self.lower_is_better else max(values)
+
+
+ACCURACY = Metric("accuracy", "accuracy", False, "%", 100.0, 2)
+ERROR = Metric("error", "error", True, "%", 100.0, 2)
+BITS_PER_CHARACTER = Metric("bpc", "bits per character", True)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a run is: said by its task and model when it begins."""
+
+    task: str
+    data: str  # short and unique: runs on the same data have the same
+    data_title: str
+    description: str  # of the data, in one line
+    whole_data: bool  # False: a part of the published data; results do not compare
+    model: str
+    model_title: str
+    metric: Metric
+    steps_per_epoch: Count
+    total_steps: Count
+    free_settings: list[str]  # those that may differ between two parts of the same run
+    format: int = FORMAT
+
+
+@dataclass(frozen=True)
+class Record:
+    """One line of metrics."""
+
+    step: Count
+    split: str  # "train", "valid" or "test"
+    values: dict[str, float]
+    statistics: str | None = None  # "population" or "batch": of a validation or test
+
+    def to_json(self) -> str:
+        labels = {} if self.statistics is None else {"statistics": self.statistics}
+        values = {k: v if math.isfinite(v) else None for k, v in self.values.items()}  # no NaN
+        return json.dumps({"step": self.step, "split": self.split, **labels, **values})
+
+
+@dataclass(frozen=True)
+class Result:
+    """The best model on validation, with population statistics, and where it comes from."""
+
+    valid: dict[str, float]
+    test: dict[str, float]
+    best_step: Count
+    calibrated: Count | None  # training batches behind the population statistics
+    task: str
+    model: str
+    seed: int
+    data: str  # in words
+    whole_data: bool
+    steps: Count
+    max_steps: Count  # that the settings allowed
+    epochs: float
+    wall_seconds: float
+    train_seconds: float
+    kernel: str
+    bnrnn: str
+    commit: str | None
+    python: str
+    torch: str
+    numpy: str
+    machine: str
+    threads: Count
+    command: str
+    commits: list[str] = field(default_factory=list)
+
+    @property
+    def milliseconds_a_step(self) -> float:
+        return 1000 * self.train_seconds / self.steps if self.steps else math.nan
+
+
+@dataclass(frozen=True)
+class Failure:
+    error: str
+    exit_code: int = 1
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run directory, read. `result` is None before the first test."""
+
+    path: Path
+    settings: Settings
+    subject: Subject
+    records: list[Record]
+    result: Result | None = None
+    failure: Failure | None = None
+    held: bool = False  # by a process that trains in it
+    resumable: bool = False  # it has a checkpoint
+
+    @property
+    def data(self) -> str:
+        return self.subject.data
+
+    @property
+    def model(self) -> str:
+        return self.subject.model
+
+    @property
+    def metric(self) -> Metric:
+        return self.subject.metric
+
+    @property
+    def seed(self) -> int:
+        return self.settings["seed"]
+
+    @property
+    def scale(self) -> str | None:
+        return self.settings.get("scale")
+
+    @property
+    def state(self) -> str:
+        """running; finished; failed; stopped: it can go on; unfinished: it cannot."""
+        if self.held:
+            return "running"
+        if self.result is not None and self.result.max_steps >= self.subject.total_steps:
+            return "finished"
+        if self.failure is not None:
+            return "failed"
+        return "stopped" if self.resumable else "unfinished"
+
+    @property
+    def step(self) -> int:
+        """The last step there is a record of."""
+        return max((record.step for record in self.records), default=0)
+
+    def values(self, name: str, split: str, statistics: str | None) -> dict[int, float]:
+        """Step -> recorded value."""
+        return {
+            record.step: record.values[name]
+            for record in self.records
+            if record.split == split and record.statistics == statistics and name in record.values
+        }
+
+    def curve(self, statistics: str = "population") -> tuple[list[int], list[float]]:
+        """Steps and validation metric, in its unit; [] where there is none."""
+        found = self.values(self.metric.name, "valid", statistics)
+        return list(found), [value * self.metric.factor for value in found.values()]
+
+    def paper_like_curve(self) -> tuple[list[int], list[float]]:
+        """With batch statistics where the model normalises, as the paper's curves."""
+        by_batch = self.curve("batch")
+        return by_batch if by_batch[0] else self.curve()
+
+    def best_step(self) -> int | None:
+        """Of the best validation with population statistics; None before the first."""
+        if self.result is not None:
+            return self.result.best_step
+        steps, values = self.curve()
+        finite = {v: s for s, v in zip(steps, values, strict=True) if math.isfinite(v)}
+        return finite[self.metric.best(finite)] if finite else None
+
+    def final(self, split: str) -> float:
+        """The best model on "test" or "valid", with population statistics, in the unit."""
+        assert self.result is not None
+        values = self.result.test if split == "test" else self.result.valid
+        return values[self.metric.name] * self.metric.factor
+
+
+# ---------------------------------------------------------------- writing
+
+
+def write_json(path: Path, content: Any) -> None:
+    """A dataclass or plain data as indented JSON.
+
+    Raises:
+        OutputError: see `write_atomic`.
+    """
+    plain = content if isinstance(content, dict) else asdict(content)
+    text = json.dumps(plain, indent=2, ensure_ascii=False) + "\n"
+    # Bytes of a path that are not UTF-8 are surrogates here; \udcff is JSON's own escape.
+    write_atomic(path, text.encode("utf-8", "backslashreplace"))
+
+
+def write_settings(path: Path, settings: Settings) -> None:
+    text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+    write_atomic(path, text.encode())
+
+
+def write_records(path: Path, records: Iterable[Record]) -> None:
+    write_atomic(path, "".join(record.to_json() + "\n" for record in records).encode())
+
+
+# ---------------------------------------------------------------- reading
+
+
+def decode_json(path: Path, kind: type[_T], most: int = MOST_BYTES) -> _T | None:
+    """The JSON file as a `kind`; None where there is no such file.
+
+    Raises:
+        CheckpointError: it cannot be read, or is not what it should be.
+    """
+    try:
+        return msgspec.json.decode(read_bounded(path, most), type=kind)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    except (msgspec.MsgspecError, RecursionError, UnicodeError) as error:
+        raise CheckpointError(f"{path} is damaged: {_line(error)}") from error
+
+
+def read_subject(path: Path) -> Subject | None:
+    subject = decode_json(path, Subject)
+    if subject is not None and subject.format != FORMAT:
+        raise CheckpointError(
+            f"{path} has format {subject.format}, this bnrnn reads format {FORMAT}: use the "
+            "version that wrote it"
+        )
+    return subject
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """YAML without anchors: a kilobyte of nested aliases stands for gigabytes."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases are not allowed")
+        return super().compose_node(parent, index)  # type: ignore[no-untyped-call]
+
+
+def read_settings(path: Path) -> Settings | None:
+    """The settings of a run; None where there is no such file.
+
+    Raises:
+        CheckpointError: they cannot be read, or are not what they should be.
+    """
+    try:
+        text = read_bounded(path, MOST_BYTES).decode()
+        found = yaml.load(text, _PlainLoader)
+        settings = msgspec.convert(found, Settings)
+        msgspec.convert(found, _Needed)
+        _check_plain(settings)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    except (yaml.YAMLError, msgspec.MsgspecError, RecursionError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged: {_line(error)}") from error
+    return settings
+
+
+@dataclass(frozen=True)
+class _Named:
+    name: str
+
+
+@dataclass(frozen=True)
+class _Needed:
+    """What every reader of settings relies on."""
+
+    seed: int
+    task: _Named
+    model: _Named
+    scale: str | None = None
+
+
+def _check_plain(settings: Settings, depth: int = 0) -> None:
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            if depth > 2:
+                raise ValueError(f"{key} is nested too deeply")
+            _check_plain(msgspec.convert(value, Settings), depth + 1)
+        else:
+            msgspec.convert(value, Scalar | list[Scalar])
+
+
+def read_records(path: Path) -> list[Record]:
+    """All whole lines; a last one that a kill cut short is left out.
+
+    Raises:
+        CheckpointError: a line is not a record.
+    """
+    return list(_records(path))
+
+
+def _records(path: Path) -> Iterator[Record]:
+    try:
+        content = read_bounded(path, MOST_METRICS_BYTES)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    decoder = msgspec.json.Decoder(dict[str, int | float | str | None])
+    *lines, _ = content.split(b"\n")  # after the last line break: nothing, or a torn line
+    for number, line in enumerate(lines, start=1):
+        try:
+            fields = decoder.decode(line)
+            labels = {k: fields.pop(k) for k in ("step", "split", "statistics") if k in fields}
+            values = {k: math.nan if v is None else v for k, v in fields.items()}
+            yield msgspec.convert({**labels, "values": values}, Record)
+        except (msgspec.MsgspecError, RecursionError, UnicodeError) as error:
+            raise CheckpointError(
+                f"{path} is damaged: line {number} is not a record ({_line(error)})"
+            ) from error
+
+
+def _unreadable(path: Path, error: OSError) -> CheckpointError:
+    return CheckpointError(f"{path} cannot be read: {error.strerror or error}")
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

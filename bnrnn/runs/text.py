@@ -1,0 +1,34 @@
+"""Names made safe: to paste into a shell, to name a file by."""
+
+import os
+import re
+import shlex
+import zlib
+from pathlib import Path
+
+
+def literal(text: str) -> str:
+    """A string in Hydra's grammar: quotes, and the backslashes before them, are escaped."""
+    inner = re.sub(r"(\\*)('|$)", lambda m: 2 * m[1] + ("\\'" if m[2] else ""), text)
+    return "'" + inner.replace("${", "\\${") + "'"
+
+
+def quoted(path: Path) -> str:
+    """`path` as a value on the command line, for Hydra's grammar and then for a POSIX shell."""
+    text = os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
+    plain = re.fullmatch(r"[\w./-]+", text, re.ASCII)
+    return text if plain else shlex.quote(literal(text))
+
+
+def slug(text: str, most: int = 60) -> str:
+    """A file name, or a part of one, without folders: "γ 0.3" -> "gamma0.3".
+
+    Args:
+        most: bytes; of a longer text the end gives way to a checksum.
+    """
+    name = re.sub(r"[^\w.-]+", "_", text.replace("γ ", "gamma").replace("'", ""))
+    name = name.lstrip(".-") or "_"
+    if len(name.encode()) > most:
+        checksum = f"{zlib.crc32(text.encode(errors='surrogatepass')):08x}"
+        name = f"{name.encode()[: most - 9].decode(errors='ignore')}_{checksum}"
+    return name

@@ -1,0 +1,119 @@
+"""From `conf/` and the command line to a `Config`, by Hydra; nothing else sees a DictConfig."""
+
+import contextlib
+import os
+from importlib import resources
+from typing import Any
+
+from hydra import compose, initialize_config_module
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig, OmegaConf
+
+from bnrnn.errors import ConfigError
+from bnrnn.settings import schema
+from bnrnn.settings.same import flatten, to_dict
+from bnrnn.settings.schema import Config
+
+CONF = "bnrnn.conf"
+GROUPS = ("model", "task", "optimizer", "experiment", "reproduce")
+
+
+def register() -> None:
+    """Make known to Hydra the schemas, `base_*` in each group of `conf/`, and a resolver."""
+    OmegaConf.register_new_resolver("bnrnn.by_scale", _by_scale, replace=True)
+    add("base_config", Config)
+    add("base_model", schema.ModelConfig, "model")
+    add("base_attentive", schema.AttentiveReaderConfig, "model")
+    add("base_pixels", schema.PixelConfig, "task")
+    add("base_questions", schema.QuestionConfig, "task")
+    add("base_characters", schema.CharacterConfig, "task")
+    add("base_adam", schema.AdamConfig, "optimizer")
+    add("base_rmsprop", schema.RMSPropConfig, "optimizer")
+    add("base_sgd", schema.SGDConfig, "optimizer")
+
+
+def add(name: str, node: Any, group: str | None = None) -> None:
+    """Let `group=name` choose settings that are in no file; `node`: a dataclass or its object."""
+    ConfigStore.instance().store(name=name, node=node, group=group)
+
+
+def _by_scale(scale: str | None, minutes: Any, hour: Any, full: Any) -> Any:
+    """One of three, by how far `reproduce=` goes."""
+    return {"minutes": minutes, "hour": hour}.get(scale or "full", full)
+
+
+def from_hydra(cfg: DictConfig) -> Config:
+    """Plain objects, every range checked.
+
+    Raises:
+        ConfigError: a value is impossible; the message names the key and what it may be.
+    """
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    if missing:
+        raise ConfigError(f"{missing[0]} has no value: give it one, {missing[0]}=…")
+    config = OmegaConf.to_object(cfg)
+    assert isinstance(config, Config)
+    # Hydra's +key=value adds keys that no schema knows.
+    given = OmegaConf.to_container(cfg)
+    assert isinstance(given, dict)
+    for key in flatten({str(key): value for key, value in given.items()}):
+        if key not in flatten(to_dict(config)):
+            raise ConfigError(f"there is no setting {key!r}")
+    for name in ("data_dir", "outputs", "run", "resume", "question"):
+        if (path := getattr(config, name)) is not None:
+            setattr(config, name, os.path.expanduser(path))  # the shell expands no outputs=~/x
+    return config
+
+
+def compose_config(*overrides: str) -> Config:
+    """The settings that a command with these overrides has.
+
+    Raises:
+        ConfigError: see `from_hydra`.
+        HydraException, OmegaConfBaseException: an override cannot be read or does not exist.
+    """
+    with _hydra():
+        return from_hydra(compose("config", list(overrides)))
+
+
+def keys(*choices: str) -> list[str]:
+    """All flat settings of the groups that `choices` choose.
+
+    Raises: as `compose_config`, but for impossible values.
+    """
+    with _hydra():
+        settings = OmegaConf.to_container(compose("config", list(choices)), resolve=False)
+    assert isinstance(settings, dict)
+    return list(flatten({str(key): value for key, value in settings.items()}))
+
+
+def defaults(*choices: str) -> dict[str, Any]:
+    """Flat settings of a command with these choices, whether or not they lack something.
+
+    Raises: as `compose_config`, but for impossible values.
+    """
+    with _hydra():
+        settings = OmegaConf.to_container(compose("config", list(choices)), resolve=True)
+    assert isinstance(settings, dict)
+    return flatten({str(key): value for key, value in settings.items()})
+
+
+def options(group: str) -> list[str]:
+    """The names that a group may take: files in `conf/`, and what was added."""
+    folder = resources.files(CONF) / group
+    files = {entry.name for entry in folder.iterdir() if entry.is_file()}
+    added = ConfigStore.instance().repo.get(group, {})
+    names = {name.removesuffix(".yaml") for name in files | set(added) if name.endswith(".yaml")}
+    return sorted(name for name in names if not name.startswith("base_"))
+
+
+@contextlib.contextmanager
+def _hydra():
+    """Hydra's own state, which a command may have set up already."""
+    if GlobalHydra.instance().is_initialized():
+        yield
+    else:
+        register()
+        with initialize_config_module(CONF, version_base="1.3"):
+            yield

@@ -1,0 +1,408 @@
+"""The settings of a run: dataclasses, each with its defaults and the checks of its values.
+
+Hydra composes `conf/` against them (`bnrnn.settings.compose`).
+"""
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from omegaconf import MISSING
+
+from bnrnn.errors import ConfigError
+
+# In a field's metadata: a resumed run may change it, and is the same run.
+FREE = "free"
+_FREE = {FREE: True}
+
+
+def free(default: Any) -> Any:
+    """A field that says where things are or how long a run goes on."""
+    return field(default=default, metadata=_FREE)
+
+
+def _require(condition: bool, key: str, value: Any, allowed: str) -> None:
+    if not condition:
+        raise ConfigError(f"{key} must be {allowed}, got {value!r}")
+
+
+def _choice(key: str, value: str, *allowed: str) -> None:
+    _require(value in allowed, key, value, "one of " + ", ".join(allowed))
+
+
+def _positive(prefix: str, config: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if value is not None:
+            _require(value > 0, prefix + name, value, "positive")
+
+
+def _seed(key: str, value: int) -> None:
+    _require(0 <= value < 2**32, key, value, "in 0..4294967295")
+
+
+def check_finite(config: Any, prefix: str = "") -> None:
+    """
+    Raises:
+        ConfigError: a number among the settings, or in a list of them, is infinite or NaN.
+    """
+    for key, value in vars(config).items():
+        if dataclasses.is_dataclass(value):
+            check_finite(value, f"{prefix}{key}.")
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, float):
+                _require(math.isfinite(number), prefix + key, number, "a finite number")
+
+
+@dataclass
+class NormConfig:
+    """What an LSTM and an Attentive Reader share; see `bnrnn.BNLSTM` for each setting."""
+
+    name: str = MISSING
+    title: str = free("")  # for people; empty: the name
+    input_norm: str = "none"
+    recurrent_norm: str = "none"
+    cell_norm: str = "none"
+    hidden_size: int = 200
+    dropout: float = 0.0
+    gamma_init: float = 0.1
+    eps: float = 1e-5
+    sequence_eps: float | None = None  # of sequence-wise statistics; None: eps
+    momentum: float = 0.1
+    max_length: int | None = None
+    learned_state: bool = True
+    forget_bias: float = 1.0
+
+    @property
+    def normalizes(self) -> bool:
+        return (self.input_norm, self.recurrent_norm, self.cell_norm) != ("none", "none", "none")
+
+    @property
+    def needs_batch(self) -> bool:
+        """Whether it takes statistics over a batch at each step: of one row there are none."""
+        return "frame" in (self.input_norm, self.recurrent_norm, self.cell_norm)
+
+    def __post_init__(self) -> None:
+        _choice("model.input_norm", self.input_norm, "none", "frame", "sequence")
+        _choice("model.recurrent_norm", self.recurrent_norm, "none", "frame")
+        _choice("model.cell_norm", self.cell_norm, "none", "frame")
+        _positive("model.", self, "hidden_size", "eps", "sequence_eps", "max_length")
+        _require(self.hidden_size <= 2**16, "model.hidden_size", self.hidden_size, "65536 or less")
+        _require(0 <= self.dropout < 1, "model.dropout", self.dropout, "in [0, 1)")
+        _require(0 < self.momentum <= 1, "model.momentum", self.momentum, "in (0, 1]")
+        _require(self.gamma_init != 0, "model.gamma_init", self.gamma_init, "non-zero")
+
+
+@dataclass
+class ModelConfig(NormConfig):
+    """A `BNLSTM` by its three slots."""
+
+    num_layers: int = 1
+    cell_bias: bool = False
+    recurrent_init: str = "orthogonal"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _positive("model.", self, "num_layers")
+        _require(self.num_layers <= 1000, "model.num_layers", self.num_layers, "1000 or less")
+        _choice("model.recurrent_init", self.recurrent_init, "orthogonal", "identity")
+
+
+@dataclass
+class AttentiveReaderConfig(NormConfig):
+    """An Attentive Reader by what it normalises; see `bnrnn.nn.AttentiveReader`."""
+
+    hidden_size: int = 240
+    dropout: float = 0.5
+    forget_bias: float = 0.0
+    bidirectional: bool = False
+    attention_norm: bool = False
+    mean_passage: bool = True
+    similarity: bool = True
+    mask_attention_statistics: bool = True
+    count_padding: bool = True
+    init: str = "sound"
+
+    @property
+    def needs_batch(self) -> bool:
+        return super().needs_batch or self.attention_norm
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _choice("model.init", self.init, "sound", "official_code")
+
+
+@dataclass
+class TaskConfig:
+    """Settings that all tasks share: batch size and number of epochs."""
+
+    model_kind: ClassVar[type[NormConfig]] = ModelConfig  # the models that it takes
+    models: ClassVar[str] = "lstm, bnlstm, bn_input…"  # their names, for people
+
+    name: str = MISSING
+    batch_size: int = 64
+    max_epochs: int = 50
+    # Batch statistics depend on the batch size: validation keeps the training one, unless set.
+    eval_batch_size: int | None = None
+
+    def __post_init__(self) -> None:
+        _positive("task.", self, "batch_size", "max_epochs", "eval_batch_size")
+
+
+@dataclass
+class PixelConfig(TaskConfig):
+    """MNIST, a pixel a step."""
+
+    batch_size: int = 100
+    max_epochs: int = 200
+    permutation: str = "none"
+    permutation_seed: int = 0
+    init_noise: float = 0.0  # on h_0: see `BNLSTM`
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _choice("task.permutation", self.permutation, "none", "true", "official_code")
+        _require(self.init_noise >= 0, "task.init_noise", self.init_noise, "0 or more")
+        _seed("task.permutation_seed", self.permutation_seed)
+
+
+@dataclass
+class CharacterConfig(TaskConfig):
+    """Next-character prediction, in bits per character."""
+
+    corpus: str = MISSING
+    variant: str = "paper"
+    path: str | None = free(None)
+    length: int = 100
+    # How many steps of the test string are in memory at once; the result does not depend on it.
+    stream_length: int = free(2000)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _choice("task.corpus", self.corpus, "ptb", "text8", "pydocs", "text")
+        _choice("task.variant", self.variant, "paper", "stripped")
+        _require(self.length >= 2, "task.length", self.length, "2 or more")
+        _positive("task.", self, "stream_length")
+        if self.corpus == "text" and not self.path:
+            raise ConfigError("task=text needs the file to learn from: add task.path=FILE")
+        if self.path and self.corpus != "text":
+            raise ConfigError(f"task.path={self.path} is the text of task=text: add task=text")
+
+
+@dataclass
+class QuestionConfig(TaskConfig):
+    """Questions about CNN articles, answered with an entity of the article."""
+
+    model_kind: ClassVar[type[NormConfig]] = AttentiveReaderConfig
+    models: ClassVar[str] = "attentive_…"
+
+    four_sentences: bool = False
+    # A random permutation of all entity names for each training batch, or none.
+    relabel: str = "batch"
+    # Passages of similar length share a batch: this many batches are sorted together.
+    buckets: int = 12
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _choice("task.relabel", self.relabel, "batch", "none")
+        _positive("task.", self, "buckets")
+
+
+@dataclass
+class OptimizerConfig:
+    name: str = MISSING
+    lr: float = 1e-3
+    max_grad_norm: float = 1.0
+    clip: str = "norm"  # by which law: see `bnrnn.optim.clip_gradients`
+
+    def __post_init__(self) -> None:
+        _choice("optimizer.clip", self.clip, "norm", "square_root")
+        _positive("optimizer.", self, "lr", "max_grad_norm")
+
+
+@dataclass
+class AdamConfig(OptimizerConfig):
+    name: str = "adam"
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    eps_on: str = "corrected"  # which second moment's root: see `bnrnn.optim.set_adam_eps`
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _choice("optimizer.eps_on", self.eps_on, "corrected", "uncorrected")
+        _positive("optimizer.", self, "eps")
+        _require(0 <= self.beta1 < 1, "optimizer.beta1", self.beta1, "in [0, 1)")
+        _require(0 <= self.beta2 < 1, "optimizer.beta2", self.beta2, "in [0, 1)")
+
+
+@dataclass
+class RMSPropConfig(OptimizerConfig):
+    name: str = "rmsprop"
+    decay: float = 0.9
+    momentum: float = 0.0
+    eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _positive("optimizer.", self, "eps")
+        _require(0 <= self.decay < 1, "optimizer.decay", self.decay, "in [0, 1)")
+        _require(0 <= self.momentum < 1, "optimizer.momentum", self.momentum, "in [0, 1)")
+
+
+@dataclass
+class SGDConfig(OptimizerConfig):
+    name: str = "sgd"
+    momentum: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(0 <= self.momentum < 1, "optimizer.momentum", self.momentum, "in [0, 1)")
+
+
+@dataclass
+class SampleConfig:
+    """Text from a trained character model (`mode=sample run=DIR`)."""
+
+    length: int = 500
+    temperature: float = 0.8
+    prompt: str = ""
+
+    def __post_init__(self) -> None:
+        _positive("sample.", self, "length")
+        _require(self.temperature >= 1e-6, "sample.temperature", self.temperature, "1e-6 or more")
+
+
+@dataclass
+class DataConfig:
+    """Data that are made, not fetched."""
+
+    synthetic: int | None = None  # so many questions for task=cnn and task=cnn4
+
+    def __post_init__(self) -> None:
+        _positive("data.", self, "synthetic")
+
+
+@dataclass
+class GradientFlowConfig:
+    """Figure 1a (`mode=gradient_flow`); see `bnrnn.analyses.gradient_flow`."""
+
+    gammas: list[float] = field(default_factory=lambda: [k / 10 for k in range(1, 11)])
+    matrices: list[str] = field(default_factory=lambda: ["identity", "orthogonal"])
+    repeats: int = 10
+    hidden_size: int = 100
+    batch_size: int = 100
+    init_noise: float = 0.1
+
+    def __post_init__(self) -> None:
+        for matrix in self.matrices:
+            _choice("gradient_flow.matrices", matrix, "identity", "orthogonal")
+        for gamma in self.gammas:
+            _require(gamma > 0, "gradient_flow.gammas", gamma, "positive")
+        for name in ("gammas", "matrices"):
+            _require(bool(getattr(self, name)), f"gradient_flow.{name}", [], "one or more")
+        _positive("gradient_flow.", self, "repeats", "hidden_size", "init_noise")
+        _require(self.batch_size > 1, "gradient_flow.batch_size", self.batch_size, "2 or more")
+
+
+@dataclass
+class LengthsConfig:
+    """Figure 3b (`mode=lengths run=DIR`): the lengths into which the test string is cut."""
+
+    lengths: list[int] = field(default_factory=lambda: list(range(100, 1001, 100)))
+    batch_size: int = 100
+
+    def __post_init__(self) -> None:
+        _require(bool(self.lengths), "lengths.lengths", [], "one or more")
+        for length in self.lengths:
+            _require(length > 1, "lengths.lengths", length, "2 or more")
+        once = len(set(self.lengths)) == len(self.lengths)
+        _require(once, "lengths.lengths", self.lengths, "different lengths")
+        # Below that an odd number of slices leaves one by itself, without batch statistics.
+        _require(self.batch_size > 2, "lengths.batch_size", self.batch_size, "3 or more")
+
+
+@dataclass
+class PopulationConfig:
+    """Figure 5 (`mode=population run=DIR`): how many units are drawn, at random."""
+
+    units: int = 30
+
+    def __post_init__(self) -> None:
+        _positive("population.", self, "units")
+
+
+@dataclass
+class Config:
+    """One run. The groups `model`, `task` and `optimizer` are chosen by name."""
+
+    model: NormConfig = MISSING
+    task: TaskConfig = MISSING
+    optimizer: OptimizerConfig = MISSING
+    sample: SampleConfig = field(default_factory=SampleConfig, metadata=_FREE)
+    data: DataConfig = field(default_factory=DataConfig)
+    gradient_flow: GradientFlowConfig = field(default_factory=GradientFlowConfig, metadata=_FREE)
+    lengths: LengthsConfig = field(default_factory=LengthsConfig, metadata=_FREE)
+    population: PopulationConfig = field(default_factory=PopulationConfig, metadata=_FREE)
+    mode: str = free("train")
+    run: str | None = free(None)
+    resume: str | None = free(None)
+    question: str | None = free(None)
+    scale: str | None = free(None)
+    data_dir: str = free("data")
+    outputs: str = free("outputs")
+    seed: int = 0
+    device: str = free("auto")
+    kernel: str = free("auto")
+    threads: int | None = free(None)
+    max_epochs: int | None = free(None)
+    max_steps: int | None = free(None)
+    validate_every: int | None = None
+    patience: int | None = free(None)
+    selection: str = "population"
+    calibration_batches: int = 50
+    test_calibration_batches: int | None = None
+    max_valid_batches: int | None = None
+    log_every: int = free(50)
+    checkpoint_minutes: float = free(10.0)
+
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """How many training steps the settings allow."""
+        total = (self.max_epochs or self.task.max_epochs) * steps_per_epoch
+        return total if self.max_steps is None else min(total, self.max_steps)
+
+    def __post_init__(self) -> None:
+        check_finite(self)
+        if self.scale is not None:
+            _choice("scale", self.scale, *SCALES)
+        _choice("selection", self.selection, "population", "batch")
+        _seed("seed", self.seed)
+        _positive(
+            "", self, "threads", "max_epochs", "max_steps", "validate_every", "patience",
+            "calibration_batches", "test_calibration_batches", "max_valid_batches", "log_every",
+            "checkpoint_minutes",
+        )  # fmt: skip
+        _require((self.threads or 1) <= 1024, "threads", self.threads, "1024 or less")
+        for key in ("data_dir", "outputs"):
+            _require(bool(getattr(self, key)), key, "", "a folder")
+        if isinstance(self.model, NormConfig) and isinstance(self.task, TaskConfig):
+            self._check_model_of_task()
+
+    def _check_model_of_task(self) -> None:
+        if self.data.synthetic is not None and not isinstance(self.task, QuestionConfig):
+            raise ConfigError("data.synthetic goes with task=cnn and task=cnn4")
+        if not isinstance(self.model, self.task.model_kind):
+            raise ConfigError(
+                f"task={self.task.name} takes model={self.task.models}, not model={self.model.name}"
+            )
+        smallest = min(self.task.batch_size, self.task.eval_batch_size or self.task.batch_size)
+        if self.model.needs_batch and smallest < 2:
+            raise ConfigError(
+                f"task.batch_size must be 2 or more for model={self.model.name}, which normalises "
+                "by batch statistics; model=lstm takes 1"
+            )
+
+
+# How far `reproduce=` goes: what two cores do in minutes, in an hour or so, or as in the paper.
+SCALES = ("minutes", "hour", "full")

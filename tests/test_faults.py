@@ -1,0 +1,488 @@
+"""Damage, limits, collisions and strangers: nothing finished is lost, nothing half-written counts,
+nothing is executed, and one line says what is wrong."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from bnrnn.runs.directory import RunDirectory, claim, is_held
+from bnrnn.runs.files import write_atomic
+from bnrnn.runs.find import find_runs, read_run
+from bnrnn.runs.record import read_records
+
+TINY = [
+    "task=text", "model=lstm", "model.hidden_size=4", "task.length=20", "task.batch_size=8",
+    "max_steps=6", "validate_every=3", "log_every=1", "calibration_batches=2",
+]  # fmt: skip
+
+
+def write_text(folder):
+    path = folder / "book.txt"
+    words = ["time", "step", "gate", "cell", "state", "batch"]
+    path.write_text("\n".join(" ".join(words[k % len(words) :]) for k in range(300)))
+    return path
+
+
+def process(folder, *arguments, **kwargs):
+    environment = os.environ | {
+        "BNRNN_CACHE_DIR": str(folder / "cache"), "OMP_NUM_THREADS": "1",
+    } | kwargs.pop("env", {})  # fmt: skip
+    return subprocess.Popen(
+        [sys.executable, "-m", "bnrnn", *map(str, arguments)], cwd=folder, env=environment,
+        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | kwargs,
+    )  # fmt: skip
+
+
+def ended(started):
+    out, errors = started.communicate(timeout=200)
+    return started.returncode, out, errors
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder with a text and a finished run of it."""
+    folder = tmp_path_factory.mktemp("trained")
+    text = write_text(folder)
+    code, _, errors = ended(process(folder, *TINY, f"task.path={text}"))
+    assert code == 0, errors
+    return folder
+
+
+@pytest.fixture
+def run(trained, tmp_path, bnrnn_here):
+    """A copy of that run in the folder where `bnrnn_here` works; the text is where it was."""
+    shutil.copytree(trained / "outputs", tmp_path / "outputs")
+    return only_run(tmp_path)
+
+
+@pytest.fixture
+def again(trained, bnrnn_here):
+    """The command that trained the run, with more arguments."""
+    return lambda *more: bnrnn_here(*TINY, f"task.path={trained / 'book.txt'}", *more)
+
+
+def only_run(folder):
+    (path,) = (file.parent for file in folder.glob("outputs/text/lstm/*/metrics.jsonl"))
+    return path
+
+
+def fails(done, *fragments):
+    """One line, and no traceback."""
+    lines = [line for line in done.stderr.splitlines() if line.startswith("bnrnn: error: ")]
+    assert len(lines) == 1, done.stderr
+    assert done.returncode in (2, 3, 4, 6), done.stderr
+    for fragment in fragments:
+        assert fragment in lines[0], lines[0]
+
+
+# ---------------------------------------------------------------- F0, F24: what a refusal leaves
+
+
+def test_a_refused_resume_changes_nothing(run, bnrnn_here):
+    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    for arguments in (["max_steps=3"], ["max_steps=9", "seed=1"], ["max_steps=9", "task.length=9"]):
+        if arguments == ["max_steps=3"]:
+            (run / "result.json").unlink()  # a finished run is just finished
+            before.pop(run / "result.json")
+        fails(bnrnn_here(f"resume={run}", *arguments))
+        assert before == {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    assert bnrnn_here(f"resume={run}").returncode == 0
+    assert read_run(run).result.steps == 6
+
+
+def test_a_finished_run_that_goes_on_and_explodes_keeps_its_result(run, bnrnn_here, monkeypatch):
+    before = (run / "result.json").read_bytes()
+    monkeypatch.setattr("bnrnn.train.clip_gradients", lambda *args: torch.tensor(float("nan")))
+    done = bnrnn_here(f"resume={run}", "max_steps=9")
+    assert done.returncode == 5
+    assert (run / "result.json").read_bytes() == before
+    assert read_run(run).state == "failed"
+    monkeypatch.undo()
+    os.chdir(run.parents[3])
+    assert bnrnn_here(f"resume={run}", "max_steps=6").returncode == 0  # as it was
+
+
+# ---------------------------------------------------------------- F1, F2: collisions
+
+
+def test_commands_of_one_second_have_folders_of_their_own(trained, tmp_path):
+    text = f"task.path={trained / 'book.txt'}"
+    seeds = [0, 0, 1, 2]
+    started = [process(tmp_path, *TINY, text, f"seed={seed}") for seed in seeds]
+    assert [ended(one)[0] for one in started] == [0] * 4
+    runs = find_runs(tmp_path)
+    assert sorted(run.seed for run in runs) == seeds
+    assert all(run.state == "finished" for run in runs)
+
+
+def test_claimed_folders_are_never_shared(tmp_path):
+    first, second = claim(tmp_path / "runs", "now"), claim(tmp_path / "runs", "now")
+    assert (first.path.name, second.path.name) == ("now", "now-2")
+    assert is_held(first.path)
+    first.discard()
+    assert not first.path.exists()
+    assert second.path.exists()  # only what one holds oneself
+    second.__exit__()
+    second.discard()
+    assert second.path.exists()
+
+
+def test_sweeps_of_one_second_share_nothing(trained, tmp_path):
+    text = f"task.path={trained / 'book.txt'}"
+    started = [process(tmp_path, "-m", *TINY, text, f"seed={seeds}") for seeds in ("0,1", "2,3")]
+    assert [ended(one)[0] for one in started] == [0, 0]
+    assert sorted(run.seed for run in find_runs(tmp_path)) == [0, 1, 2, 3]
+    assert not (tmp_path / "outputs" / "sweeps").exists()
+
+
+# ---------------------------------------------------------------- F3, F7: the same numbers
+
+
+@pytest.mark.parametrize("moment", ["final_test", "draw"])
+def test_interrupted_between_steps_and_resumed_equals_uninterrupted(
+    moment, again, tmp_path, monkeypatch
+):
+    """Dropout draws random numbers; so does the building of a model for the test."""
+    arguments = ["model.num_layers=2", "model.dropout=0.4", "validate_every=4"]
+    assert again(*arguments, "max_steps=9", "outputs=whole").returncode == 0
+
+    def interrupted(*args, **kwargs):
+        torch.rand(7)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return {} if moment == "draw" else original(*args, **kwargs)
+
+    import bnrnn.train
+
+    original = getattr(bnrnn.train, moment)
+    with monkeypatch.context() as patch:
+        patch.setattr(f"bnrnn.train.{moment}", interrupted)
+        assert again(*arguments, "max_steps=4", "outputs=parts").returncode == 143
+    assert again(*arguments, "max_steps=9", "outputs=parts", "resume=auto").returncode == 0
+    (whole,), (parts,) = find_runs(Path("whole")), find_runs(Path("parts"))
+    assert parts.values("bpc", "train", None) == whole.values("bpc", "train", None)
+    a, b = (torch.load(run.path / "last.pt", weights_only=True)["model"] for run in (whole, parts))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_records_are_on_the_disk_before_the_checkpoint_that_counts_them(again, monkeypatch):
+    synced, saved = [], []
+    monkeypatch.setattr("bnrnn.runs.metrics.os.fsync", lambda fd: synced.append(len(saved)))
+    save = torch.save
+    monkeypatch.setattr(
+        "torch.save", lambda content, file: (saved.append(len(synced)), save(content, file))
+    )
+    assert again().returncode == 0
+    with_training = saved[1:]  # the first is of step 0, when there are no records yet
+    assert with_training
+    assert sorted(set(with_training)) == sorted(with_training)  # a sync before each
+
+
+def test_lost_records_are_noticed(run, bnrnn_here):
+    lines = (run / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    (run / "metrics.jsonl").write_bytes(b"".join(lines[:-3]))
+    before = (run / "metrics.jsonl").read_bytes()
+    fails(bnrnn_here(f"resume={run}", "max_steps=9"), "metrics.jsonl has lost 2 of the 8 records")
+    assert (run / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_torn_last_line_is_mended(run, again):
+    with open(run / "metrics.jsonl", "ab") as file:
+        file.write(b'{"step": 7, "spl')
+    assert again("resume=auto", "max_steps=9").returncode == 0
+    assert len(find_runs(run.parent)) == 1
+    steps = [record.step for record in read_records(run / "metrics.jsonl")]
+    assert sorted(steps) == sorted([*range(1, 10), 3, 6, 9, 9])
+
+
+# ---------------------------------------------------------------- F4: a folder from a stranger
+
+
+EVIL = {
+    "hydra": {"callbacks": {"x": {"_target_": "os.system", "command": "touch executed"}}},
+    "+hydra.callbacks.x": "{_target_: os.system, command: touch executed}",
+    "hydra.run.dir": "../escaped",
+    "unknown": 1,
+    "task.name": "../../../escaped",
+}
+
+
+@pytest.mark.parametrize("key", EVIL)
+@pytest.mark.parametrize("how", ["mode=evaluate run=", "resume="])
+def test_settings_from_a_stranger_are_data(key, how, run, tmp_path, bnrnn_here):
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    if key == "task.name":
+        settings["task"]["name"] = EVIL[key]
+    else:
+        settings[key] = EVIL[key]
+    (run / "config.yaml").write_text(yaml.safe_dump(settings))
+    *flags, last = how.split()
+    fails(bnrnn_here(*flags, f"{last}{run}"), "config.yaml")
+    assert not list(tmp_path.rglob("executed"))
+    assert not list(tmp_path.rglob("escaped*"))
+
+
+def test_places_of_a_stranger_are_not_used(run, tmp_path, bnrnn_here):
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    settings |= {"outputs": str(tmp_path / "x"), "data_dir": str(tmp_path / "y"), "mode": "train"}
+    (run / "config.yaml").write_text(yaml.safe_dump(settings))
+    assert bnrnn_here("mode=evaluate", f"run={run}").returncode == 0
+    assert not (tmp_path / "x").exists()
+    assert not (tmp_path / "y").exists()
+
+
+def test_interpolations_of_a_stranger_are_text(run, bnrnn_here):
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    settings["sample"]["prompt"] = "${oc.env:HOME}"
+    (run / "config.yaml").write_text(yaml.safe_dump(settings))
+    done = bnrnn_here("mode=sample", f"run={run}")
+    fails(done, "character '$'")
+    assert os.environ["HOME"] not in done.stderr
+
+
+# ---------------------------------------------------------------- F6, F21: damaged run folders
+
+
+def nested_aliases():
+    lines = ["a0: &a0 [x, x]"]
+    lines += [f"a{k}: &a{k} [*a{k - 1}, *a{k - 1}]" for k in range(1, 60)]
+    return "\n".join(lines).encode()
+
+
+CONTENT = {
+    "empty": b"",
+    "half": None,
+    "flipped": None,
+    "not UTF-8": b"\xff\xfe\x00\x80" * 9,
+    "a list": b"[]\n",
+    "a number": b"5\n",
+    "an object": b"{}\n",
+    "NaN": b'{"step": NaN, "seed": .nan}\n',
+    "nested": b"[" * 100_000 + b"\n",
+    "nested objects": b'{"a":' * 20_000 + b"\n",
+    "aliases": nested_aliases(),
+    "words": b"to be, or not to be: that is the question\n",
+}
+PLACES = ["missing", "a folder", "a FIFO", "a link to itself", "a dangling link"]
+FILES = ["config.yaml", "run.json", "metrics.jsonl", "result.json", "last.pt", "best.pt"]
+COMMANDS = ["resume=auto max_steps=9", "resume={run} max_steps=9", "mode=evaluate run={run}"]
+
+
+def damage(path, how):
+    content = path.read_bytes()
+    path.unlink()
+    if how == "a folder":
+        path.mkdir()
+    elif how == "a FIFO":
+        os.mkfifo(path)
+    elif how == "a link to itself":
+        path.symlink_to(path.name)
+    elif how == "a dangling link":
+        path.symlink_to("nowhere")
+    elif how == "half":
+        path.write_bytes(content[: len(content) // 2])
+    elif how == "flipped":
+        middle = len(content) // 2
+        path.write_bytes(content[:middle] + bytes([content[middle] ^ 0xFF]) + content[middle + 1 :])
+    elif how != "missing":
+        path.write_bytes(CONTENT[how])
+
+
+DAMAGES = [(file, how) for file in FILES for how in [*CONTENT, *PLACES]]
+CASES = [
+    pytest.param(
+        file, how, command, id=f"{file}-{how}-{command.split()[0]}",
+        marks=[] if k % len(COMMANDS) == j else pytest.mark.slow,
+    )
+    for k, (file, how) in enumerate(DAMAGES)
+    for j, command in enumerate(COMMANDS)
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("file", "how", "command"), CASES)
+def test_a_damaged_file_is_named_and_nothing_else_is_begun(
+    file, how, command, run, again, bnrnn_here
+):
+    damage(run / file, how)
+    words = command.format(run=run).split()
+    began = time.monotonic()
+    done = again(*words) if words[0] == "resume=auto" else bnrnn_here(*words)
+    assert time.monotonic() - began < 60
+    assert "Traceback" not in done.stderr
+    if done.returncode:
+        fails(done)
+    others = [path for path in run.parent.iterdir() if path != run]
+    assert not others  # it went on, or said why not, but never began beside it
+    if words[0] == "resume=auto" and done.returncode == 0:
+        assert read_run(run).result.steps == 9
+
+
+def test_a_damaged_run_of_another_task_is_in_nobodys_way(run, again):
+    shutil.copytree(run, run.parents[2] / "ptb" / "bnlstm" / "old")
+    other = run.parents[2] / "ptb" / "bnlstm" / "old"
+    (other / "config.yaml").write_bytes(b"\xff")
+    subject = json.loads((other / "run.json").read_text())
+    (other / "run.json").write_text(json.dumps(subject | {"task": "ptb"}))
+    assert again("resume=auto").returncode == 0
+
+
+PARTS = {
+    "model": [None, [], {"x": 1}, {"lstm.weight_ih_l0": "text"}],
+    "task": [None, [], {}, {"symbols": [1]}],
+    "data": [5, {}],
+    "step": [None, "3"],
+    "calibrated": ["many"],
+    "training": [
+        None, [], {}, {"loop": {}}, {"optimizer": {}, "loop": {"step": "x"}, "random": {}},
+        {"optimizer": {"state": {0: 1}, "param_groups": []}, "loop": {}, "random": {"cpu": 1}},
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("part", "value"), [(p, v) for p in PARTS for v in PARTS[p]])
+def test_a_checkpoint_with_parts_of_a_wrong_kind(part, value, run, bnrnn_here):
+    content = torch.load(run / "last.pt", weights_only=True)
+    torch.save(content | {part: value}, run / "last.pt")
+    fails(bnrnn_here(f"resume={run}", "max_steps=9"))
+
+
+def test_a_checkpoint_that_expands_is_not_loaded(run, bnrnn_here):
+    import zipfile
+
+    content = {"format": 1, "model": {"w": torch.zeros(50_000_000)}}
+    torch.save(content, run / "big.pt")
+    source = zipfile.ZipFile(run / "big.pt")
+    with zipfile.ZipFile(run / "last.pt", "w", zipfile.ZIP_DEFLATED) as target:
+        for entry in source.infolist():
+            target.writestr(entry.filename, source.read(entry))
+    (run / "big.pt").unlink()
+    assert (run / "last.pt").stat().st_size < 1_000_000
+    fails(bnrnn_here(f"resume={run}", "max_steps=9"), "last.pt is damaged or cut short")
+
+
+# ---------------------------------------------------------------- F9 to F12: limits and streams
+
+
+@pytest.mark.parametrize("most", [0, 512, 4096, 20_000])
+def test_a_disk_that_is_full_from_some_byte_on(most, trained, tmp_path):
+    def small_files():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+
+    arguments = [*TINY, f"task.path={trained / 'book.txt'}", "kernel=reference"]
+    code, _, errors = ended(process(tmp_path, *arguments, preexec_fn=small_files))
+    lines = errors.decode().splitlines()
+    assert (code, [line for line in lines if "error: cannot write" in line] != []) == (6, True)
+    assert "Traceback" not in errors.decode()
+    code, _, errors = ended(process(tmp_path, *arguments, "resume=auto"))
+    assert code == 0, errors
+    assert len(find_runs(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("closed", [(2,), (0, 1, 2)])
+def test_streams_that_are_closed(closed, trained, tmp_path):
+    def close():
+        for descriptor in closed:
+            os.close(descriptor)
+
+    started = process(
+        tmp_path, *TINY, f"task.path={trained / 'book.txt'}",
+        stdout=None, stderr=None, preexec_fn=close,
+    )  # fmt: skip
+    assert started.wait(200) == 0
+    assert read_run(only_run(tmp_path)).state == "finished"
+
+
+def test_a_pipe_that_nobody_reads_and_a_full_terminal(trained, tmp_path):
+    started = process(tmp_path, "--help")
+    started.stdout.close()
+    assert started.wait(100) == 141
+    assert started.communicate()[1] == b""
+    with open("/dev/full", "wb") as full:
+        arguments = [*TINY, f"task.path={trained / 'book.txt'}"]
+        code, _, errors = ended(process(tmp_path, *arguments, stdout=full))
+    assert code == 6
+    assert b"cannot write to standard output" in errors
+    assert b"Traceback" not in errors
+    assert read_run(only_run(tmp_path)).state == "finished"  # the run itself is whole
+
+
+@pytest.mark.parametrize(
+    ("kilobytes", "hidden"), [(4_000_000, 20_000), (600_000, 4)], ids=["training", "importing"]
+)
+def test_out_of_memory_is_one_line(kilobytes, hidden, trained, tmp_path):
+    def limit():
+        resource.setrlimit(resource.RLIMIT_AS, (kilobytes * 1024, kilobytes * 1024))
+
+    arguments = [*TINY, f"task.path={trained / 'book.txt'}", f"model.hidden_size={hidden}"]
+    code, _, errors = ended(process(tmp_path, *arguments, preexec_fn=limit))
+    assert code == 7
+    (line,) = [line for line in errors.decode().splitlines() if line.startswith("bnrnn: error:")]
+    assert "out of memory" in line
+    assert "Traceback" not in errors.decode()
+
+
+# ---------------------------------------------------------------- F13: litter
+
+
+def test_what_killed_processes_left_is_cleaned_at_the_next_start(run, again):
+    (run / ".last.pt.tmp-0123abcd").write_bytes(b"half")
+    empty = run.parent / "2020-01-01_00-00-00"
+    empty.mkdir()
+    shutil.copy(run / "config.yaml", empty)
+    (empty / "bnrnn.log").write_text("")
+    held = run.parent / "2020-01-01_00-00-01"
+    held.mkdir()
+    shutil.copy(run / "config.yaml", held)
+    foreign = run.parent / "notes"
+    foreign.mkdir()
+    (foreign / "mine.txt").write_text("mine")
+    settings = yaml.safe_load((held / "config.yaml").read_text())
+    (held / "config.yaml").write_text(yaml.safe_dump(settings | {"seed": 77}))
+    with RunDirectory(held):
+        assert again("resume=auto", "max_steps=9").returncode == 0
+    assert not (run / ".last.pt.tmp-0123abcd").exists()
+    assert not empty.exists()
+    assert held.exists()  # somebody trains there
+    assert (foreign / "mine.txt").exists()
+
+
+def test_files_have_the_mode_of_the_umask(tmp_path):
+    before = os.umask(0o077)
+    try:
+        write_atomic(tmp_path / "a", b"")
+        os.umask(0o022)
+        write_atomic(tmp_path / "b", b"")
+    finally:
+        os.umask(before)
+    assert [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in "ab"] == [0o600, 0o644]
+
+
+# ---------------------------------------------------------------- F15: letters
+
+
+def test_names_that_the_terminal_cannot_print(trained, tmp_path):
+    folder = os.fsdecode(os.fsencode(str(tmp_path)) + b"/caf\xe9-\xc3\xa9")
+    os.mkdir(folder)
+    environment = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    arguments = [*TINY, f"task.path={trained / 'book.txt'}"]
+    started = process(Path(folder), *arguments, env=environment)
+    code, _, errors = ended(started)
+    assert code == 0, errors
+    run = only_run(Path(folder))
+    assert read_run(run).state == "finished"
+    sampled = process(
+        Path(folder), "mode=sample", f"run={os.path.relpath(run, folder)}",
+        env={"PYTHONIOENCODING": "ascii"},
+    )  # fmt: skip
+    assert ended(sampled)[0] == 0

@@ -1,0 +1,117 @@
+"""Whatever is on the command line: one line says what is wrong, and nothing is begun."""
+
+import shlex
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from bnrnn.command.modes import MODES
+from bnrnn.runs.text import literal, quoted
+
+WRONG = """
+optimizer.eps=-1                        | optimizer.eps must be positive, got -1.0
+optimizer.lr=nan                        | optimizer.lr must be positive, got nan
+optimizer.lr=inf                        | optimizer.lr must be a finite number, got inf
+optimizer=rmsprop optimizer.eps=0       | optimizer.eps must be positive, got 0.0
+model.hidden_size=100000000             | model.hidden_size must be 65536 or less
+threads=1000000                         | threads must be 1024 or less
+sample.temperature=1e-310               | sample.temperature must be 1e-6 or more
+lengths.lengths=[100,100]               | lengths.lengths must be different lengths
+model.gamma_init=nan                    | model.gamma_init must be a finite number, got nan
+model.forget_bias=nan                   | model.forget_bias must be a finite number, got nan
+model.eps=inf                           | model.eps must be a finite number, got inf
+task=mnist task.init_noise=inf          | task.init_noise must be a finite number, got inf
+gradient_flow.gammas=[nan]              | gradient_flow.gammas must be positive, got nan
+checkpoint_minutes=nan                  | checkpoint_minutes must be a finite number, got nan
+task=null                               | there is no task=null; task may be cnn, cnn4
+task=                                   | there is no task=; task may be
+model=1                                 | there is no model=1; model may be
+model=[lstm]                            | there is no model=['lstm']; did you mean lstm?
+task=../task/ptb                        | there is no task=../task/ptb; task may be
+task=base_pixels                        | there is no task=base_pixels; task may be
+experiment=by_task/official_code_ptb    | did you mean official_code?
+@foo=1                                  | cannot read '@foo=1': settings are written key=value
+task@foo=ptb                            | cannot read 'task@foo=ptb'
+--resolve                               | --resolve goes with --cfg job
+--experimental-rerun X                  | there is no flag --experimental-rerun
+--shell-completion                      | there is no flag --shell-completion
+-sc foo                                 | there is no flag -sc
+--run --multirun                        | there is no flag --run
+--package foo                           | there is no flag --package
+-c foo                                  | invalid choice: 'foo'
+-m seed=range(0,3,0)                    | cannot read 'seed=range(0,3,0)'
+-m seed=glob(*)                         | seed=glob(*) is a sweep over nothing
+-m task=glob(zz*)                       | task=glob(zz*) is a sweep over nothing
+-m seed=range(3,0)                      | seed=range(3,0) is a sweep over nothing
+model=lstm,bnlstm                       | has several values: a sweep over them needs -m
+~seed                                   | ~seed: a setting cannot be removed
+~task.length                            | ~task.length: a setting cannot be removed
++seed=1                                 | seed is written without +
+++seed=1                                | seed is written without +
++foo.bar=1                              | there is no setting 'foo.bar'
+hydra.run.dir=x                         | hydra.run.dir is not a setting of bnrnn: outputs=DIR
+hydra.output_subdir=../..               | hydra.output_subdir is not a setting of bnrnn
+hydra/job_logging=default               | hydra/job_logging is not a setting of bnrnn
+hydra/launcher=nope                     | there is no hydra/launcher=nope here
++hydra.callbacks.x.y=1                  | hydra.callbacks.x.y is not a setting of bnrnn
+seed=null                               | seed must have a value, got 'null'
+task.length=null                        | task.length must have a value, got 'null'
+optimizer.lr=null                       | optimizer.lr must have a value, got 'null'
+mode=null                               | mode must have a value, got 'null'
+outputs=null                            | outputs must have a value, got 'null'
+task.path=[a]                           | task.path must be text
+data_dir=[]                             | data_dir must be text
+data_dir=                               | data_dir must be a folder
+resume=                                 | resume must be a folder
+gradient_flow.gammas=3                  | gradient_flow.gammas must be a list, such as [1,2]
+seed=[1]                                | seed must be an integer, got '[1]'
+seed={a:1}                              | seed must be an integer
+seed=${foo}                             | seed: there is no setting 'foo' to take the value of
+seed=${oc.env:NO_SUCH}                  | seed: there is no environment variable NO_SUCH
+seed=${                                 | cannot read 'seed=${'
+device=cpu:7                            | device must be auto, cpu or cuda, got 'cpu:7'
+device=mps                              | device must be auto, cpu or cuda, got 'mps'
+scale=hour                              | scale=hour goes with reproduce=
+question=x                              | mode=answer run=DIR question=FILE
+run=auto                                | run=DIR goes with mode=evaluate
+task.path=book.txt                      | add task=text
+task=cnn model=lstm                     | task=cnn takes model=attentive_…, not model=lstm
+task=mnist model=attentive_lstm         | task=mnist takes model=lstm, bnlstm, bn_input…
+"""
+CASES = [[part.strip() for part in line.split("|")] for line in WRONG.strip().splitlines()]
+
+
+@pytest.mark.parametrize(("line", "message"), CASES, ids=[line for line, _ in CASES])
+def test_one_line_says_what_is_wrong(line, message, tmp_path, bnrnn_here):
+    done = bnrnn_here(*shlex.split(line))
+    assert done.returncode == 2, done.stderr
+    (error,) = [text for text in done.stderr.splitlines() if text.startswith("bnrnn: error: ")]
+    assert message in error
+    assert "Traceback" not in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] in ([], ["cache"])
+
+
+def test_every_mode_is_in_the_help(bnrnn_here):
+    text = bnrnn_here("--help").stdout
+    for mode in MODES.keys() - {"train"}:
+        assert f"mode={mode}" in text
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["plain", "ünï", "it's", '"dq"', "dollar$HOME", "back\\slash", "end\\", "a\\'b", "a${b}",
+     "x,y", "[z]", "{k:v}", " space ", "#hash", "a=b", "new\nline", "*", "(x)", "null", "1"],
+)  # fmt: skip
+def test_a_printed_path_survives_the_shell_and_hydra(name, tmp_path, composed):
+    (word,) = shlex.split(quoted(tmp_path / name), posix=True)
+    override = OverridesParser.create().parse_override(f"outputs={word}")
+    assert override.key_or_group == "outputs"
+    assert composed(f"outputs={word}").outputs == str(tmp_path / name)
+    assert composed(f"outputs={literal(name)}").outputs == name
+
+
+def test_a_home_folder_is_found(bnrnn_here, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "it's"))
+    done = bnrnn_here("task=text", "task.path=~/none.txt", "outputs=~/runs")
+    assert f"{tmp_path}/it's/none.txt does not exist" in done.stderr
+    assert not list(tmp_path.rglob("~"))
