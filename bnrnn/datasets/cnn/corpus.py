@@ -23,7 +23,7 @@ NIL, EOS, UNK, NUM = range(4)
 SPECIALS = ("<nil>", "<eos>", "<unk>", "<num>")
 PARTS = ("train", "valid", "test")  # our names for SPLITS
 CHUNK = 1 << 20  # ids converted at a time
-MAX_VOCABULARY = 1 << 28  # bytes that the distinct words may take; those of the corpus take 50 MB
+MAX_VOCABULARY = 1 << 28  # bytes that the distinct words may take: two million short ones
 WORD = 100  # bytes of each word beside its characters: the object, its number, its place
 
 
