@@ -7,8 +7,10 @@ variance is near zero. A tolerance that one machine meets may thus fail on the n
 The criterion: the truth is the reference in float64. The reference's own error is its largest on
 the problem as it is and on up to `NUDGES` copies, whose every number moves by up to one unit in the
 last place, which is what any rounding could do. A result may be off by `ALLOWANCE` times that, plus
-`FLOOR` units in the last place of the largest number. For a problem in float64, whose truth is not
-known any better, the copies alone say how far apart two results may be.
+`FLOOR` units in the last place of the largest number.
+
+In float64 the truth is the reference's result, whose own roundings are unknown, so the copies move
+by many units: there the question is whether two formulae agree, not how well either is rounded.
 
 Why copies: a single error is near zero by chance now and then. Of normal errors, one in six is
 more than four times another, but one in a million more than four times the largest of 17 others.
@@ -28,6 +30,7 @@ from torch import Tensor
 ALLOWANCE = 4
 FLOOR = 4
 NUDGES = 16
+UNITS = {torch.float32: 1, torch.float64: 256}
 
 Results = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
 
@@ -89,7 +92,8 @@ def _nudged(problem: Any, seed: int) -> Any:
 
     def move(values: Tensor) -> Tensor:
         direction = 2 * torch.rand(values.shape, generator=generator, dtype=torch.float64) - 1
-        return (values.double() * (1 + torch.finfo(values.dtype).eps * direction)).to(values.dtype)
+        step = UNITS[values.dtype] * torch.finfo(values.dtype).eps
+        return (values.double() * (1 + step * direction)).to(values.dtype)
 
     return _mapped(problem, move)
 

@@ -27,11 +27,10 @@ def test_another_order_of_the_same_sums_is_accurate(dtype):
     assert_as_accurate(blocked, softmax, draw(dtype))
 
 
-@DTYPES
-@pytest.mark.parametrize("units", [100, 1e4])
-def test_a_slight_difference_is_not(dtype, units):
+@pytest.mark.parametrize(("dtype", "off_by"), [(torch.float32, 1e-5), (torch.float64, 1e-11)])
+def test_a_slight_difference_is_not(dtype, off_by):
     def off(problem):
-        return softmax(problem) * (1 + units * torch.finfo(dtype).eps)
+        return softmax(problem) * (1 + off_by)
 
     with pytest.raises(AssertionError, match="the error and the reference's own"):
         assert_as_accurate(off, softmax, draw(dtype))
