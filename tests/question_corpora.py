@@ -18,13 +18,12 @@ def question_corpus(
     train: Iterable[Question],
     valid: Iterable[Question],
     test: Iterable[Question],
-    numbers: bool = False,
 ) -> QuestionCorpus:
     """A corpus of the given questions, by the rules of `load_cnn`."""
     parts = zip(SPLITS, (train, valid, test), strict=True)
     found = ((split, question) for split, questions in parts for question in questions)
     with tempfile.TemporaryDirectory() as folder:
-        write_corpus(Path(folder), found, name, {}, numbers=numbers)
+        write_corpus(Path(folder), found, name)
         # The mapped files stay readable after their names are gone.
         return replace(read_corpus(Path(folder)), name=name)
 

@@ -512,10 +512,9 @@ def test_hostile_archives(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
     path.parent.mkdir()
     content, what = HOSTILE[name]
     path.write_bytes(gzip.compress(content))
-    load = partial(load_cnn, tmp_path)
-    for message in (error_of(load), error_of(partial(load, on_error="skip"), 3 * MEGABYTE)):
-        assert str(path) in message
-        assert what in message
+    message = error_of(partial(load_cnn, tmp_path), 3 * MEGABYTE)
+    assert str(path) in message
+    assert what in message
 
 
 def test_the_unpacked_archive_is_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

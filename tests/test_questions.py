@@ -55,6 +55,13 @@ def test_an_epoch_has_every_question_at_most_once_and_validation_every_one(task)
         assert len(task.train_batch(0, index).target) == 20
 
 
+def test_training_keeps_the_names_where_the_setting_says_so(task):
+    plain = {tuple(task.corpus.train.passages[k]) for k in range(len(task.corpus.train))}
+    task.config.relabel = "none"
+    passage, lengths = task.train_batch(0, 0).input[:2]
+    assert {tuple(passage[:n, k].tolist()) for k, n in enumerate(lengths)} <= plain
+
+
 def test_training_renames_the_entities_and_validation_does_not(task):
     plain = {tuple(task.corpus.train.passages[k]) for k in range(len(task.corpus.train))}
     batch = task.train_batch(0, 0)

@@ -1,4 +1,4 @@
-"""Whatever is on the command line: one line says what is wrong, and nothing is begun."""
+"""For every wrong command line, one line says what is wrong, and nothing is begun."""
 
 import shlex
 

@@ -2,7 +2,7 @@
 
 from bnrnn.datasets.characters import CharacterCorpus
 from bnrnn.datasets.cnn.batches import bucketed_batches, pad, relabel_entities
-from bnrnn.datasets.cnn.corpus import NUM, UNK, QuestionCorpus, QuestionSplit
+from bnrnn.datasets.cnn.corpus import UNK, QuestionCorpus, QuestionSplit
 from bnrnn.datasets.cnn.load import load_cnn
 from bnrnn.datasets.cnn.questions import Question, read_question
 from bnrnn.datasets.cnn.select import select_sentences
@@ -13,7 +13,6 @@ from bnrnn.datasets.text8 import load_text8
 
 __all__ = [
     "MNIST",
-    "NUM",
     "UNK",
     "CharacterCorpus",
     "Question",

@@ -8,6 +8,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from bnrnn.runs.files import sync
+
 SUFFIX = ".partial"
 
 
@@ -48,9 +50,9 @@ def publish(path: Path, target: Path) -> None:
         OSError: it cannot be written, or `target` is a folder with content.
     """
     for file in path.iterdir() if path.is_dir() else [path]:
-        _sync(file)
+        sync(file)
     os.replace(path, target)
-    _sync(target.parent)
+    sync(target.parent)
 
 
 def clean(folder: Path, name: str = "*") -> None:
@@ -86,11 +88,3 @@ def _lock(holder: Path) -> int | None:
         if not isinstance(error, BlockingIOError):
             raise
     return None
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

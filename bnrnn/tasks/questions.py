@@ -188,10 +188,9 @@ class QuestionTask(Task):
         passage, passage_lengths = pad([split.passages[k] for k in examples])
         question, question_lengths = pad([split.questions[k] for k in examples])
         answers = np.asarray(split.answers[examples], np.int64)
-        if relabel is not None:
+        if relabel is not None and self.config.relabel == "batch":
             passage, question, answers = relabel_entities(
-                passage, question, answers, self.corpus.entity_ids, relabel,
-                self.config.relabel,  # type: ignore[arg-type]
-            )  # fmt: skip
+                passage, question, answers, self.corpus.entity_ids, relabel
+            )
         arrays = (passage, passage_lengths, question, question_lengths)
         return Batch(tuple(map(torch.from_numpy, arrays)), torch.from_numpy(answers))

@@ -2,11 +2,8 @@
 
 import math
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
-
-RelabelPer = Literal["batch", "example", "none"]
 
 
 def relabel_entities(
@@ -15,30 +12,25 @@ def relabel_entities(
     answers: np.ndarray,
     entity_ids: np.ndarray,
     generator: np.random.Generator,
-    per: RelabelPer,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Rename the entities at random, so that a model cannot learn anything about a name.
 
     passage (T, B), question (S, B), answers (B,): ids below 2**31 of any integer type, not changed.
-    entity_ids (E,): all entities of the vocabulary, each once. per: draw one uniformly random
-    permutation of them for the batch, as the authors' code does, or one for each example, as the
-    paper says; "none" changes nothing. Returns the three renamed arrays, with their own types.
+    entity_ids (E,): all entities of the vocabulary, each once. One uniformly random permutation of
+    them holds for the whole batch, as in the authors' code; the paper has one for each example.
+    Returns the three renamed arrays, with their own types.
     """
-    if per == "none" or len(entity_ids) == 0:
+    if len(entity_ids) == 0:
         return passage, question, answers
-    columns = passage.shape[1]
-    permutations = np.tile(entity_ids, (columns if per == "example" else 1, 1))
-    permutations = generator.permuted(permutations, axis=1)
+    permutation = generator.permuted(entity_ids[None], axis=1)[0]
     # The place of each id among the entities; -1: not an entity. Long enough for every id.
     size = 1 + max(int(ids.max(initial=0)) for ids in (passage, question, answers, entity_ids))
     place = np.full(size, -1, np.int64)
     place[entity_ids] = np.arange(len(entity_ids))
-    row = np.arange(columns) if per == "example" else np.zeros(columns, np.int64)
 
     def renamed(ids: np.ndarray) -> np.ndarray:
         places = place[ids]
-        # Row and place together: row broadcasts over the time steps of (T, B).
-        return np.where(places >= 0, permutations[row, places], ids).astype(ids.dtype)
+        return np.where(places >= 0, permutation[places], ids).astype(ids.dtype)
 
     return renamed(passage), renamed(question), renamed(answers)
 
@@ -78,18 +70,14 @@ def bucketed_batches(
     return [batches[i] for i in generator.permutation(len(batches))]
 
 
-def pad(rows: Sequence[np.ndarray], repeat: bool = False) -> tuple[np.ndarray, np.ndarray]:
+def pad(rows: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Rows of ids side by side: ids (T, B) int64 and lengths (B,) int64, T the longest.
 
-    A row is followed by zeros; with `repeat`, as in the authors' later code, by a zero and the row
-    again, over and over.
+    A row is followed by zeros.
     """
     lengths = np.array([len(row) for row in rows], np.int64)
     steps = int(lengths.max(initial=0))
     ids = np.zeros((steps, len(rows)), np.int64)
     for column, row in enumerate(rows):
-        if repeat:
-            ids[:, column] = np.resize(np.append(row, 0), steps)
-        else:
-            ids[: len(row), column] = row
+        ids[: len(row), column] = row
     return ids, lengths

@@ -3,7 +3,6 @@
 import json
 import sys
 from array import array
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -71,9 +70,9 @@ class QuestionCorpus:
     """Questions over one vocabulary: id k stands for `words[k]`; the first four are `SPECIALS`.
 
     entity_ids: (E,) int64, ascending: the ids of all `@entityN`. facts: for each of "train",
-    "valid" and "test" a dict with "n"; "skipped" (malformed files, counted by reason);
-    "unknown_answers" (how many answers are UNK); and, for four sentences, "recall": the share of
-    passages that kept the answer. whole: False if only a part of the published corpus is there.
+    "valid" and "test" a dict with "n"; "unknown_answers" (how many answers are UNK); and, for four
+    sentences, "recall": the share of passages that kept the answer. whole: False if only a part of
+    the published corpus is there.
     """
 
     name: str
@@ -95,15 +94,12 @@ def write_corpus(
     folder: Path,
     questions: Iterable[tuple[str, Question]],
     source: str,
-    skipped: Mapping[str, Counter[str]],
     four_sentences: bool = False,
-    numbers: bool = False,
 ) -> None:
     """Write a corpus of (split, question) pairs to `folder`, in one pass over `questions`.
 
     Words are numbered in order of appearance. Once the training split is counted, the files with
-    these numbers are rewritten with the ids of the vocabulary. source: for messages. skipped: goes
-    into the facts; it may be filled while `questions` is read.
+    these numbers are rewritten with the ids of the vocabulary. source: for messages.
 
     Raises:
         DataError: a split has no questions, or the words would take more than `MAX_VOCABULARY`.
@@ -148,9 +144,9 @@ def write_corpus(
         if not part.answers:
             raise DataError(f"{source} has no {split} questions; fetch it again, or set data_dir")
 
-    words, table = _vocabulary(provisional, _counts(folder, parts, len(provisional)), numbers)
+    words, table = _vocabulary(provisional, _counts(folder, parts, len(provisional)))
     facts: dict[str, dict[str, Any]] = {}
-    for name, (split, part) in zip(PARTS, parts.items(), strict=True):
+    for name, part in zip(PARTS, parts.values(), strict=True):
         for kind, lengths in part.lengths.items():
             _convert(folder / f"{name}-{kind}", int(sum(lengths)), table)
             offsets = np.concatenate([[0], np.cumsum(np.asarray(lengths), dtype=np.int64)])
@@ -159,7 +155,6 @@ def write_corpus(
         np.save(folder / f"{name}-answers.npy", answers)
         facts[name] = {
             "n": len(answers),
-            "skipped": dict(skipped.get(split, {})),
             "unknown_answers": int((answers == UNK).sum()),
         }
         if four_sentences:
@@ -215,16 +210,12 @@ def _counts(folder: Path, parts: Mapping[str, _Part], size: int) -> np.ndarray:
     return counts
 
 
-def _vocabulary(
-    provisional: Mapping[str, int], counts: np.ndarray, numbers: bool
-) -> tuple[list[str], np.ndarray]:
+def _vocabulary(provisional: Mapping[str, int], counts: np.ndarray) -> tuple[list[str], np.ndarray]:
     """The words by id, and the id of each provisional one: (provisional,) int32."""
     table = np.full(len(provisional), UNK, np.int32)
     kept = []
     for word, number in provisional.items():
-        if numbers and word.isascii() and word.isdigit():
-            table[number] = NUM
-        elif word not in SPECIALS and counts[number] > (0 if ENTITY.fullmatch(word) else 1):
+        if word not in SPECIALS and counts[number] > (0 if ENTITY.fullmatch(word) else 1):
             kept.append((-int(counts[number]), word, number))
     # Ties by the word, so that the order of the files does not matter.
     kept.sort()

@@ -3,7 +3,6 @@
 import hashlib
 import logging
 import os
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -19,8 +18,6 @@ from bnrnn.datasets.cnn.corpus import (
 )
 from bnrnn.datasets.cnn.questions import (
     ADVICE,
-    SPLITS,
-    OnError,
     identity,
     questions_folder,
     stream_questions,
@@ -39,8 +36,6 @@ def load_cnn(
     data_dir: Path,
     four_sentences: bool = False,
     synthetic: int | None = None,
-    on_error: OnError = "raise",
-    numbers: bool = False,
 ) -> QuestionCorpus:
     """The CNN questions as ids, parsed once and then mapped from the cache.
 
@@ -51,8 +46,7 @@ def load_cnn(
 
     The vocabulary has the words that occur more than once in passages, questions and answers of
     the training split, most frequent first, and every entity of that split; all else is UNK.
-    numbers: ASCII digits become NUM. four_sentences: reduce passages by `select_sentences` first.
-    on_error: "raise" or "skip" for malformed files.
+    four_sentences: reduce passages by `select_sentences` first.
 
     Memory: parsing keeps the vocabulary, 40 bytes a question and 20 MB of buffers. Files are read
     one at a time and ids go to disk; a folder takes another 0.1 kB a file name. From 2,000 to
@@ -73,12 +67,10 @@ def load_cnn(
     else:
         source = _find(data_dir)
         advice = ADVICE
-    kind = "cnn" + "-4" * four_sentences + "-num" * numbers + "-skip" * (on_error == "skip")
+    kind = "cnn" + "-4" * four_sentences
 
     def build(folder: Path) -> None:
-        skipped = {split: Counter[str]() for split in SPLITS}
-        found = stream_questions(source, on_error, skipped, advice)
-        write_corpus(folder, found, str(source), skipped, four_sentences, numbers)
+        write_corpus(folder, stream_questions(source, advice), str(source), four_sentences)
 
     def key() -> str:
         what = f"{kind} {FORMAT_VERSION} {identity(source, advice)}"

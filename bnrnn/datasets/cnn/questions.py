@@ -7,10 +7,9 @@ passage, question, answer and entity map, joined by blank lines; one example a f
 import hashlib
 import os
 import re
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from bnrnn.datasets.cnn.archive import MAX_MEMBERS, MAX_UNPACKED, read_archive
 from bnrnn.datasets.limits import read_file, reading
@@ -21,11 +20,8 @@ ENTITY = re.compile(r"@entity[0-9]+")
 SPLITS = ("training", "validation", "test")
 MAX_BYTES = 1 << 20  # of one file: the generator drops articles over 2000 tokens, some 12 kB
 ADVICE = "fetch the corpus again, or set data_dir"
-SKIP = "fetch the corpus again, or leave such files out with task.on_error=skip"
 
 BLANKS = "\r\n\t "  # strip() alone would take U+0085 or U+2028 off the ends as well
-
-OnError = Literal["raise", "skip"]
 
 
 class Question(NamedTuple):
@@ -40,14 +36,6 @@ class Question(NamedTuple):
     question: list[str]
     answer: str
     entities: dict[str, str]
-
-
-class QuestionError(DataError):
-    """A malformed `.question` file; `reason`: the kind of defect, without details."""
-
-    def __init__(self, name: str, reason: str, detail: str, advice: str = SKIP) -> None:
-        super().__init__(f"{name} {detail}; {advice}")
-        self.reason = reason
 
 
 def tokens(line: str) -> list[str]:
@@ -72,7 +60,7 @@ def read_question(path: Path) -> Question:
 
 
 def parse_question(
-    text: str | bytes, name: str, answer_in_passage: bool = True, advice: str = SKIP
+    text: str | bytes, name: str, answer_in_passage: bool = True, advice: str = ADVICE
 ) -> Question:
     """The question in the content of one file; `name` and `advice` are for messages.
 
@@ -80,51 +68,47 @@ def parse_question(
     a selection of sentences may.
 
     Raises:
-        QuestionError: bytes that are not UTF-8, not four or five fields, an empty passage or
+        DataError: bytes that are not UTF-8, not four or five fields, an empty passage or
             question, not exactly one `@placeholder`, an answer that is not `@entityN` or not in
             the passage, or an entity map with lines that are not `@entityN:name` or repeat one.
     """
 
-    def malformed(reason: str, detail: str) -> QuestionError:
-        return QuestionError(name, reason, detail, advice)
+    def malformed(detail: str) -> DataError:
+        return DataError(f"{name} {detail}; {advice}")
 
     if isinstance(text, bytes):
         try:
             text = text.decode("utf-8")
         except UnicodeDecodeError as error:
-            raise malformed(
-                "not UTF-8", f"is not UTF-8: byte {error.start} cannot be decoded"
-            ) from error
+            raise malformed(f"is not UTF-8: byte {error.start} cannot be decoded") from error
     # Not splitlines(): the articles contain U+0085 and U+2028, which are not line ends here.
     fields = text.replace("\r\n", "\n").split("\n\n")
     # The entity map may be empty, and then the blank line before it may be lost.
     if len(fields) not in (4, 5):
-        raise malformed("fields", f"has {len(fields)} fields, not the 5 of a question file")
+        raise malformed(f"has {len(fields)} fields, not the 5 of a question file")
     url, passage, question, answer = (field.strip(BLANKS) for field in fields[:4])
     if "\n" in url or "\n" in passage or "\n" in question or "\n" in answer:
-        raise malformed("fields", "has a field of several lines")
+        raise malformed("has a field of several lines")
     passage_words, question_words = tokens(passage), tokens(question)
     if not passage_words:
-        raise malformed("empty passage", "has an empty passage")
+        raise malformed("has an empty passage")
     if not question_words:
-        raise malformed("empty question", "has an empty question")
+        raise malformed("has an empty question")
     if (count := question_words.count(PLACEHOLDER)) != 1:
-        raise malformed("placeholder", f"has {count} times {PLACEHOLDER} in its question, not once")
+        raise malformed(f"has {count} times {PLACEHOLDER} in its question, not once")
     if not ENTITY.fullmatch(answer):
-        raise malformed("answer", f"has the answer {answer[:40]!r}, not an @entityN")
+        raise malformed(f"has the answer {answer[:40]!r}, not an @entityN")
     if answer_in_passage and answer not in passage_words:
-        raise malformed(
-            "answer not in passage", f"has the answer {answer[:40]}, which its passage lacks"
-        )
+        raise malformed(f"has the answer {answer[:40]}, which its passage lacks")
     entities = {}
     for line in fields[4].split("\n") if len(fields) == 5 else ():
         if not line.strip(BLANKS):
             continue
         entity, colon, surface = line.partition(":")
         if not colon or not ENTITY.fullmatch(entity):
-            raise malformed("entity map", f"has {line[:40]!r} in its entity map, not @entityN:name")
+            raise malformed(f"has {line[:40]!r} in its entity map, not @entityN:name")
         if entity in entities:
-            raise malformed("entity map", f"has {entity[:40]} twice in its entity map")
+            raise malformed(f"has {entity[:40]} twice in its entity map")
         entities[entity] = surface
     return Question(url, passage_words, question_words, answer, entities)
 
@@ -142,35 +126,21 @@ def format_question(question: Question) -> str:
     )
 
 
-def stream_questions(
-    source: Path,
-    on_error: OnError = "raise",
-    skipped: Mapping[str, Counter[str]] | None = None,
-    advice: str = ADVICE,
-) -> Iterator[tuple[str, Question]]:
+def stream_questions(source: Path, advice: str = ADVICE) -> Iterator[tuple[str, Question]]:
     """(split, question) for all questions of `SPLITS`, one at a time.
 
     source: a folder with `questions/<split>/*.question` or `cnn/questions/…`, read in the order of
     the names; or a gzipped tar of such a folder, read in its own order and never unpacked.
-    on_error: for malformed files; "skip" counts them in `skipped`, by split and reason.
 
     Raises:
-        QuestionError: see `parse_question`.
-        DataError: the source cannot be read, see `read_archive`, or has too many files.
+        DataError: a malformed file, see `parse_question`; the source cannot be read, see
+            `read_archive`, or has too many files.
     """
     files = _folder_files if os.path.isdir(source) else _archive_files
     for split, name, content in files(source, advice):
-        try:
-            if content is None:
-                raise QuestionError(name, "size", f"has more than {MAX_BYTES:,} bytes")
-            question = parse_question(content, name)
-        except QuestionError as error:
-            if on_error == "raise":
-                raise
-            if skipped is not None:
-                skipped[split][error.reason] += 1
-            continue
-        yield split, question
+        if content is None:
+            raise DataError(f"{name} has more than {MAX_BYTES:,} bytes; {advice}")
+        yield split, parse_question(content, name)
 
 
 def questions_folder(source: Path) -> Path | None:
