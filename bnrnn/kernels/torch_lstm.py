@@ -43,6 +43,8 @@ def recurrence(
 
 
 def why_not_padded(request: Request) -> str | None:
+    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():  # pyright: ignore
+        return "torch.func cannot map it"
     return None if request.is_plain else "it normalises nothing"
 
 
