@@ -42,6 +42,8 @@ class StepStatistics(nn.modules.batchnorm._BatchNorm):
     "batch" is the batch, leaving the averages alone; "calibrate" is the batch, averaging it in.
     """
 
+    __constants__ = ()  # torch.jit reads those of its base class
+
     mean: Tensor
     var: Tensor
     num_batches: Tensor
@@ -83,7 +85,7 @@ class StepStatistics(nn.modules.batchnorm._BatchNorm):
         Raises:
             RuntimeError: there are too few rows, and other processes rely on their number.
         """
-        if torch.is_inference_mode_enabled():
+        if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
             with torch.inference_mode(False):
                 return self.update(moments, counts, first_step)
         steps = moments.mean.shape[0]
