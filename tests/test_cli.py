@@ -175,11 +175,11 @@ GOLDEN = {
 
 # The final test takes the whole training and test set, regardless of max_steps: large batches here.
 TASKS = {
-    "mnist": ["task.batch_size=5000"],
-    "pmnist": ["task.batch_size=5000"],
+    "mnist": ["task.batch_size=2000"],
+    "pmnist": ["task.batch_size=2000"],
     "ptb": ["task.batch_size=1000"],
     "text8": ["task.batch_size=1000"],
-    "pydocs": [],
+    "pydocs": ["task.batch_size=500"],
 }
 FOLDERS = {"mnist": "mnist", "pmnist": "mnist", "ptb": "ptb", "text8": "text8"}
 MODELS = ["lstm", "bnlstm", "bn_input", "bn_input_sequence"]
