@@ -279,7 +279,7 @@ def test_quantisation_is_refused():
 
 def test_synchronised_batch_norm_is_refused():
     module = nn.Sequential(nn.BatchNorm1d(3), BNLSTM(D, H))
-    with pytest.raises(ValueError, match="convert the other modules one by one"):
+    with pytest.raises(AttributeError, match="convert the other modules one by one"):
         nn.SyncBatchNorm.convert_sync_batchnorm(module)
 
 

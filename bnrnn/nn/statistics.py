@@ -144,17 +144,13 @@ class StepStatistics(nn.modules.batchnorm._BatchNorm):
         """`reset`, by the name that `torch.optim.swa_utils.update_bn` calls."""
         self.reset()
 
-    @property
-    def num_features(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Read by `torch.nn.SyncBatchNorm.convert_sync_batchnorm` alone, which would replace this.
-
-        Raises:
-            ValueError: always.
-        """
-        raise ValueError(
-            "the statistics of BNLSTM cannot be turned into SyncBatchNorm: convert the other "
-            "modules one by one"
-        )
+    def __getattr__(self, name: str) -> Any:
+        if name == "num_features":  # read by SyncBatchNorm.convert_sync_batchnorm, to replace this
+            raise AttributeError(
+                "the statistics of BNLSTM cannot be turned into SyncBatchNorm: convert the other "
+                "modules one by one"
+            )
+        return super().__getattr__(name)
 
     def _grow(self, rows: int) -> None:
         """More rows, empty ones."""
