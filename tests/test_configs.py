@@ -11,6 +11,7 @@ from bnrnn.command.explain import explain
 from bnrnn.errors import ConfigError
 from bnrnn.nn.attentive_reader import VARIANTS
 from bnrnn.settings.same import differences, to_dict
+from bnrnn.settings.schema import SIZES
 
 CONF = Path(__file__).parent.parent / "conf"
 
@@ -23,7 +24,9 @@ def names(group):
 @pytest.mark.parametrize("task", names("task"))
 def test_every_model_composes_with_every_task(composed, task, model):
     path = ["task.path=book.txt"] if task == "text" else []
-    if task.startswith("cnn") == model.startswith("attentive"):
+    kinds = {"cnn": "attentive", "cnn4": "attentive", "ptb_words": "words"}
+    kind = model.partition("_")[0]
+    if kinds.get(task) == (kind if kind in kinds.values() else None):
         config = composed(f"task={task}", f"model={model}", *path)
         assert (config.task.name, config.model.name) == (task, model)
     else:
@@ -78,7 +81,7 @@ def test_task_and_model_alone_are_the_papers_run(composed, task, model):
         }[task]  # fmt: skip
 
 
-TASK_OF = {"attentive": ["task=cnn"]}
+TASK_OF = {"attentive": ["task=cnn"], "words": ["task=ptb_words"]}
 
 
 def test_the_readers_are_the_librarys_variants(composed):
@@ -103,6 +106,9 @@ def test_the_slots_of_each_model(composed):
         "attentive_bn_everywhere": ("frame", "frame", "frame", 0.1),
         "attentive_bne_star": ("sequence", "frame", "frame", 0.1),
         "attentive_bne_star_star": ("sequence", "frame", "frame", 0.1),
+        **{f"words_{size}": ("none", "none", "none", 0.1) for size in SIZES},
+        **{f"words_{size}_bn_input": ("frame", "none", "none", 1.0) for size in SIZES},
+        **{f"words_{size}_bnlstm": ("frame", "frame", "frame", 0.1) for size in SIZES},
     }
 
 
