@@ -88,8 +88,8 @@ def test_data_and_models_come_in_the_papers_order(tmp_path):
 
 def test_the_paper_and_the_tasks_have_one_title_for_one_data_set():
     of_tasks = TITLES | {name: title for name, title, _ in ORDERS.values()}
-    for data, (title, _) in paper.DATA.items():
-        assert of_tasks.get(data, title) == title
+    for data, entry in paper.DATA.items():
+        assert of_tasks.get(data, entry.title) == entry.title
     assert {data for data, _ in paper.RESULTS} == paper.DATA.keys()
     assert {model for _, model in paper.RESULTS} == paper.MODELS.keys()
 
@@ -100,7 +100,7 @@ def test_the_papers_settings_are_those_of_task_and_model(composed, data, model):
     config = composed(f"task={data}", f"model={model}")
     assert theirs["task.name"] == config.task.name == data
     assert theirs["model.title"] == config.model.title == paper.MODELS[model]
-    assert theirs["model.gamma_init"] == paper.GAMMA
+    assert theirs["model.gamma_init"] == (1.0 if model.endswith("bn_input") else paper.GAMMA)
     assert paper.settings(f"{data}-part", model) == theirs
     assert paper.settings(f"{data}-synthetic", model) == {}
 

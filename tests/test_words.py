@@ -18,10 +18,15 @@ from bnrnn.datasets.fetch import RemoteFile
 from bnrnn.datasets.words import cut, windows
 from bnrnn.errors import CheckpointError, ConfigError, DataError
 from bnrnn.optim import learning_rate
+from bnrnn.report import report
+from bnrnn.report.document import Figure, Heading, Table
+from bnrnn.runs.find import find
+from bnrnn.runs.record import PERPLEXITY
 from bnrnn.settings.schema import SGDConfig, WordConfig, WordModelConfig
 from bnrnn.tasks.words import WordModel, WordTask
 from tests.conftest import DATA, needs_data
 from tests.equations import bn_lstm
+from tests.run_folders import change, make_run
 from tests.test_cli import assert_error, assert_same_run, only_run, records
 
 BN_INPUT = {"input_norm": "frame", "gamma_init": 1.0}
@@ -162,6 +167,7 @@ def test_no_gradient_goes_back_across_windows(data_dir):
     value = task.loss(model, two, carry).value
     value.backward()
     gradient = model.embedding.weight.grad
+    assert gradient is not None
     unseen = sorted(set(range(len(gradient))) - set(two.input[0].flatten().tolist()))
     assert unseen
     assert not gradient[unseen].any()
@@ -470,6 +476,65 @@ def json_settings(run):
     return torch.load(run / "last.pt", weights_only=True)["config"]
 
 
+def by_hand(weights, rows, epochs, length, rate, most):
+    """The loop of ptb_word_lm.py, from its own equations: the weights after so many epochs.
+
+    weights: embedding, (W, U, b) of each layer, head's weight and bias; rows: (B, words).
+    """
+    embedding, layers, head, shift = weights
+    flat = [embedding, *(p for layer in layers for p in layer), head, shift]
+    for epoch in range(epochs):
+        states = [(torch.zeros(len(rows), layers[0][1].shape[1]).double(),) * 2 for _ in layers]
+        for begin in range(0, rows.shape[1] - length, length):
+            states = [(h.detach(), c.detach()) for h, c in states]
+            total = torch.zeros(()).double()
+            for t in range(begin, begin + length):
+                x = embedding[rows[:, t]]
+                for k, (w, u, b) in enumerate(layers):
+                    h, c = states[k]
+                    i, f, g, o = (x @ w.T + h @ u.T + b).chunk(4, 1)
+                    c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+                    states[k] = x, _ = o.sigmoid() * c.tanh(), c
+                logits = x @ head.T + shift
+                chosen = logits[range(len(rows)), rows[:, t + 1]]
+                total = total + (logits.logsumexp(1) - chosen).sum()
+            gradients = torch.autograd.grad(total / len(rows), flat)
+            norm = torch.sqrt(sum(g.square().sum() for g in gradients))
+            with torch.no_grad():
+                for p, g in zip(flat, gradients, strict=True):
+                    p -= rate(epoch) * g * most / max(norm, most)
+    return flat
+
+
+def test_training_is_that_of_a_loop_by_hand(bnrnn, tmp_path, monkeypatch, data_dir):
+    build = WordTask.build_model
+    monkeypatch.setattr(WordTask, "build_model", lambda *settings: build(*settings).double())
+    bnrnn(*SMALL, "model=words_small", "max_epochs=3", "optimizer.lr_decay_after=1",
+          "optimizer.max_grad_norm=1", "model.init_range=0.5")  # fmt: skip
+    trained = torch.load(only_run(tmp_path / "outputs") / "last.pt", weights_only=True)["model"]
+
+    task = task_of(data_dir)
+    torch.manual_seed(0)
+    start = task.build_model(
+        WordModelConfig(name="m", hidden_size=8, init_range=0.5), "auto"
+    ).state_dict()
+    names = [
+        "embedding.weight",
+        *(f"lstm.{p}_l{k}" for k in range(2) for p in ("weight_ih", "weight_hh", "bias")),
+        "head.weight", "head.bias",
+    ]  # fmt: skip
+    assert set(names) == set(start)
+    e, *inner, w, b = (start[name].clone().requires_grad_() for name in names)
+    rows = torch.from_numpy(cut(task.corpus.train.astype(np.int64), 4))
+    expected = by_hand(
+        (e, (inner[:3], inner[3:]), w, b), rows, 3, 5, lambda epoch: 0.5 ** max(epoch, 0), 1.0
+    )
+    for name, value in zip(names, expected, strict=True):
+        assert (value.detach() - start[name]).abs().max() > 1e-3
+        # torch clips by the norm plus 1e-6.
+        torch.testing.assert_close(trained[name], value.detach(), rtol=1e-5, atol=1e-6)
+
+
 def test_interrupted_by_a_signal_equals_uninterrupted(bnrnn, tmp_path, monkeypatch):
     arguments = [*SMALL, "model=words_small_bnlstm", "max_epochs=2"]
     bnrnn(*arguments, "outputs=whole")
@@ -555,3 +620,88 @@ def test_every_word_model_in_the_command(bnrnn, tmp_path):
     models = [f"words_{s}{k}" for s in ZAREMBA for k in ("", "_bn_input", "_bnlstm")]
     bnrnn("-m", f"model={','.join(models)}", *SMALL, "max_steps=2")
     assert len(list(tmp_path.glob("outputs/ptb_words/*/*/result.json"))) == 9
+
+
+# ---------------------------------------------------------------- the report
+
+
+def make_words(folder, model, losses, finished=True, **kwargs):
+    """A run of four steps an epoch; losses: (training of each step, validation) by epoch."""
+    make_run(folder, model, [1.0], task="ptb_words", finished=finished, **kwargs)
+    change(folder / "run.json", steps_per_epoch=4, total_steps=12, metric=vars(PERPLEXITY),
+           data_title="Penn Treebank, words")  # fmt: skip
+    lines = []
+    for epoch, (trained, valid) in enumerate(losses, start=1):
+        for k, nats in enumerate(trained):
+            lines.append({"step": 4 * epoch - 3 + k, "split": "train", "cross_entropy": nats})
+        for kind, value in (("population", valid), ("batch", valid - 1)):
+            if kind == "population" or "bn" in model:
+                lines.append({"step": 4 * epoch, "split": "valid", "statistics": kind,
+                              "perplexity": value, "cross_entropy": math.log(value)})  # fmt: skip
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    if finished:
+        change(folder / "result.json", test={"perplexity": 114.25}, valid={"perplexity": 120.0},
+               steps=12, max_steps=12)  # fmt: skip
+
+
+LOSSES = [
+    ([6.0, 5.0, 5.0, 4.0], 180.0), ([4.0, 4.25, 4.5, 4.75], 120.0), ([4.0, 4.0, 3.5, 3.5], 125.5),
+]  # fmt: skip
+
+
+def test_table_2_and_figure_3(tmp_path):
+    make_words(tmp_path / "a", "words_small", LOSSES)
+    make_words(tmp_path / "b", "words_small_bn_input", LOSSES[:1], finished=False)
+    make_words(tmp_path / "c", "words_large_bn_input", LOSSES, finished=False)
+    make_run(tmp_path / "d", "bnlstm", [2.0])
+    make_run(tmp_path / "e", "lstm", [2.0], task="pydocs")
+    made = report.document(find(tmp_path), "Report", "All.", lambda run: run.path.name)
+    assert [block.text for block in made if isinstance(block, Heading) and block.level == 2][
+        :3
+    ] == [
+        "Recurrent Batch Normalization (Cooijmans et al., ICLR 2017)",
+        "Batch Normalized Recurrent Neural Networks (Laurent et al., ICASSP 2016)",
+        "Other data",
+    ]
+    assert Heading(3, "Penn Treebank, words") in made
+    tables = [block for block in made if isinstance(block, Table)]
+    (table,) = [t for t in tables if "Zaremba et al." in t.header]
+    # At the epoch of the best validation, with batch statistics; training is e^4.375 there.
+    assert [list(row) for row in table.rows] == [
+        ["Small LSTM", "-", "0", "2", "79.44", "78.5", "120.00", "119.2", "114.25", "114.5"],
+        ["Small LSTM, BN on the input term, 33 % run", "-", "0", "1", "148.41", "62.5", "179.00",
+         "120.9", "-", "-"],
+        ["Large LSTM, BN on the input term, 100 % run", "-", "0", "2", "79.44", "35.0", "119.00",
+         "97.4", "-", "-"],
+    ]  # fmt: skip
+    (result,) = [row for t in tables for row in t.rows if row[1] == "120.00 valid"]
+    assert "119.2, table 2" in result
+    (same,) = [t for t in tables if t.header[0] == "epoch"]
+    assert [list(row) for row in same.rows] == [
+        ["training, ours", "148.4", "79.4", "42.5"], ["training, the paper", "-", "154.3", "130.7"],
+        ["validation, ours", "179.0", "119.0", "124.5"],
+        ["validation, the paper", "162.9", "137.2", "121.1"],
+    ]  # fmt: skip
+    small, large = [b for b in made if isinstance(b, Figure) and b.name.startswith("ptb_words")]
+    assert (small.name, large.name) == ("ptb_words-small", "ptb_words-large")
+    (axes,) = large.draw().axes
+    pale = [line.get_xydata().tolist() for line in axes.lines if line.get_alpha() == 0.3]
+    assert pale == [[[2, 154.3], [3, 130.7]], [[0, 210.2], [1, 162.9], [2, 137.2], [3, 121.1]]]
+    ours = [line.get_xydata().tolist() for line in axes.lines if line.get_alpha() is None]
+    assert ours[0] == [[1, 179.0], [2, 119.0], [3, 124.5]]
+    assert ours[2] == [[1, 180.0], [2, 120.0], [3, 125.5]]
+    np.testing.assert_allclose(ours[1], [[1, math.exp(5)], [2, math.exp(4.375)],
+                                         [3, math.exp(3.75)]])  # fmt: skip
+    assert axes.get_ylim() == (0, 300)
+    report.write_report(tmp_path, tmp_path / "report")
+    names = {file.name for file in (tmp_path / "report" / "figures").glob("*.png")}
+    assert names == {"ptb_words-small.png", "ptb_words-large.png", "ptb.png", "pydocs.png"}
+
+
+def test_a_run_that_has_not_validated_and_a_strange_one_are_reported(tmp_path):
+    make_words(tmp_path / "a", "words_small", [], finished=False)
+    make_words(tmp_path / "b", "words_small_bnlstm", LOSSES, finished=False)
+    change(tmp_path / "b" / "run.json", steps_per_epoch=0)
+    make_words(tmp_path / "c", "words_medium", [([900.0], 1e305)], finished=False)
+    report.write_report(tmp_path, tmp_path / "report")
+    assert "Small BN-LSTM" in (tmp_path / "report" / "report.md").read_text()
