@@ -85,10 +85,10 @@ class WordTask(Task):
     The training text is cut into `batch_size` streams of the same length. A batch is a window of
     `length` words of each, windows follow one another, and the hidden and cell state at the end of
     one is the initial state of the next: exactly, but no gradient goes back across. An epoch is one
-    walk along the streams from a zero state; what is left at their ends, less than a window, is
-    dropped, as in the implementations of Zaremba and TensorFlow. Validation walks streams of
-    the validation text in the same way, and the population statistics are averaged along the
-    training streams, the state carried as well.
+    walk along the streams from a zero state, or `resets` walks of the same length; what is left at
+    their ends, less than a window, is dropped, as in the implementations of Zaremba and TensorFlow.
+    Validation walks streams of the validation text in the same way, and the population statistics
+    are averaged along the training streams, the state carried as well.
 
     The loss is the cross-entropy summed over time and averaged over the streams: the norm that
     gradients are clipped to belongs to that sum.
