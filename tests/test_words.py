@@ -703,5 +703,9 @@ def test_a_run_that_has_not_validated_and_a_strange_one_are_reported(tmp_path):
     make_words(tmp_path / "b", "words_small_bnlstm", LOSSES, finished=False)
     change(tmp_path / "b" / "run.json", steps_per_epoch=0)
     make_words(tmp_path / "c", "words_medium", [([900.0], 1e305)], finished=False)
+    make_words(tmp_path / "d", "words_large", LOSSES[:1], finished=False)
+    change(tmp_path / "d" / "run.json", steps_per_epoch=16)  # a quarter of an epoch
     report.write_report(tmp_path, tmp_path / "report")
-    assert "Small BN-LSTM" in (tmp_path / "report" / "report.md").read_text()
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "| Small BN-LSTM, " in text
+    assert "| Large LSTM, 33 % run | - | 0 | 0.25 | 148.41 | 49.3 | 180.00 | 81.8 | - | 78.4 |" in text

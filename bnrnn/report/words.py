@@ -1,6 +1,7 @@
 """Laurent et al., 2015: table 2 and figure 3, perplexity in training and validation by epoch."""
 
 import functools
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +16,7 @@ from bnrnn.report.groups import MEASURED, cluster, kind, label, one_a_seed, orde
 from bnrnn.runs.record import Run
 from bnrnn.settings.schema import SIZES
 
-Curve = dict[int, float]  # epoch -> perplexity
+Curve = dict[float, float]  # epoch -> perplexity
 _HIGHEST = 300  # of the paper's axis
 _MOST_EPOCHS = 11  # columns of a table
 
@@ -73,7 +74,7 @@ def _row(run: Run, firsts: list[Run]) -> list[Text]:
         run.subject.model_title + state,
         label(run, siblings, MEASURED) or "-",
         str(run.seed),
-        f"{best:,}",
+        f"{best:.3g}",
         "-" if trained is None else number(trained),
         "-" if theirs is None else number(theirs, 1),
         number(found[best]),
@@ -84,32 +85,25 @@ def _row(run: Run, firsts: list[Run]) -> list[Text]:
 
 
 def validation(run: Run, statistics: str | None = None) -> Curve:
-    """At the ends of epochs.
-
+    """
     Args:
         statistics: None: batch statistics where the model normalises.
     """
     points = run.paper_like_curve() if statistics is None else run.curve(statistics)
     each = _steps_per_epoch(run)
-    return {
-        step // each: value
-        for step, value in zip(*points, strict=True)
-        if step % each == 0 and math.isfinite(value)
-    }
+    return {step / each: value for step, value in zip(*points, strict=True) if math.isfinite(value)}
 
 
 def training(run: Run) -> Curve:
-    """The perplexity of the mean loss over each epoch that is over, by the records there are."""
-    losses: dict[int, list[float]] = {}
-    each = _steps_per_epoch(run)
-    for step, value in run.values("cross_entropy", "train", None).items():
-        losses.setdefault(math.ceil(step / each), []).append(value)
-    means = {epoch: sum(values) / len(values) for epoch, values in losses.items()}
-    return {
-        epoch: math.exp(mean)
-        for epoch, mean in means.items()
-        if epoch * each <= run.step and mean < 700
-    }
+    """At each validation: the perplexity of the mean loss since the one before, by the records
+    there are. Where validation is at the end of each epoch, that is the mean over the epoch."""
+    losses = run.values("cross_entropy", "train", None)
+    each, found = _steps_per_epoch(run), {}
+    for before, step in itertools.pairwise([0, *run.paper_like_curve()[0]]):
+        since = [value for at, value in losses.items() if before < at <= step]
+        if since and (mean := sum(since) / len(since)) < 700:
+            found[step / each] = math.exp(mean)
+    return found
 
 
 def _steps_per_epoch(run: Run) -> int:
@@ -152,7 +146,7 @@ def curves(runs: list[Run], title: str) -> Figure:
 
 
 def _by_epoch(points: paper.Points) -> Curve:
-    return {int(epoch): value for epoch, value in points}
+    return {point[0]: point[1] for point in points}
 
 
 def _draw(axes: Axes, curve: Curve, **style: Any) -> None:
@@ -174,7 +168,7 @@ def _same_epoch(runs: list[Run]) -> list[Block]:
             for split, name in (("train", "training"), ("valid", "validation"))
             for of, values in (("ours", ours[split]), ("the paper", theirs[split]))
         ]
-        header = ["epoch", *map(str, epochs)]
+        header = ["epoch", *(f"{epoch:g}" for epoch in epochs)]
         found += [
             Paragraph(f"{run.subject.model_title}, seed {run.seed}:"),
             Table(header, "l" + "r" * len(epochs), rows),
