@@ -53,13 +53,13 @@ wheel: install  ## dist/bnrnn-*.whl
 	rm -rf dist build
 	$(BIN)/python -m build --wheel --outdir dist .
 
-# The paper's tables and figures: SCALE=minutes|hour|full, SEEDS=0,1,2, ARGS="data_dir=DIR ...".
+# The papers' tables and figures: SCALE=minutes|hour|full, SEEDS=0,1,2, ARGS="data_dir=DIR ...".
 # What each costs and what to expect stands at the head of its file in conf/reproduce, for analyses
 # below, and is printed first.
 SCALE ?= full
 SEEDS ?= 0
 ARGS ?=
-SWEEPS := mnist pmnist ptb text8 cnn4 cnn gamma
+SWEEPS := mnist pmnist ptb text8 cnn4 cnn gamma words
 TRAINED := lengths population
 ALONE := gradient-flow tanh
 # The report takes no settings of runs. Also after a run that failed: the report lists it.
@@ -73,6 +73,7 @@ reproduce-text8:  ## table 3
 reproduce-cnn4:  ## figure 4 left
 reproduce-cnn:  ## figure 4 right, table 4
 reproduce-gamma:  ## figure 6: other initial values of gamma
+reproduce-words:  ## Laurent et al.: table 2, figure 3
 reproduce-lengths:  ## figure 3b: test strings of other lengths, after reproduce-ptb
 reproduce-population:  ## figure 5: population statistics against time, after reproduce-ptb
 reproduce-gradient-flow:  ## figure 1a: a minute or two, no training

@@ -40,6 +40,25 @@ def clip_gradients(model: nn.Module, config: OptimizerConfig) -> torch.Tensor:
     return norm
 
 
+def learning_rate(config: OptimizerConfig, epoch: int) -> float:
+    """The rate of epoch `epoch` (from 1): lr d^max(epoch - n, 0), d `lr_decay`, n `lr_decay_after`.
+
+    As in TensorFlow's `ptb_word_lm.py`. A function of the epoch alone, so that a resumed run has
+    the rates of one that never stopped.
+    """
+    if config.lr_decay is None or config.lr_decay_after is None:
+        return config.lr
+    return config.lr * config.lr_decay ** max(epoch - config.lr_decay_after, 0)
+
+
+def set_learning_rate(
+    optimizer: torch.optim.Optimizer, config: OptimizerConfig, epoch: int
+) -> None:
+    """Before a step of epoch `epoch` (from 1)."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(config, epoch)
+
+
 def set_adam_eps(optimizer: torch.optim.Optimizer, config: OptimizerConfig, step: int) -> None:
     """Before step `step` (from 1): which root of Adam's second moment v the ε is added to.
 

@@ -16,7 +16,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from bnrnn.errors import CheckpointError, ConfigError, NonFiniteError
 from bnrnn.evaluate import final_test, load_best, validate
-from bnrnn.optim import build_optimizer, clip_gradients, set_adam_eps
+from bnrnn.optim import build_optimizer, clip_gradients, set_adam_eps, set_learning_rate
 from bnrnn.runs import checkpoint
 from bnrnn.runs.directory import RunDirectory
 from bnrnn.runs.interrupt import Interrupted, Interruption
@@ -34,7 +34,7 @@ ROUNDING_ERRORS = 1e6
 
 
 def train(config: Config, task: Task, run: RunDirectory, device: torch.device) -> Result:
-    """Train, choose the best model on validation, test it; go on if `run` has a checkpoint.
+    """Train, choose a model on validation, test it; go on if `run` has a checkpoint.
 
     Args:
         run: entered.
@@ -67,6 +67,7 @@ def train(config: Config, task: Task, run: RunDirectory, device: torch.device) -
                     grad_norm = clip_gradients(model, config.optimizer).item()
                     job.check_finite("loss", loss.item())
                     job.check_finite("gradient norm", grad_norm)
+                    set_learning_rate(optimizer, config.optimizer, epoch + 1)
                     set_adam_eps(optimizer, config.optimizer, state.step + 1)
                     optimizer.step()
                     job.advance(sums, grad_norm, carry, time.monotonic() - began)
@@ -296,7 +297,7 @@ def restore(job: Job, resumed: dict[str, Any]) -> Job:
     state = checkpoint.typed(path, training.get("loop"), LoopState)
     job = Job(job.config, job.task, job.run, job.device, job.model, state)
     checkpoint.load_optimizer(job.optimizer, training.get("optimizer"), path)
-    job.carry = training.get("carry")
+    job.carry = job.task.load_carry(job.model, training.get("carry"), path)
     job.random = checkpoint.restore_random_state(training.get("random"), path)
     return job
 
@@ -331,7 +332,7 @@ def validate_and_select(job: Job, metrics: MetricsWriter, stop: Interruption) ->
     metrics.write_parameters(state.step, model)
     metrics.write_figures(state.step, draw(job))
     chosen_by = found.get(config.selection, found["population"])[name]
-    if task.is_better(chosen_by, state.best):
+    if config.selection == "last" or task.is_better(chosen_by, state.best):
         state.best, state.best_step, state.stale = chosen_by, state.step, 0
         job.save_best(model, state.step, None)
     else:
@@ -341,7 +342,7 @@ def validate_and_select(job: Job, metrics: MetricsWriter, stop: Interruption) ->
     log.info(
         "step %6d  epoch %6.2f  %6.1f min  valid %s %s%s",
         state.step, state.step / task.steps_per_epoch, state.seconds / 60, name, scores,
-        "  best so far" if state.best_step == state.step else "",
+        "  best so far" if state.best_step == state.step and config.selection != "last" else "",
     )  # fmt: skip
 
 
@@ -355,8 +356,9 @@ def test_best(job: Job, metrics: MetricsWriter, stop: Interruption) -> Result:
     metrics.write(step, "test", found["test"], "population")
     metrics.sync()
     log.info(
-        "Best model, step %d, population statistics: valid %s; test %s",
-        step, format_values(found["valid"]), format_values(found["test"]),
+        "%s model, step %d, population statistics: valid %s; test %s",
+        "Last" if config.selection == "last" else "Best", step,
+        format_values(found["valid"]), format_values(found["test"]),
     )  # fmt: skip
     job.tick()
     result = Result(

@@ -122,6 +122,7 @@ def test_a_run_directory_holds_what_it_should(bnrnn, tmp_path, text):
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert config["optimizer"] == {
         "name": "adam", "lr": 0.002, "max_grad_norm": 1.0, "clip": "norm",
+        "lr_decay_after": None, "lr_decay": None,
         "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "eps_on": "corrected",
     }  # fmt: skip
 

@@ -11,6 +11,7 @@ from bnrnn.command.explain import explain
 from bnrnn.errors import ConfigError
 from bnrnn.nn.attentive_reader import VARIANTS
 from bnrnn.settings.same import differences, to_dict
+from bnrnn.settings.schema import SIZES
 
 CONF = Path(__file__).parent.parent / "conf"
 
@@ -20,7 +21,9 @@ def names(group):
 
 
 def go_together(task, model):
-    return task.startswith("cnn") == model.startswith("attentive")
+    kinds = {"cnn": "attentive", "cnn4": "attentive", "ptb_words": "words"}
+    kind = model.partition("_")[0]
+    return kinds.get(task) == (kind if kind in kinds.values() else None)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +93,7 @@ def test_task_and_model_alone_are_the_papers_run(composed, task, model):
         }[task]  # fmt: skip
 
 
-TASK_OF = {"attentive": ["task=cnn"]}
+TASK_OF = {"attentive": ["task=cnn"], "words": ["task=ptb_words"]}
 
 
 def test_the_readers_are_the_librarys_variants(composed):
@@ -115,6 +118,9 @@ def test_the_slots_of_each_model(composed):
         "attentive_bn_everywhere": ("frame", "frame", "frame", 0.1),
         "attentive_bne_star": ("sequence", "frame", "frame", 0.1),
         "attentive_bne_star_star": ("sequence", "frame", "frame", 0.1),
+        **{f"words_{size}": ("none", "none", "none", 0.1) for size in SIZES},
+        **{f"words_{size}_bn_input": ("frame", "none", "none", 1.0) for size in SIZES},
+        **{f"words_{size}_bnlstm": ("frame", "frame", "frame", 0.1) for size in SIZES},
     }
 
 

@@ -25,6 +25,7 @@ from bnrnn.datasets import (
     load_cnn,
     load_mnist,
     load_ptb,
+    load_ptb_words,
     load_text,
     load_text8,
     mnist,
@@ -149,6 +150,8 @@ def make(kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Kind:
         return Kind(make_mnist(folder, monkeypatch, part), lambda: load_mnist(folder))
     if name == "ptb":
         return Kind(make_ptb(folder, monkeypatch, part), lambda: load_ptb(folder, "paper"))
+    if name == "words":
+        return Kind(make_ptb(folder, monkeypatch, part), lambda: load_ptb_words(folder))
     if name == "text8":
         return Kind(make_text8(folder, monkeypatch, part), lambda: load_text8(folder))
     if name == "text":
@@ -176,6 +179,7 @@ def make(kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Kind:
 KINDS = (
     *(f"mnist {part}" for part in mnist.FILES),
     *(f"ptb {part}" for part in ("train", "valid", "test")),
+    "words train",
     *(f"text8 {name}" for name in text8.NAMES),
     "text", "question", "synthetic", "cnn archive", "cnn folder",
 )  # fmt: skip

@@ -39,6 +39,8 @@ def arguments(command, run, reader):
         # The corpus cannot be downloaded: generated questions stand for it.
         words = [word for word in words if not word.startswith("data.synthetic")]
         return [*words, *SMALL, "data.synthetic=300", "task.batch_size=20"]
+    if "task=ptb_words" in words:
+        return [*words, f"data_dir={DATA}", *SMALL, "test_calibration_batches=2"]
     small = [*SMALL, "task.batch_size=5000"] if "mnist" in command else CHARACTERS
     return [*words, f"data_dir={DATA}", *small]
 
@@ -81,6 +83,7 @@ def test_the_readme_has_the_commands_of_every_task():
         "text",
         "cnn",
         "cnn4",
+        "ptb_words",
     } <= {
         word.removeprefix("task=")
         for command in COMMANDS

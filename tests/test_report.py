@@ -88,8 +88,8 @@ def test_data_and_models_come_in_the_papers_order(tmp_path):
 
 def test_the_paper_and_the_tasks_have_one_title_for_one_data_set():
     of_tasks = TITLES | {name: title for name, title, _ in ORDERS.values()}
-    for data, (title, _) in paper.DATA.items():
-        assert of_tasks.get(data, title) == title
+    for data, entry in paper.DATA.items():
+        assert of_tasks.get(data, entry.title) == entry.title
     assert {data for data, _ in paper.RESULTS} == paper.DATA.keys()
     assert {model for _, model in paper.RESULTS} == paper.MODELS.keys()
 
@@ -100,7 +100,7 @@ def test_the_papers_settings_are_those_of_task_and_model(composed, data, model):
     config = composed(f"task={data}", f"model={model}")
     assert theirs["task.name"] == config.task.name == data
     assert theirs["model.title"] == config.model.title == paper.MODELS[model]
-    assert theirs["model.gamma_init"] == paper.GAMMA
+    assert theirs["model.gamma_init"] == (1.0 if model.endswith("bn_input") else paper.GAMMA)
     assert paper.settings(f"{data}-part", model) == theirs
     assert paper.settings(f"{data}-synthetic", model) == {}
 
@@ -340,13 +340,17 @@ def test_a_run_that_goes_on_is_as_any_other(all_states):
 
 def test_what_was_not_run_is_listed(all_states):
     not_run, _ = [block.items for block in document(all_states) if isinstance(block, Bullets)]
-    assert len(not_run) == 14  # of the paper's fifteen results
+    assert len(not_run) == 14 + 6  # of the first paper's fifteen results, and the other's six
     assert (
-        "Penn Treebank, characters, LSTM: the paper has 1.38 bits per character (test, table 2, "
-        "39,500 steps); begun, not finished"
+        "Penn Treebank, characters, LSTM: Cooijmans et al. have 1.38 bits per character (test, "
+        "table 2, 39,500 steps); begun, not finished"
     ) in not_run
     assert not any("Treebank, characters, BN-LSTM" in line for line in not_run)
     assert "99.0 % accuracy (test, table 1, 100,000 steps)" in not_run[1]
+    assert not_run[-1] == (
+        "Penn Treebank, words, Large LSTM, BN on the input term: Laurent et al. have 97.4 "
+        "perplexity (valid, table 2, 72,985 steps)"
+    )
 
 
 def test_the_same_step_of_the_papers_curve(tmp_path):

@@ -10,6 +10,7 @@ from bnrnn.datasets.mnist import MNIST, load_mnist
 from bnrnn.datasets.ptb import load_ptb
 from bnrnn.datasets.text import load_pydocs, load_text
 from bnrnn.datasets.text8 import load_text8
+from bnrnn.datasets.words import WordCorpus, load_ptb_words
 
 __all__ = [
     "MNIST",
@@ -18,10 +19,12 @@ __all__ = [
     "Question",
     "QuestionCorpus",
     "QuestionSplit",
+    "WordCorpus",
     "bucketed_batches",
     "load_cnn",
     "load_mnist",
     "load_ptb",
+    "load_ptb_words",
     "load_pydocs",
     "load_text",
     "load_text8",

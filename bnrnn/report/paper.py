@@ -1,6 +1,7 @@
-"""What the paper reports: its tables, and its curves read off the figures.
+"""What the papers report: their tables, and their curves read off the figures.
 
-Cooijmans et al., "Recurrent Batch Normalization", ICLR 2017.
+Cooijmans et al., "Recurrent Batch Normalization", ICLR 2017; Laurent et al., "Batch Normalized
+Recurrent Neural Networks", ICASSP 2016.
 """
 
 import functools
@@ -12,15 +13,21 @@ from typing import Any, NamedTuple
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from bnrnn.runs.record import ACCURACY, BITS_PER_CHARACTER, ERROR, Metric
+from bnrnn.runs.record import ACCURACY, BITS_PER_CHARACTER, ERROR, PERPLEXITY, Metric
 from bnrnn.settings.compose import defaults, options
 
 Points = list[list[float]]  # [[x, y], ...]
 
 
+class Paper(NamedTuple):
+    title: str
+    authors: str
+
+
 class Data(NamedTuple):
     title: str
     metric: Metric
+    paper: Paper
 
 
 class Reported(NamedTuple):
@@ -32,14 +39,19 @@ class Reported(NamedTuple):
     steps: int  # of training behind it: as far as the paper's curve goes
 
 
-# In the paper's order.
+COOIJMANS = Paper("Recurrent Batch Normalization", "Cooijmans et al., ICLR 2017")
+LAURENT = Paper("Batch Normalized Recurrent Neural Networks", "Laurent et al., ICASSP 2016")
+# In the papers' order.
 DATA = {
-    "mnist": Data("MNIST, a pixel a step", ACCURACY),
-    "pmnist_official": Data("Permuted MNIST, the pixel map of the released code", ACCURACY),
-    "ptb": Data("Penn Treebank, characters", BITS_PER_CHARACTER),
-    "text8": Data("text8", BITS_PER_CHARACTER),
-    "cnn4": Data("CNN questions, four sentences", ERROR),
-    "cnn": Data("CNN questions, whole articles", ERROR),
+    "mnist": Data("MNIST, a pixel a step", ACCURACY, COOIJMANS),
+    "pmnist_official": Data(
+        "Permuted MNIST, the pixel map of the released code", ACCURACY, COOIJMANS
+    ),
+    "ptb": Data("Penn Treebank, characters", BITS_PER_CHARACTER, COOIJMANS),
+    "text8": Data("text8", BITS_PER_CHARACTER, COOIJMANS),
+    "cnn4": Data("CNN questions, four sentences", ERROR, COOIJMANS),
+    "cnn": Data("CNN questions, whole articles", ERROR, COOIJMANS),
+    "ptb_words": Data("Penn Treebank, words", PERPLEXITY, LAURENT),
 }
 MODELS = {
     "lstm": "LSTM",
@@ -49,6 +61,12 @@ MODELS = {
     "attentive_bn_everywhere": "BN-everywhere",
     "attentive_bne_star": "BN-e*",
     "attentive_bne_star_star": "BN-e**",
+    "words_small": "Small LSTM",
+    "words_small_bn_input": "Small LSTM, BN on the input term",
+    "words_medium": "Medium LSTM",
+    "words_medium_bn_input": "Medium LSTM, BN on the input term",
+    "words_large": "Large LSTM",
+    "words_large_bn_input": "Large LSTM, BN on the input term",
 }
 RESULTS: dict[tuple[str, str], Reported] = {
     ("mnist", "lstm"): Reported(98.9, "test", "table 1", 100_000),
@@ -66,13 +84,33 @@ RESULTS: dict[tuple[str, str], Reported] = {
     ("cnn4", "attentive_bne_star_star"): Reported(43.9, "valid", "section 5.4", 337_000),
     ("cnn", "attentive_lstm"): Reported(45.0, "test", "table 4; validation 45.5", 409_000),
     ("cnn", "attentive_bne_star_star"): Reported(36.3, "test", "table 4; validation 37.9", 88_000),
+    ("ptb_words", "words_small"): Reported(119.2, "valid", "table 2", 30_199),
+    ("ptb_words", "words_small_bn_input"): Reported(120.9, "valid", "table 2", 30_199),
+    ("ptb_words", "words_medium"): Reported(89.0, "valid", "table 2", 51_753),
+    ("ptb_words", "words_medium_bn_input"): Reported(90.6, "valid", "table 2", 51_753),
+    ("ptb_words", "words_large"): Reported(81.8, "valid", "table 2", 72_985),
+    ("ptb_words", "words_large_bn_input"): Reported(97.4, "valid", "table 2", 72_985),
 }
+# Laurent et al., table 2: perplexity in training.
+WORDS_TRAINING = {
+    "words_small": 78.5, "words_small_bn_input": 62.5, "words_medium": 49.1,
+    "words_medium_bn_input": 41.0, "words_large": 49.3, "words_large_bn_input": 35.0,
+}  # fmt: skip
+# Zaremba et al., 2014, table 1: test perplexity.
+WORDS_TEST = {"words_small": 114.5, "words_medium": 82.7, "words_large": 78.4}
 GAMMA = 0.1  # its initial value in all of them
 
 
 def family(data: str) -> str:
     """What data have in common with the paper's: "text8-part" -> "text8"."""
+    if data == "ptb_words":
+        return "words"
     return re.split("[-_]", data, maxsplit=1)[0]
+
+
+def paper_of(data: str) -> Paper | None:
+    """The paper that has these data, or others of their family."""
+    return next((d.paper for name, d in DATA.items() if family(name) == family(data)), None)
 
 
 def order(data: str, model: str) -> tuple[int, bool, str, int, str]:
@@ -131,6 +169,11 @@ def validation(data: str) -> dict[str, Points]:
     has no curve on these data.
     """
     return _curves()["validation"].get(data, {})
+
+
+def words() -> dict[str, dict[str, Points]]:
+    """Laurent et al., figure 3: model -> "train" or "valid" -> [[epoch, perplexity]]."""
+    return _curves()["words"]
 
 
 def gradient_flow() -> dict[float, Points]:

@@ -44,7 +44,10 @@ def _experiments(block: str, runs: list[Run]) -> str:
 
 def ours(runs: list[Run], data: str, model: str) -> str:
     """`90.4 % (LSTM 81.2) after 20 epochs`: of runs that differ from the paper's in length only."""
-    baseline = "attentive_lstm" if model.startswith("attentive_") else "lstm"
+    if model.startswith("words_"):
+        baseline = model.removesuffix("_bn_input")
+    else:
+        baseline = "attentive_lstm" if model.startswith("attentive_") else "lstm"
     alike = [run for run in runs if run.data == data and run.result is not None and _usual(run)]
     found = {run.model: run for run in sorted(alike, key=lambda run: (run.step, -run.seed))}
     if model not in found or baseline not in found:
@@ -54,7 +57,7 @@ def ours(runs: list[Run], data: str, model: str) -> str:
     metric = run.metric
     decimals = metric.decimals - (metric.unit == "%")
     test, base_test = (metric.number(r.final("test"), decimals) for r in (run, base))
-    shown = f"{test} {metric.unit or metric.title} ({base.subject.model_title} {base_test})"
+    shown = f"{test} {metric.unit or metric.title} (LSTM {base_test})"
     if run.settings.get("patience") is not None:
         return f"{shown}, trained until they stop improving"
     epochs = sorted({r.result.epochs for r in (run, base) if r.result is not None})

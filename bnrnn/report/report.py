@@ -10,7 +10,7 @@ from typing import Any
 
 from bnrnn.errors import CheckpointError
 from bnrnn.plots.style import encode, plt
-from bnrnn.report import paper
+from bnrnn.report import paper, words
 from bnrnn.report.analyses import furthest
 from bnrnn.report.analysis_figures import FIGURES
 from bnrnn.report.document import (
@@ -46,6 +46,15 @@ from bnrnn.runs.text import quoted, slug
 Pictures = dict[str, dict[str, bytes]]  # name -> kind -> encoded
 
 MOST_COLUMNS = 12
+_HOW_TO_READ = (
+    "Numbers are of the model with the best validation, or of the last where the settings say so, "
+    "tested with population statistics averaged over the training set, or over so many batches of "
+    "it as the settings say; those marked valid, where the paper has no other, are the best "
+    "validation with batch statistics. A row is a group of runs that differ in their seed only: "
+    "the mean with the standard deviation over three seeds or more (by n - 1), or the range of "
+    "two. Where the steps and settings are the paper's, the verdict says whether its number lies "
+    "within that spread; where a run is shorter, the difference is no verdict."
+)
 _STATES = ("finished", "running", "stopped", "unfinished", "failed", "unreadable")
 
 
@@ -64,7 +73,7 @@ def write_report(outputs: Path, target: Path) -> None:
     blocks = document(
         found,
         "Report",
-        "Every run under the outputs folder, against what the paper reports.",
+        "Every run under the outputs folder, against what the papers report.",
         lambda run: Code(place(found, run.path)),
         resume=lambda run: f"bnrnn resume={quoted(run.path)}",
     )
@@ -124,6 +133,7 @@ def document(
         Heading(1, title),
         Paragraph(introduction),
         Paragraph(_counts(found)),
+        Paragraph(_HOW_TO_READ),
         *_results(found.runs),
         *_not_run(found.runs),
         *_analyses(furthest(found.analyses)),
@@ -153,23 +163,15 @@ def _counts(found: Found) -> str:
 
 
 def _results(runs: list[Run]) -> list[Block]:
-    """A section for each data set: the results, and the curves behind them."""
-    blocks: list[Block] = [
-        Heading(2, "By data set"),
-        Paragraph(
-            "Numbers are of the model with the best validation, tested with population statistics "
-            "averaged over the training set, or over so many batches of it as the settings say; "
-            "those marked valid, where the paper has no other, are the best validation with batch "
-            "statistics. A row is a group of runs that differ in their seed "
-            "only: the mean with the standard deviation over three seeds or more (by n - 1), or "
-            "the range of two. Where the steps and settings are the paper's, the verdict says "
-            "whether its number lies within that spread; where a run is shorter, the difference "
-            "is no verdict."
-        ),
-    ]
+    """A section for each data set, by paper: the results, and the curves behind them."""
+    blocks: list[Block] = []
     all_groups = groups(runs)
+    heading = ""
     for data, grouped in itertools.groupby(sorted(runs, key=order), key=lambda run: run.data):
         members = list(grouped)
+        if (paper_heading := _paper_heading(data)) != heading:
+            heading = paper_heading
+            blocks.append(Heading(2, heading))
         blocks.append(Heading(3, members[0].subject.data_title))
         rows = [_result_row(group) for group in all_groups if group.first.data == data]
         if rows:
@@ -180,8 +182,13 @@ def _results(runs: list[Run]) -> list[Block]:
             blocks.append(_without_empty_columns(Table(header, "lwrrrlrr", rows)))
         else:
             blocks.append(Paragraph("No run is finished yet."))
-        blocks += _figures(members)
+        blocks += _OWN_FIGURES.get(paper.family(data), _figures)(members)
     return blocks
+
+
+def _paper_heading(data: str) -> str:
+    found = paper.paper_of(data)
+    return "Other data" if found is None else f"{found.title} ({found.authors})"
 
 
 def _without_empty_columns(table: Table) -> Table:
@@ -269,6 +276,10 @@ def _figures(runs: list[Run]) -> list[Block]:
     return blocks
 
 
+# Of these data the paper's figure has another form.
+_OWN_FIGURES: dict[str, Callable[[list[Run]], list[Block]]] = {"words": words.blocks}
+
+
 def _curve_caption(runs: list[Run]) -> str:
     clusters = cluster(runs, MEASURED)
     parts = ["Validation against training steps."]
@@ -292,18 +303,18 @@ def _not_run(runs: list[Run]) -> list[Block]:
     for (data, model), reported in paper.RESULTS.items():
         if begun.get((data, model)):
             continue
-        title, metric = paper.DATA[data]
+        title, metric, source = paper.DATA[data]
         value = metric.show(reported.value, metric.decimals - 1)
         state = "; begun, not finished" if (data, model) in begun else ""
         items.append(
-            f"{title}, {paper.MODELS[model]}: the paper has {value} "
+            f"{title}, {paper.MODELS[model]}: {source.authors.partition(',')[0]} have {value} "
             f"({reported.split}, {reported.source}, {reported.steps:,} steps){state}"
         )
     if not items:
         return []
     return [
         Heading(2, "Not run"),
-        Paragraph("Results of the paper without a finished run here:"),
+        Paragraph("Results of the papers without a finished run here:"),
         Bullets(items),
     ]
 
@@ -369,7 +380,7 @@ def _all_runs(runs: list[Run], name: Callable[[Run], Inline]) -> list[Block]:
     ]
     blocks: list[Block] = [
         Heading(2, "All runs"),
-        Paragraph("Validation at the best step, while training."),
+        Paragraph("Validation at the best step, or the last if that is selected, while training."),
         Table(header, "lrrrrrrrlll", [_run_row(run, name(run)) for run in ordered]),
     ]
     if commands:

@@ -66,6 +66,7 @@ class Metric:
 
 ACCURACY = Metric("accuracy", "accuracy", False, "%", 100.0, 2)
 ERROR = Metric("error", "error", True, "%", 100.0, 2)
+PERPLEXITY = Metric("perplexity", "perplexity", True, decimals=2)
 BITS_PER_CHARACTER = Metric("bpc", "bits per character", True)
 
 
@@ -210,10 +211,13 @@ class Run:
         return by_batch if by_batch[0] else self.curve()
 
     def best_step(self) -> int | None:
-        """Of the best validation with population statistics; None before the first."""
+        """Of the best validation with population statistics, or of the last, whichever the run
+        selects; None before the first."""
         if self.result is not None:
             return self.result.best_step
         steps, values = self.curve()
+        if self.settings.get("selection") == "last":
+            return max(steps, default=None)
         finite = {v: s for s, v in zip(steps, values, strict=True) if math.isfinite(v)}
         return finite[self.metric.best(finite)] if finite else None
 

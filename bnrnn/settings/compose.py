@@ -20,14 +20,17 @@ GROUPS = ("model", "task", "optimizer", "experiment", "reproduce")
 
 
 def register() -> None:
-    """Make known to Hydra the schemas, `base_*` in each group of `conf/`, and a resolver."""
+    """Make known to Hydra the schemas, `base_*` in each group of `conf/`, and the resolvers."""
     OmegaConf.register_new_resolver("bnrnn.by_scale", _by_scale, replace=True)
+    OmegaConf.register_new_resolver("bnrnn.by_size", _by_size, replace=True)
     add("base_config", Config)
     add("base_model", schema.ModelConfig, "model")
     add("base_attentive", schema.AttentiveReaderConfig, "model")
+    add("base_words", schema.WordModelConfig, "model")
     add("base_pixels", schema.PixelConfig, "task")
     add("base_questions", schema.QuestionConfig, "task")
     add("base_characters", schema.CharacterConfig, "task")
+    add("base_words", schema.WordConfig, "task")
     add("base_adam", schema.AdamConfig, "optimizer")
     add("base_rmsprop", schema.RMSPropConfig, "optimizer")
     add("base_sgd", schema.SGDConfig, "optimizer")
@@ -41,6 +44,11 @@ def add(name: str, node: Any, group: str | None = None) -> None:
 def _by_scale(scale: str | None, minutes: Any, hour: Any, full: Any) -> Any:
     """One of three, by how far `reproduce=` goes."""
     return {"minutes": minutes, "hour": hour}.get(scale or "full", full)
+
+
+def _by_size(size: str, small: Any, medium: Any, large: Any) -> Any:
+    """One of three, by the size of the word model."""
+    return {"medium": medium, "large": large}.get(size, small)
 
 
 def from_hydra(cfg: DictConfig) -> Config:

@@ -62,6 +62,10 @@ class NormConfig(NormOptions):
 
     name: str = MISSING
     title: str = free("")  # for people; empty: the name
+    # A model normalises what its file in conf/model names.
+    input_norm: str = "none"
+    recurrent_norm: str = "none"
+    cell_norm: str = "none"
     hidden_size: int = 200
     dropout: float = 0.0
 
@@ -110,6 +114,23 @@ class AttentiveReaderConfig(NormConfig, ReaderOptions):
     @property
     def needs_batch(self) -> bool:
         return super().needs_batch or self.attention_norm
+
+
+@dataclass
+class WordModelConfig(NormConfig):
+    """Embeddings, a stack of LSTM layers and a softmax; see `bnrnn.tasks.words.WordModel`."""
+
+    size: str = "small"  # of the three, as which task=ptb_words trains it
+    num_layers: int = 2
+    init_range: float = 0.1
+    learned_state: bool = False
+    forget_bias: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _choice("model.size", self.size, *SIZES)
+        _positive("model.", self, "num_layers", "init_range")
+        _require(self.num_layers <= 1000, "model.num_layers", self.num_layers, "1000 or less")
 
 
 @dataclass
@@ -170,6 +191,22 @@ class CharacterConfig(TaskConfig):
 
 
 @dataclass
+class WordConfig(TaskConfig):
+    """Next-word prediction, in perplexity, by truncated backpropagation through time."""
+
+    model_kind: ClassVar[type[NormConfig]] = WordModelConfig
+    models: ClassVar[str] = "words_…"
+
+    batch_size: int = 20  # streams
+    length: int = 20  # of a window, in words
+    resets: int = 1  # how often in an epoch the state starts at zero, evenly
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _positive("task.", self, "length", "resets")
+
+
+@dataclass
 class QuestionConfig(TaskConfig):
     """Questions about CNN articles, answered with an entity of the article."""
 
@@ -194,10 +231,21 @@ class OptimizerConfig:
     lr: float = 1e-3
     max_grad_norm: float = 1.0
     clip: str = "norm"  # by which law: see `bnrnn.optim.clip_gradients`
+    # Epochs at the full rate, and its factor for each one after: see `bnrnn.optim.learning_rate`.
+    lr_decay_after: int | None = None  # None: the rate is constant
+    lr_decay: float | None = None
 
     def __post_init__(self) -> None:
         _choice("optimizer.clip", self.clip, "norm", "square_root")
         _positive("optimizer.", self, "lr", "max_grad_norm")
+        if (self.lr_decay is None) != (self.lr_decay_after is None):
+            raise ConfigError(
+                "optimizer.lr_decay and optimizer.lr_decay_after go together: set both, or none"
+            )
+        if self.lr_decay is not None and self.lr_decay_after is not None:
+            _require(0 < self.lr_decay <= 1, "optimizer.lr_decay", self.lr_decay, "in (0, 1]")
+            after = self.lr_decay_after
+            _require(after >= 0, "optimizer.lr_decay_after", after, "0 or more")
 
 
 @dataclass
@@ -355,7 +403,12 @@ class Config:
         check_finite(self)
         if self.scale is not None:
             _choice("scale", self.scale, *SCALES)
-        _choice("selection", self.selection, "population", "batch")
+        _choice("selection", self.selection, "population", "batch", "last")
+        if self.selection == "last" and self.patience is not None:
+            raise ConfigError(
+                "patience waits for a better validation, and selection=last takes the last one: "
+                "set patience=null, or another selection"
+            )
         _seed("seed", self.seed)
         _positive(
             "", self, "threads", "max_epochs", "max_steps", "validate_every", "patience",
@@ -385,3 +438,5 @@ class Config:
 
 # How far `reproduce=` goes: what two cores do in minutes, in an hour or so, or as in the paper.
 SCALES = ("minutes", "hour", "full")
+# The word models of Zaremba et al., 2014, "Recurrent Neural Network Regularization".
+SIZES = ("small", "medium", "large")

@@ -9,6 +9,7 @@ from bnrnn.tasks.base import Batch, Loss, Progress, Sums, Task, classify
 from bnrnn.tasks.characters import CharacterModel, CharacterTask
 from bnrnn.tasks.pixels import PixelModel, PixelTask
 from bnrnn.tasks.questions import QuestionTask
+from bnrnn.tasks.words import WordTask
 
 _BUILDERS: dict[type[TaskConfig], Callable[[Config], Task]] = {
     schema.PixelConfig: lambda c: PixelTask(c.task, c.seed, Path(c.data_dir)),  # type: ignore
@@ -16,6 +17,7 @@ _BUILDERS: dict[type[TaskConfig], Callable[[Config], Task]] = {
     schema.QuestionConfig: lambda c: QuestionTask(
         c.task, c.seed, Path(c.data_dir), c.data.synthetic  # type: ignore
     ),
+    schema.WordConfig: lambda c: WordTask(c.task, c.seed, Path(c.data_dir)),  # type: ignore
 }  # fmt: skip
 
 
@@ -41,5 +43,5 @@ def build_task(config: Config) -> Task:
 
 __all__ = [
     "Batch", "CharacterModel", "CharacterTask", "Loss", "PixelModel", "PixelTask", "Progress",
-    "QuestionTask", "Sums", "Task", "build_task", "classify", "register",
+    "QuestionTask", "Sums", "Task", "WordTask", "build_task", "classify", "register",
 ]  # fmt: skip

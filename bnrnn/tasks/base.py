@@ -5,6 +5,7 @@ import zlib
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from bnrnn.errors import ConfigError
 from bnrnn.nn.lstm import BNLSTM
 from bnrnn.nn.options import LSTMOptions, chosen
+from bnrnn.runs import checkpoint
 from bnrnn.runs.record import Metric
 from bnrnn.settings.schema import ModelConfig, NormConfig, TaskConfig
 
@@ -115,6 +117,16 @@ class Task(ABC):
         Raises:
             CheckpointError: the state does not belong to this task.
         """
+
+    def load_carry(self, model: nn.Module, carry: Any, path: Path) -> Any:
+        """What `loss` carried when the checkpoint at `path` was saved, checked.
+
+        Raises:
+            CheckpointError: `loss` cannot have returned it.
+        """
+        if carry is not None:
+            raise checkpoint.damaged(path, "it has a carried state, which this task has not")
+        return None
 
     def calibration_batches(self, n: int | None) -> Iterator[Batch]:
         """The first n training batches of an order of their own; None: all of them."""

@@ -1,0 +1,179 @@
+"""Laurent et al., 2015: table 2 and figure 3, perplexity in training and validation by epoch."""
+
+import functools
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from bnrnn.plots.style import colour, entry, plt, tidy
+from bnrnn.report import document, paper
+from bnrnn.report.document import Block, Paragraph, Table, Text
+from bnrnn.report.groups import MEASURED, cluster, kind, label, one_a_seed, order, percent
+from bnrnn.runs.record import Run
+from bnrnn.settings.schema import SIZES
+
+Curve = dict[float, float]  # epoch -> perplexity
+_HIGHEST = 300  # of the paper's axis
+_MOST_EPOCHS = 11  # columns of a table
+
+
+def blocks(runs: list[Run]) -> list[Block]:
+    """What stands below the results of runs on Penn Treebank by words."""
+    shown = [run for run in sorted(runs, key=order) if validation(run)]
+    if not shown:
+        return []
+    found: list[Block] = [Paragraph(_TABLE), table(shown)]
+    for size in SIZES:
+        if members := [run for run in shown if f"words_{size}" in run.model]:
+            title = f"Perplexity against epochs, Penn Treebank, words, {size}"
+            draw = functools.partial(curves, members, title)
+            found.append(document.Figure(f"ptb_words-{size}", title, _FIGURE, draw))
+            found += _same_epoch(members)
+    return found
+
+
+_TABLE = (
+    "Table 2, at the epoch of the best validation. Training: the mean over the epoch, dropout and "
+    "all. Validation: with batch statistics where the model normalises, to which the paper's code "
+    "comes closest; that code averages the perplexities of batches, where ours is of the mean loss "
+    "and so a little lower. The paper's large network with BN is not at its best validation: its "
+    "figure has 94.8 after 15 epochs. The test, which the paper has not, is of the last model, "
+    "with population statistics; beside it Zaremba et al., 2014."
+)
+_FIGURE = (
+    "As figure 3. Dotted: training. Solid: validation, with batch statistics where the model "
+    "normalises. Dashed: with population statistics. Wide and pale: the paper, which has the large "
+    "network only, read off its figure."
+)
+
+
+def table(runs: Sequence[Run]) -> Table:
+    header = [
+        "model", "settings", "seed", "best epoch", "training", "the paper", "validation",
+        "the paper", "test", "Zaremba et al.",
+    ]  # fmt: skip
+    firsts = [members[0] for members in cluster(runs, MEASURED)]
+    return Table(header, "lwrrrrrrrr", [_row(run, firsts) for run in runs])
+
+
+def _row(run: Run, firsts: list[Run]) -> list[Text]:
+    found = validation(run)
+    best = min(found, key=lambda epoch: found[epoch])
+    trained = training(run).get(best)
+    reported = paper.RESULTS.get((run.data, run.model))
+    siblings = [other for other in firsts if kind(other) == kind(run)]
+    state = "" if run.result is not None else f", {percent(run.step / run.subject.total_steps)} run"
+    number = run.metric.number
+    theirs = paper.WORDS_TRAINING.get(run.model)
+    zaremba = paper.WORDS_TEST.get(run.model)
+    return [
+        run.subject.model_title + state,
+        label(run, siblings, MEASURED) or "-",
+        str(run.seed),
+        f"{best:.3g}",
+        "-" if trained is None else number(trained),
+        "-" if theirs is None else number(theirs, 1),
+        number(found[best]),
+        "-" if reported is None else number(reported.value, 1),
+        "-" if run.result is None else number(run.final("test")),
+        "-" if zaremba is None else number(zaremba, 1),
+    ]
+
+
+def validation(run: Run, statistics: str | None = None) -> Curve:
+    """
+    Args:
+        statistics: None: batch statistics where the model normalises.
+    """
+    points = run.paper_like_curve() if statistics is None else run.curve(statistics)
+    each = _steps_per_epoch(run)
+    return {step / each: value for step, value in zip(*points, strict=True) if math.isfinite(value)}
+
+
+def training(run: Run) -> Curve:
+    """At each validation: the perplexity of the mean loss since the one before, by the records
+    there are. Where validation is at the end of each epoch, that is the mean over the epoch."""
+    losses = run.values("cross_entropy", "train", None)
+    each, found = _steps_per_epoch(run), {}
+    for before, step in itertools.pairwise([0, *run.paper_like_curve()[0]]):
+        since = [value for at, value in losses.items() if before < at <= step]
+        if since and (mean := sum(since) / len(since)) < 700:
+            found[step / each] = math.exp(mean)
+    return found
+
+
+def _steps_per_epoch(run: Run) -> int:
+    return max(run.subject.steps_per_epoch, 1)  # 0 only where somebody wrote it
+
+
+def curves(runs: list[Run], title: str) -> Figure:
+    """Training and validation of runs of one size by epoch, the paper's curves behind."""
+    figure, axes = plt.subplots(figsize=(7.2, 4.5), layout="constrained")
+    longest = max(max(validation(run)) for run in runs)
+    for model, by_split in paper.words().items():
+        if model in {run.model for run in runs}:
+            for split, points in by_split.items():
+                shown = {epoch: v for epoch, v in _by_epoch(points).items() if epoch <= longest}
+                style: dict[str, Any] = {"linestyle": ":"} if split == "train" else {}
+                _draw(axes, shown, color=colour(model), alpha=0.3, linewidth=4, **style)
+    clusters = cluster(runs, MEASURED)
+    for k, members in enumerate(clusters):
+        siblings = [c[0] for c in clusters if kind(c[0]) == kind(members[0])]
+        name = ", ".join(
+            filter(None, [members[0].subject.model_title, label(members[0], siblings, MEASURED)])
+        )
+        seeds = one_a_seed(members)
+        for run in seeds:
+            first = run is seeds[0]
+            style = {"color": colour(run.model), "linewidth": 1.5 if len(seeds) == 1 else 0.9}
+            marker = "os^Dv"[k % 5] if len(validation(run)) < 20 else None
+            _draw(axes, validation(run), label=entry(name) if first else None, marker=marker,
+                  markersize=3.5, **style)  # fmt: skip
+            _draw(axes, training(run), linestyle=":", **style)
+            if run.curve("batch")[0]:
+                _draw(axes, validation(run, "population"), linestyle="--", **style)
+    tidy(axes, "epochs", "perplexity")
+    values = [value for run in runs for value in validation(run).values()]
+    if min(values) < _HIGHEST:
+        axes.set_ylim(0, _HIGHEST)
+    axes.legend(frameon=False, loc="best", fontsize=9)
+    axes.set_title(title, fontsize=10, loc="left")
+    return figure
+
+
+def _by_epoch(points: paper.Points) -> Curve:
+    return {point[0]: point[1] for point in points}
+
+
+def _draw(axes: Axes, curve: Curve, **style: Any) -> None:
+    axes.plot(list(curve), list(curve.values()), **style)
+
+
+def _same_epoch(runs: list[Run]) -> list[Block]:
+    """Ours and the paper's at the same epochs, where the paper has curves."""
+    found: list[Block] = []
+    for run in runs:
+        theirs = {split: _by_epoch(p) for split, p in paper.words().get(run.model, {}).items()}
+        ours = {"train": training(run), "valid": validation(run)}
+        epochs = [epoch for epoch in ours["valid"] if epoch in theirs.get("valid", {})]
+        if not epochs:
+            continue
+        epochs = epochs[:: -(-len(epochs) // _MOST_EPOCHS)]
+        rows: list[list[Text]] = [
+            [f"{name}, {of}", *(f"{values[k]:.1f}" if k in values else "-" for k in epochs)]
+            for split, name in (("train", "training"), ("valid", "validation"))
+            for of, values in (("ours", ours[split]), ("the paper", theirs[split]))
+        ]
+        header = ["epoch", *(f"{epoch:g}" for epoch in epochs)]
+        found += [
+            Paragraph(f"{run.subject.model_title}, seed {run.seed}:"),
+            Table(header, "l" + "r" * len(epochs), rows),
+        ]
+    return found
+
+
+__all__ = ["blocks", "curves", "table", "training", "validation"]
