@@ -6,7 +6,7 @@ Of an archive only names and sizes are kept; an utterance is read when a batch n
 import logging
 import zlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
@@ -32,7 +32,7 @@ SAMPLED = 32  # utterances whose features are part of the fingerprint
 class FrameSplit(Protocol):
     """Utterances by their number; lengths (n,) is in frames of features."""
 
-    names: Sequence[str]
+    names: list[str]
     lengths: np.ndarray
 
     def features(self, number: int) -> np.ndarray:
@@ -113,7 +113,9 @@ def load_frames(
     for remark in remarks:
         log.warning("%s", remark)
     fingerprint = ", ".join(split.fingerprint for split in splits)
-    return FrameCorpus(*splits, of_train.width, classes, fingerprint, remarks)
+    return FrameCorpus(
+        splits[0], splits[1], splits[2], of_train.width, classes, fingerprint, remarks
+    )
 
 
 def corpus_sources(folder: Path) -> tuple[Sources, Sources, Sources]:
@@ -324,7 +326,7 @@ class Normalizer:
         return self._by_speaker[key]
 
 
-def _moments(utterances) -> Moments:
+def _moments(utterances: Iterable[np.ndarray]) -> Moments:
     """Over all frames of some utterances, in float64."""
     count, total, squares = 0, np.zeros(()), np.zeros(())
     for frames in utterances:

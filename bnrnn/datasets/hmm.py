@@ -56,8 +56,10 @@ class HmmSplit:
 def generate_frames(n: int) -> FrameCorpus:
     """n training utterances, and a tenth as many, but 24 at least, for dev and for test."""
     held_out = max(24, n // 10)
-    splits = [HmmSplit(part, size) for part, size in enumerate((n, held_out, held_out))]
-    return FrameCorpus(*splits, FEATURES, CLASSES, f"hmm {VERSION} {n}")
+    return FrameCorpus(
+        HmmSplit(0, n), HmmSplit(1, held_out), HmmSplit(2, held_out),
+        FEATURES, CLASSES, f"hmm {VERSION} {n}",
+    )  # fmt: skip
 
 
 def _generator(*key: int) -> np.random.Generator:

@@ -5,9 +5,9 @@ if its name ends in .scp or .scp.gz. Binary and text, compressed matrices, gzipp
 files by a pattern (`pdf.*.gz`), and ranges (`feats.ark:11[0:99]`) are understood.
 
 Archives come from strangers, and `kaldiio` trusts them: it executes what begins or ends in `|`,
-also before an offset or a range (`cmd |:7`, `cmd |[0:5]`), unpickles what begins with PKL, and hands
-to other readers what begins with NPY, AUDIO, fLaC or RIFF. Therefore it sees neither names nor
-files here, only the bytes of one binary matrix, whose header has been checked. Commands are run
+also before an offset or a range (`cmd |:7`, `cmd |[0:5]`), unpickles what begins with PKL, and
+hands to other readers what begins with NPY, AUDIO, fLaC or RIFF. Therefore it sees neither names
+nor files here, only the bytes of one binary matrix, whose header has been checked. Commands are run
 only where `pipes` is true, once each; what they print is kept in an unnamed temporary file, as is
 the content of a gzipped archive, which cannot be read at any place.
 """
@@ -27,7 +27,7 @@ import zlib
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO, Literal, NamedTuple
+from typing import IO, Literal, NamedTuple
 
 import numpy as np
 from kaldiio.matio import read_kaldi
@@ -58,7 +58,7 @@ _SPECIFIER = re.compile(r"(ark|scp)((?:,\w+)*):(.*)", re.DOTALL)
 _NUMBERS = re.compile(rb"[\d\s.+\-eEnaifNAIFty]*")
 
 
-class _Damaged(Exception):
+class _DamagedError(Exception):
     """What is wrong with an object; the archive says of which utterance and file."""
 
 
@@ -104,7 +104,8 @@ class Archive:
         self._setting, self._pipes = setting, pipes
         self._advice = f"set {setting} to a Kaldi archive or its .scp"
         self._files = _Files(self._advice)
-        self._numbers: dict[str, int] = {}
+        self._printed: int | None = None  # the file of what commands print
+        self._numbers: dict[str, int] = {}  # of files by their names in tables
         self._places: dict[str, _Place] = {}
         self.rows: dict[str, int] = {}
         self.columns: dict[str, int] = {}
@@ -115,13 +116,14 @@ class Archive:
                     f"{setting} is a command, {name.strip()!r}: it is run only where "
                     "data.pipes=true stands in the same command line"
                 )
-            command, descriptor = self._run(name)
+            place = self._run(_command(name))
             if table:
-                with open(descriptor, "rb") as printed:
+                with open(os.dup(self._files.descriptor(place.file)), "rb") as printed:
                     printed.seek(0)
-                    self._read_table(printed, command, Path(), MOST_TABLE)
+                    lines = io.BytesIO(printed.read(MOST_TABLE))
+                self._read_table(lines, _command(name), Path(), MOST_TABLE)
             else:
-                self._scan(self._files.keep(command, descriptor))
+                self._scan(place.file)
         else:
             for path in _matching(name, self._advice):
                 self._read_table_at(path) if table else self._scan_at(path)
@@ -151,8 +153,8 @@ class Archive:
             if found.shape[0] != self.rows[utterance] or (
                 found.ndim == 2 and found.shape[1] != self.columns[utterance]
             ):
-                raise _Damaged("has changed since it was first read")
-        except _Damaged as error:
+                raise _DamagedError("has changed since it was first read")
+        except _DamagedError as error:
             raise self._damaged(utterance, place, error) from error
         return found
 
@@ -195,7 +197,7 @@ class Archive:
             position += header.size
 
     def _read_table(
-        self, stream: BinaryIO | gzip.GzipFile, name: str, folder: Path, most: int
+        self, stream: IO[bytes] | gzip.GzipFile, name: str, folder: Path, most: int
     ) -> None:
         """The lines `utterance place` of an scp file."""
         total = number = 0
@@ -238,7 +240,8 @@ class Archive:
                     f"{where} is a command, {path.strip()!r}: it is run only where "
                     f"data.pipes=true stands in the same command line; {self._advice}"
                 )
-            return _Place(self._files.keep(*self._run(path)), int(offset), range_)
+            place = self._run(_command(path))
+            return place._replace(offset=place.offset + int(offset), range=range_)
         if path.strip() == "-":
             raise DataError(f"{where} names the standard input; {self._advice}")
         if path not in self._numbers:
@@ -256,7 +259,7 @@ class Archive:
         try:
             header = _header_at(self._files, place.file, place.offset, self.kind)
             first, last, left, right = _bounds(place.range, header)
-        except _Damaged as error:
+        except _DamagedError as error:
             raise self._damaged(utterance, place, error) from error
         self._places[utterance] = place
         self.rows[utterance], self.columns[utterance] = last - first, right - left
@@ -270,34 +273,38 @@ class Archive:
 
     def _unpacked(self, path: Path) -> int:
         """The content of a gzipped file, in a temporary one."""
+        number = self._files.keep(str(path), _temporary())
         with open_regular(path, self._advice) as packed:
+            stream, target = gzip.GzipFile(fileobj=packed), self._files.descriptor(number)
             try:
-                descriptor = _spool(gzip.GzipFile(fileobj=packed), str(path), _limit(packed))
+                _spool(stream, str(path), target, _limit(packed))
             except (OSError, EOFError, zlib.error) as error:
                 raise _not_unpacked(path, error, self._advice) from error
-        return self._files.keep(str(path), descriptor)
+        return number
 
-    def _run(self, name: str) -> tuple[str, int]:
-        """A command, and what it printed, in a temporary file."""
-        command = name.strip().strip("|").strip()
+    def _run(self, command: str) -> _Place:
+        """Where the output of a command begins: that of all is in one temporary file."""
+        if self._printed is None:
+            self._printed = self._files.keep("the output of a command", _temporary())
+        target = self._files.descriptor(self._printed)
+        begin = self._files.size(self._printed)
         with subprocess.Popen(
             command, shell=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
         ) as process:
             assert process.stdout is not None
             try:
-                descriptor = _spool(process.stdout, command, None)  # type: ignore[arg-type]
+                _spool(process.stdout, command, target, None)
             except BaseException:
                 process.kill()
                 raise
         if process.returncode:
-            os.close(descriptor)
             raise DataError(
                 f"{command!r} failed with exit code {process.returncode}; {self._advice}"
             )
-        return command, descriptor
+        return _Place(self._printed, begin)
 
 
-def _limit(packed: BinaryIO) -> int:
+def _limit(packed: IO[bytes]) -> int:
     """How many bytes a gzipped file may hold."""
     return MOST_EXPANSION * os.fstat(packed.fileno()).st_size + SLACK
 
@@ -309,6 +316,10 @@ def _not_unpacked(name: object, error: Exception, advice: str) -> DataError:
 def is_command(name: str) -> bool:
     """What Kaldi would execute instead of opening it."""
     return name.strip().startswith("|") or name.strip().endswith("|")
+
+
+def _command(name: str) -> str:
+    return name.strip().strip("|").strip()
 
 
 def _parse_specifier(specifier: str) -> tuple[bool, str]:
@@ -346,36 +357,43 @@ def _utterance(name: bytes) -> str:
     return text
 
 
-def _spool(stream: BinaryIO | gzip.GzipFile, name: str, limit: int | None) -> int:
-    """The whole of a stream in a temporary file without a name; its descriptor.
+def _temporary() -> int:
+    """A descriptor of a file without a name, which ends with the process."""
+    descriptor, path = tempfile.mkstemp(prefix="bnrnn-")
+    os.unlink(path)
+    return descriptor
+
+
+def _spool(stream: IO[bytes] | gzip.GzipFile, name: str, target: int, limit: int | None) -> None:
+    """Write the whole of a stream to the end of a temporary file.
+
+    Args:
+        target: the descriptor of that file.
 
     Raises:
         DataError: there is more than `limit`.
         OutputError: there is no space.
     """
     free = shutil.disk_usage(tempfile.gettempdir()).free - SPARED
-    descriptor, path = tempfile.mkstemp(prefix="bnrnn-")
-    os.unlink(path)
+    full = OutputError(
+        f"cannot unpack {name} to {tempfile.gettempdir()}: no space left; free some, or set TMPDIR "
+        "to another folder"
+    )
     total = 0
-    try:
-        with open(descriptor, "wb", closefd=False) as file:
-            while chunk := stream.read(CHUNK):
-                total += len(chunk)
-                if limit is not None and total > limit:
-                    raise DataError(
-                        f"{name} unpacks to more than {limit:,} bytes, more than speech does; "
-                        "unpack it yourself if it is what you expect"
-                    )
-                if total > free:
-                    raise OutputError(
-                        f"cannot unpack {name} to {tempfile.gettempdir()}: no space left; free "
-                        "some, or set TMPDIR to another folder"
-                    )
-                file.write(chunk)
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return descriptor
+    while chunk := stream.read(CHUNK):
+        total += len(chunk)
+        if limit is not None and total > limit:
+            raise DataError(
+                f"{name} unpacks to more than {limit:,} bytes, more than speech does; unpack it "
+                "yourself if it is what you expect"
+            )
+        if total > free:
+            raise full
+        try:
+            while chunk:
+                chunk = chunk[os.write(target, chunk) :]
+        except OSError as error:
+            raise full from error
 
 
 class _Files:
@@ -396,7 +414,7 @@ class _Files:
         """
         self.names.append(str(path))
         self._paths.append(path)
-        self._descriptor(len(self.names) - 1)
+        self.descriptor(len(self.names) - 1)
         return len(self.names) - 1
 
     def keep(self, name: str, descriptor: int) -> int:
@@ -406,11 +424,11 @@ class _Files:
         return len(self.names) - 1
 
     def size(self, number: int) -> int:
-        return os.fstat(self._descriptor(number)).st_size
+        return os.fstat(self.descriptor(number)).st_size
 
     def read(self, number: int, offset: int, n: int) -> bytes:
         """At most n bytes; fewer at the end of the file."""
-        descriptor, parts = self._descriptor(number), []
+        descriptor, parts = self.descriptor(number), []
         try:
             while n > 0 and (part := os.pread(descriptor, min(n, CHUNK), offset)):
                 parts.append(part)
@@ -421,7 +439,7 @@ class _Files:
             ) from error
         return b"".join(parts)
 
-    def _descriptor(self, number: int) -> int:
+    def descriptor(self, number: int) -> int:
         if number in self._kept:
             return self._kept[number]
         if number not in self._open:
@@ -445,20 +463,20 @@ def _header_at(files: _Files, number: int, offset: int, kind: Kind) -> _Header:
     """What the object at a place claims to be; no more is read than needed to know it.
 
     Raises:
-        _Damaged: it is not an object of this kind, or the file ends before it does.
+        _DamagedError: it is not an object of this kind, or the file ends before it does.
     """
     size = files.size(number)
     if not 0 <= offset < size:
-        raise _Damaged(f"the file has {size} bytes")
+        raise _DamagedError(f"the file has {size} bytes")
     head = files.read(number, offset, HEAD)
     if head[:2] == b"\0B":
         header = _binary_header(head)
         if header.size > MOST_BYTES:
-            raise _Damaged(f"it claims {header.size:,} bytes, more than {MOST_BYTES:,}")
+            raise _DamagedError(f"it claims {header.size:,} bytes, more than {MOST_BYTES:,}")
         if offset + header.size > size:
-            raise _Damaged("the file ends before it does")
+            raise _DamagedError("the file ends before it does")
     elif head[:2] == MAGIC:
-        raise _Damaged("it is gzipped; unpack it, or name the archive instead of a table")
+        raise _DamagedError("it is gzipped; unpack it, or name the archive instead of a table")
     else:
         content = _text_at(files, number, offset)
         numbers = _parse_text(content, kind)
@@ -466,7 +484,7 @@ def _header_at(files: _Files, number: int, offset: int, kind: Kind) -> _Header:
         header = _Header(kind, len(numbers), columns, len(content), text=True)
     if header.kind != kind:
         wanted = {"matrix": "a matrix of features", "integers": "a vector of integers"}
-        raise _Damaged(f"it is {wanted[header.kind]}, not {wanted[kind]}")
+        raise _DamagedError(f"it is {wanted[header.kind]}, not {wanted[kind]}")
     return header
 
 
@@ -481,25 +499,25 @@ def _binary_header(head: bytes) -> _Header:
         if token in _FLOATS:
             four, rows, also_four, columns = struct.unpack_from("<BiBi", head, start)
             if (four, also_four) != (4, 4):
-                raise _Damaged("its header is damaged")
+                raise _DamagedError("its header is damaged")
             _not_negative(rows, columns)
             return _Header("matrix", rows, columns, start + 10 + rows * columns * _FLOATS[token])
         if token in _COMPRESSED:
             least, span, rows, columns = struct.unpack_from("<ffii", head, start)
             _not_negative(rows, columns)
             if not (math.isfinite(least) and math.isfinite(span)):
-                raise _Damaged("its range is not finite")
+                raise _DamagedError("its range is not finite")
             element, column = _COMPRESSED[token]
             size = start + 16 + column * columns + rows * columns * element
             return _Header("matrix", rows, columns, size)
     except struct.error as error:
-        raise _Damaged("the file ends in its header") from error
-    raise _Damaged(f"it is a Kaldi object of type {token!r}, not a matrix or integers")
+        raise _DamagedError("the file ends in its header") from error
+    raise _DamagedError(f"it is a Kaldi object of type {token!r}, not a matrix or integers")
 
 
 def _not_negative(*sizes: int) -> None:
     if min(sizes) < 0:
-        raise _Damaged("its header has a negative size")
+        raise _DamagedError("its header has a negative size")
 
 
 def _text_at(files: _Files, number: int, offset: int) -> bytes:
@@ -518,9 +536,9 @@ def _text_at(files: _Files, number: int, offset: int) -> bytes:
             break
         if not part:
             if brackets and b"]" not in content:
-                raise _Damaged("the file ends before it does")
+                raise _DamagedError("the file ends before it does")
             return content
-    raise _Damaged("it is neither a binary nor a text object of Kaldi")
+    raise _DamagedError("it is neither a binary nor a text object of Kaldi")
 
 
 def _parse_text(content: bytes, kind: Kind) -> np.ndarray:
@@ -530,9 +548,9 @@ def _parse_text(content: bytes, kind: Kind) -> np.ndarray:
     if brackets:
         inner = inner[1:].removesuffix(b"]")
     if not _NUMBERS.fullmatch(inner):
-        raise _Damaged("it is neither a binary nor a text object of Kaldi")
+        raise _DamagedError("it is neither a binary nor a text object of Kaldi")
     if kind == "matrix" and not brackets:
-        raise _Damaged("it is a vector, not a matrix of features")
+        raise _DamagedError("it is a vector, not a matrix of features")
     try:
         if kind == "integers":
             return np.array(inner.split(), dtype=np.int32)
@@ -540,29 +558,31 @@ def _parse_text(content: bytes, kind: Kind) -> np.ndarray:
         found = np.array(rows, dtype=np.float64).astype(np.float32)
         return found if found.ndim == 2 else found.reshape(0, 0)
     except (ValueError, OverflowError) as error:
-        raise _Damaged("its numbers cannot be read, or its rows are of different length") from error
+        raise _DamagedError(
+            "its numbers cannot be read, or its rows are of different length"
+        ) from error
 
 
 def _read(files: _Files, number: int, offset: int, kind: Kind) -> tuple[_Header, np.ndarray]:
     header = _header_at(files, number, offset, kind)
     content = files.read(number, offset, header.size)
     if len(content) < header.size:
-        raise _Damaged("the file ends before it does")
+        raise _DamagedError("the file ends before it does")
     if header.text:
         return header, _parse_text(content, kind)
     if kind == "integers":
         # As kaldiio.read_int32vector, without a loop: each integer stands behind its width, 4.
         pairs = np.frombuffer(content, np.dtype([("width", "u1"), ("value", "<i4")]), offset=7)
         if (pairs["width"] != 4).any():
-            raise _Damaged("its integers are damaged")
+            raise _DamagedError("its integers are damaged")
         return header, pairs["value"].astype(np.int32)
     if _binary_header(content[:HEAD]) != header:  # the file has changed in between
-        raise _Damaged("has changed while it was read")
+        raise _DamagedError("has changed while it was read")
     try:
         with np.errstate(all="ignore"):
             found = read_kaldi(io.BytesIO(content))
     except (ValueError, AssertionError, struct.error, IndexError, OverflowError) as error:
-        raise _Damaged(f"it cannot be decoded ({error})") from error
+        raise _DamagedError(f"it cannot be decoded ({error})") from error
     return header, np.ascontiguousarray(found, dtype=np.float32)
 
 
@@ -583,5 +603,5 @@ def _bound(first: str | None, last: str | None, n: int) -> tuple[int, int]:
     end = int(last) + 1 if last else n
     # Kaldi forgives three frames: rounded times of segments go beyond the end.
     if begin >= end or end > n + 3 or begin >= n:
-        raise _Damaged(f"it has no [{first or ''}:{last or ''}]: its size is {n}")
+        raise _DamagedError(f"it has no [{first or ''}:{last or ''}]: its size is {n}")
     return begin, min(end, n)

@@ -42,6 +42,6 @@ def build_task(config: Config) -> Task:
 
 
 __all__ = [
-    "Batch", "CharacterModel", "CharacterTask", "FrameTask", "Loss", "PixelModel", "PixelTask", "Progress",
-    "QuestionTask", "SpeechModel", "Sums", "Task", "build_task", "classify", "register",
+    "Batch", "CharacterModel", "CharacterTask", "FrameTask", "Loss", "PixelModel", "PixelTask",
+    "Progress", "QuestionTask", "SpeechModel", "Sums", "Task", "build_task", "classify", "register",
 ]  # fmt: skip
