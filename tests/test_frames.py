@@ -1,5 +1,6 @@
 """Frames of speech: pairing, normalisation, batches, masks, error rates, and the whole command."""
 
+import itertools
 import json
 import os
 import re
@@ -65,8 +66,10 @@ def settings(folder, ending="scp"):
             for name in ("features", "targets")]  # fmt: skip
 
 
-SMALL = ["task=frames", "task.batch_size=4", "model.hidden_size=6", "model.num_layers=2",
-         "max_epochs=2", "calibration_batches=2", "optimizer.lr=0.1", "log_every=1", "threads=1"]  # fmt: skip
+SMALL = [
+    "task=frames", "task.batch_size=4", "model.hidden_size=6", "model.num_layers=2",
+    "max_epochs=2", "calibration_batches=2", "optimizer.lr=0.1", "log_every=1", "threads=1",
+]  # fmt: skip
 
 
 def task_on(folder, **changes):
@@ -209,12 +212,13 @@ def test_generated_frames_are_those_of_their_hidden_markov_model():
         noise.append(x - corpus.train.means[y])
         distance = ((x[:, None] - corpus.train.means) ** 2).sum(2)
         wrong, frames = wrong + (distance.argmin(1) != y).sum(), frames + len(y)
-        for a, b in zip(y[:-1], y[1:], strict=True):  # the next state, or a phone that may follow
+        for a, b in itertools.pairwise(y.tolist()):
             changes += a != b
-            if a // 3 == b // 3 and a != b:
-                assert b == a + 1
+            if a != b and a % 3 == 2:  # the end of a phone
+                assert b % 3 == 0
+                assert b // 3 in corpus.train.followers[a // 3]
             elif a != b:
-                assert b // 3 in corpus.train.followers[a // 3] or b % 3 == 0
+                assert b == a + 1
     everything = np.concatenate(noise)
     assert abs(everything.mean()) < 0.01
     assert abs(everything.std() - 1) < 0.01
@@ -295,7 +299,9 @@ def test_splits_that_do_not_fit_each_other(tmp_path):
     with pytest.raises(DataError, match=r"data\.dev_targets: utterance dev_u1 has class 5, and"):
         load_frames(*sources(tmp_path / "a"))
     assert load_frames(*sources(tmp_path / "a"), classes=9).classes == 9
-    with pytest.raises(DataError, match=r"data\.targets: utterance u0 has class 4, and there are 4"):
+    with pytest.raises(
+        DataError, match=r"data\.targets: utterance u0 has class 4, and there are 4"
+    ):
         load_frames(*sources(tmp_path / "a"), classes=4)
     with pytest.raises(DataError, match=r"data\.test_features: utterance test_u0 has 2 features"):
         load_frames(*sources(tmp_path / "b"))
@@ -392,11 +398,11 @@ def test_a_table_of_a_strangers_run_folder_cannot_bring_its_commands(bnrnn_here,
 
 def test_a_file_of_settings_cannot_allow_commands(bnrnn_here, tmp_path):
     make(tmp_path)
-    (tmp_path / "own" / "experiment").mkdir(parents=True)
-    (tmp_path / "own" / "experiment" / "evil.yaml").write_text(
+    (tmp_path / "own" / "experiment" / "by_task").mkdir(parents=True)
+    (tmp_path / "own" / "experiment" / "by_task" / "demo_frames.yaml").write_text(
         "# @package _global_\ndata:\n  pipes: true\n  features: 'touch ran |'\n"
     )
-    done = bnrnn_here("--config-dir", tmp_path / "own", "experiment=evil", *SMALL,
+    done = bnrnn_here("--config-dir", tmp_path / "own", "experiment=demo", *SMALL,
                       *settings(tmp_path)[1:])  # fmt: skip
     assert done.returncode == 2
     assert "data.pipes=true lets files run commands" in done.stderr
@@ -506,7 +512,9 @@ def test_more_padding_changes_nothing(tmp_path, composed):
     for x, y in ((frames, target), (longer, ignored)):
         torch.manual_seed(0)
         network = task.build_model(config.model, "auto").double()
-        loss = task.loss(network, task.train_batch(0, 0)._replace(input=(x.double(), lengths), target=y))
+        loss = task.loss(
+            network, task.train_batch(0, 0)._replace(input=(x.double(), lengths), target=y)
+        )
         loss.value.backward()
         values.append([loss.value, *(p.grad for p in network.parameters())])
     for a, b in zip(*values, strict=True):
@@ -543,7 +551,7 @@ def test_the_model_is_the_papers(composed):
 def test_a_run_is_resumed_bit_for_bit_and_tested_again(bnrnn_here, tmp_path):
     make(tmp_path, sizes=(20, 6, 6))
     for cmvn in ("global", "speaker"):
-        arguments = [*SMALL, *settings(tmp_path), f"task.cmvn={cmvn}",
+        arguments = [*SMALL, "validate_every=7", *settings(tmp_path), f"task.cmvn={cmvn}",
                      *(f"data.{p}utt2spk={tmp_path}/{p}utt2spk" for p in PARTS)]  # fmt: skip
         done = bnrnn_here(*arguments, f"outputs=whole-{cmvn}")
         assert done.returncode == 0, done.stderr

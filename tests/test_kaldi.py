@@ -1,5 +1,6 @@
 """Kaldi archives: read as kaldiio writes them, in bounded memory, and never obeyed."""
 
+import contextlib
 import gzip
 import os
 import pickle
@@ -264,14 +265,18 @@ def test_only_checked_bytes_reach_kaldiio():
 # ------------------------------------------------------------------------------------ damage
 
 
+def read_all(specifier, kind):
+    archive = Archive(str(specifier), kind)
+    for name in archive:
+        assert archive.read(name).shape[0] == archive.rows[name]
+
+
 def fails(specifier, kind="matrix"):
     """The message of its DataError, on opening or on reading everything."""
     tracemalloc.start()
     try:
         with pytest.raises(BnrnnError) as caught:
-            archive = Archive(str(specifier), kind)
-            for name in archive:
-                archive.read(name)
+            read_all(specifier, kind)
         assert tracemalloc.get_traced_memory()[1] < 40 << 20
     finally:
         tracemalloc.stop()
@@ -325,7 +330,7 @@ def test_an_archive_cut_anywhere(tmp_path, matrices, vectors):
 
 @pytest.mark.parametrize("how", ["matrix", "integers", "CM", "text"])
 def test_an_archive_with_any_byte_changed(tmp_path, matrices, vectors, how):
-    """What is still read has the size that the header says; nothing else happens."""
+    """What is still read has the size that the header says, and all else is a DataError."""
     kind = "integers" if how == "integers" else "matrix"
     arrays = {"u": (vectors if kind == "integers" else matrices)["utt-3"]}
     if how == "text":
@@ -337,13 +342,8 @@ def test_an_archive_with_any_byte_changed(tmp_path, matrices, vectors, how):
     for position in range(len(whole)):
         for value in (0, 255, int(generator.integers(256))):
             ark.write_bytes(whole[:position] + bytes([value]) + whole[position + 1 :])
-            try:
-                archive = Archive(str(ark), kind)
-                for name in archive:
-                    found = archive.read(name)
-                    assert found.shape[0] == archive.rows[name]
-            except DataError as error:
-                assert str(error).isprintable()
+            with contextlib.suppress(DataError):
+                read_all(ark, kind)
 
 
 def test_headers_that_claim_too_much_or_nothing_sensible(tmp_path):

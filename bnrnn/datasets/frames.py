@@ -6,7 +6,7 @@ Of an archive only names and sizes are kept; an utterance is read when a batch n
 import logging
 import zlib
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
