@@ -23,7 +23,9 @@ def names(group):
 @pytest.mark.parametrize("task", names("task"))
 def test_every_model_composes_with_every_task(composed, task, model):
     path = ["task.path=book.txt"] if task == "text" else []
-    if task.startswith("cnn") == model.startswith("attentive"):
+    kinds = {"cnn": "attentive", "cnn4": "attentive", "frames": "speech", "an4": "speech"}
+    kind = model.partition("_")[0]
+    if kinds.get(task) == (kind if kind in kinds.values() else None):
         config = composed(f"task={task}", f"model={model}", *path)
         assert (config.task.name, config.model.name) == (task, model)
     else:
@@ -78,7 +80,7 @@ def test_task_and_model_alone_are_the_papers_run(composed, task, model):
         }[task]  # fmt: skip
 
 
-TASK_OF = {"attentive": ["task=cnn"]}
+TASK_OF = {"attentive": ["task=cnn"], "speech": ["task=frames"]}
 
 
 def test_the_readers_are_the_librarys_variants(composed):
@@ -98,6 +100,9 @@ def test_the_slots_of_each_model(composed):
         "bnlstm": ("frame", "frame", "frame", 0.1),
         "bn_input": ("frame", "none", "none", 1.0),
         "bn_input_sequence": ("sequence", "none", "none", 1.0),
+        "speech_lstm": ("none", "none", "none", 1.0),
+        "speech_bn": ("sequence", "none", "none", 1.0),
+        "speech_bn_frame": ("frame", "none", "none", 1.0),
         "attentive_lstm": ("none", "none", "none", 0.1),
         "attentive_bnlstm": ("frame", "frame", "frame", 0.1),
         "attentive_bn_everywhere": ("frame", "frame", "frame", 0.1),

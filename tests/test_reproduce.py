@@ -181,7 +181,7 @@ def test_a_run_that_fails_says_so_in_its_folder_and_in_the_report(bnrnn_here, tm
 @pytest.mark.parametrize(
     "targets",
     [
-        ["mnist"], ["pmnist"], ["text8"], ["cnn4"], ["cnn"], ["gamma"], ["gradient-flow", "tanh"],
+        ["mnist"], ["pmnist"], ["text8"], ["cnn4"], ["cnn"], ["gamma"], ["frames"], ["gradient-flow", "tanh"],
         ["lengths", "population"],  # which come after ptb
     ],
 )  # fmt: skip
@@ -200,7 +200,7 @@ def test_every_target_end_to_end(targets, tmp_path, monkeypatch):
         )  # fmt: skip
     assert (outputs / "report" / "report.html").exists()
     results = list(outputs.glob("**/result.json"))
-    expected = {"mnist": 2, "pmnist": 4, "text8": 2, "cnn4": 5, "cnn": 2, "gamma": 10,
+    expected = {"mnist": 2, "pmnist": 4, "text8": 2, "cnn4": 5, "cnn": 2, "gamma": 10, "frames": 3,
                 "gradient-flow": 2, "lengths": 2 + 2 + 1}[targets[0]]  # fmt: skip
     assert len(results) == expected
     assert len(list(outputs.glob("report/figures/*.png"))) > 0

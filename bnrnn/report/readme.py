@@ -44,7 +44,8 @@ def _experiments(block: str, runs: list[Run]) -> str:
 
 def ours(runs: list[Run], data: str, model: str) -> str:
     """`90.4 % (LSTM 81.2) after 20 epochs`: of runs that differ from the paper's in length only."""
-    baseline = "attentive_lstm" if model.startswith("attentive_") else "lstm"
+    kind = model.partition("_")[0]
+    baseline = f"{kind}_lstm" if kind in ("attentive", "speech") else "lstm"
     alike = [run for run in runs if run.data == data and run.result is not None and _usual(run)]
     found = {run.model: run for run in sorted(alike, key=lambda run: (run.step, -run.seed))}
     if model not in found or baseline not in found:

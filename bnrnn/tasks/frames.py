@@ -253,8 +253,8 @@ def _sources(data: DataConfig, part: str) -> Sources:
         found[name] = getattr(data, part + name)
         if not found[name]:
             raise ConfigError(
-                f"task=frames needs data.{part}{name}: a Kaldi archive or its .scp; or generate "
-                "frames with data.synthetic=N"
+                f"task=frames needs data.{part}{name}: a Kaldi archive or its .scp (data/kaldi.md "
+                "in the sources says how to make one); or generate frames with data.synthetic=N"
             )
     return Sources(**found, utt2spk=getattr(data, f"{part}utt2spk"), prefix=f"data.{part}")
 
