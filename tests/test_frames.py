@@ -5,6 +5,9 @@ import json
 import os
 import re
 import shutil
+import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import kaldiio
@@ -627,6 +630,25 @@ def test_generated_frames_train_and_are_reported(bnrnn_here, tmp_path):
     assert done.returncode == 0, done.stderr
     text = (tmp_path / "outputs" / "report" / "report.md").read_text()
     assert "### Frames of a hidden Markov model: generated ones" in text
+    # In the form of table 1: each number the best over the run by itself; theirs in another table.
+    ours, theirs = text.partition("### Their table 1, on WSJ")[::2]
+    for model, title in (("speech_lstm", "BiLSTM"), ("speech_bn", "BiLSTM, sequence-wise BN")):
+        (run,) = (tmp_path / "outputs" / "frames" / model).iterdir()
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        train = [line for line in lines if line["split"] == "train"]
+        dev = [line for line in lines if line["split"] == "valid"
+               and line["statistics"] == "population"]  # fmt: skip
+        test = json.loads((run / "result.json").read_text())["test"]
+        cells = [f(line[name] for line in part) for part in (train, dev) for name, f in
+                 (("fce", min), ("fer", min))]  # fmt: skip
+        row = (
+            f"| {title} | {cells[0]:.2f} | {100 * cells[1]:.1f} | {cells[2]:.2f} | "
+            f"{100 * cells[3]:.1f} | {100 * test['fer']:.1f} | 1 | 6 |"
+        )
+        assert row in ours
+    assert "| BiRNN (BN) | 0.73 | 22 | 1.19 | 34 |" in theirs
+    assert "WSJ" not in ours.partition("in the form of table 1")[2].partition("\n![")[0]
+    assert (tmp_path / "outputs/report/figures/frames-synthetic-laurent-figure-2.png").exists()
     (run,) = (tmp_path / "outputs" / "frames" / "speech_lstm").iterdir()
     subject = json.loads((run / "run.json").read_text())
     assert (subject["data"], subject["metric"]["name"]) == ("frames-synthetic", "fer")
@@ -680,3 +702,57 @@ def test_every_error_of_this_file_has_an_exit_code():
     assert {e.exit_code for e in (ConfigError, DataError, CheckpointError)} == {2, 3, 4}
     assert issubclass(DataError, BnrnnError)
     assert shutil.which("sh")
+
+
+def write_hours(folder, utterances, frames, features):
+    """An archive of so many utterances, written piece by piece, with targets; returns its size."""
+    noise = np.random.default_rng(0).normal(size=(64, frames, features)).astype("<f4")
+    header = b"\0BFM \4" + struct.pack("<iBi", frames, 4, features)
+    classes = np.zeros(frames, [("width", "u1"), ("value", "<i4")])
+    classes["width"], classes["value"] = 4, np.arange(frames) % 10
+    targets = b"\0B\4" + struct.pack("<i", frames) + classes.tobytes()
+    with open(folder / "features.ark", "wb") as f, open(folder / "targets.ark", "wb") as t:
+        for k in range(utterances):
+            name = f"utterance-{k:06d} ".encode()
+            f.write(name + header + noise[k % 64].tobytes())
+            t.write(name + targets)
+    return (folder / "features.ark").stat().st_size
+
+
+@pytest.mark.slow
+def test_two_gigabytes_of_features_take_no_more_memory_than_two_megabytes(tmp_path):
+    """80 hours at 18 features a frame: index, moments of all frames, training, validation, test."""
+    peaks = []
+    for name, utterances in (("small", 36), ("large", 36_000)):
+        folder = tmp_path / name
+        folder.mkdir()
+        make(folder, sizes=(4, 30, 30), change=wide)
+        size = write_hours(folder, utterances, 800, 18)
+        arguments = [
+            *settings(folder, "ark")[2:], f"data.features={folder}/features.ark",
+            f"data.targets={folder}/targets.ark", "task.classes=10", "task.batch_size=24",
+            "model.hidden_size=8", "model.num_layers=2", "max_steps=2", "calibration_batches=2",
+            "test_calibration_batches=2", "threads=1", f"outputs={folder}/outputs",
+        ]  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, "-c", PEAK, "task=frames", *arguments], capture_output=True, text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"}, cwd=folder,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        peaks.append(int(done.stdout.split()[-1]) / 1024)
+        print(f"{size / 1e9:.3f} GB of features: peak {peaks[-1]:.0f} MB")
+    assert size > 2e9
+    assert peaks[1] - peaks[0] < 100
+
+
+def wide(part, features, targets):
+    for name, array in features.items():
+        features[name] = np.tile(array, (1, 5))[:, :18].copy()
+
+
+PEAK = """
+import atexit, resource
+from bnrnn.command.cli import main
+atexit.register(lambda: print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
+main()
+"""

@@ -102,6 +102,15 @@ def test_a_text_matrix_may_begin_with_a_number_without_a_point(tmp_path):
     equal(Archive(str(write_text(tmp_path / "t.ark", arrays)), "matrix"), arrays)
 
 
+def test_what_no_float32_can_hold_is_infinite(tmp_path):
+    wide = {"a": np.array([[1e300, 1.0], [-1e300, 2.0]])}
+    ark, _ = write(tmp_path, wide)
+    (tmp_path / "t.ark").write_text("a [ 1e300 1\n -1e300 2 ]\n")
+    for path in (ark, tmp_path / "t.ark"):
+        found = Archive(str(path), "matrix").read("a")
+        np.testing.assert_array_equal(found, [[np.inf, 1], [-np.inf, 2]])
+
+
 def test_a_pattern_is_all_files_that_fit_in_the_order_of_their_numbers(tmp_path, vectors):
     for number, (name, vector) in zip((2, 10, 1), vectors.items(), strict=True):
         text = write_text(tmp_path / "t", {name: vector}).read_bytes()

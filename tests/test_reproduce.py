@@ -181,7 +181,8 @@ def test_a_run_that_fails_says_so_in_its_folder_and_in_the_report(bnrnn_here, tm
 @pytest.mark.parametrize(
     "targets",
     [
-        ["mnist"], ["pmnist"], ["text8"], ["cnn4"], ["cnn"], ["gamma"], ["frames"], ["gradient-flow", "tanh"],
+        ["mnist"], ["pmnist"], ["text8"], ["cnn4"], ["cnn"], ["gamma"], ["frames"],
+        ["gradient-flow", "tanh"],
         ["lengths", "population"],  # which come after ptb
     ],
 )  # fmt: skip

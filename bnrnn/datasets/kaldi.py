@@ -555,7 +555,8 @@ def _parse_text(content: bytes, kind: Kind) -> np.ndarray:
         if kind == "integers":
             return np.array(inner.split(), dtype=np.int32)
         rows = [row.split() for row in inner.split(b"\n") if row.strip()]
-        found = np.array(rows, dtype=np.float64).astype(np.float32)
+        with np.errstate(all="ignore"):
+            found = np.array(rows, dtype=np.float64).astype(np.float32)
         return found if found.ndim == 2 else found.reshape(0, 0)
     except (ValueError, OverflowError) as error:
         raise _DamagedError(
@@ -579,11 +580,11 @@ def _read(files: _Files, number: int, offset: int, kind: Kind) -> tuple[_Header,
     if _binary_header(content[:HEAD]) != header:  # the file has changed in between
         raise _DamagedError("has changed while it was read")
     try:
-        with np.errstate(all="ignore"):
-            found = read_kaldi(io.BytesIO(content))
+        with np.errstate(all="ignore"):  # what is not finite is for the caller to find
+            found = np.ascontiguousarray(read_kaldi(io.BytesIO(content)), dtype=np.float32)
     except (ValueError, AssertionError, struct.error, IndexError, OverflowError) as error:
         raise _DamagedError(f"it cannot be decoded ({error})") from error
-    return header, np.ascontiguousarray(found, dtype=np.float32)
+    return header, found
 
 
 def _bounds(text: str, header: _Header) -> tuple[int, int, int, int]:
