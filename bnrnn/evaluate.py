@@ -103,6 +103,7 @@ def load_best(
     task.load_state(content["task"])
     with torch.random.fork_rng():  # its first weights are drawn, and overwritten
         model = task.build_model(config.model, config.kernel).to(device)
+    task.kernel(model)
     checkpoint.load_model(model, content, path)
     return model, content
 

@@ -453,7 +453,7 @@ def test_the_initial_hidden_state_is_learned_and_the_cell_stays_zero():
         ({"input_norm": "layer"}, "input_norm must be one of none, frame, sequence"),
         ({"eps": 0.0}, "eps must be positive"),
         ({"sequence_eps": 0.0}, "sequence_eps must be positive, got 0.0"),
-        ({"kernel": "fpga"}, "kernel must be one of auto, reference"),
+        ({"kernel": "fpga"}, "kernel must be one of auto, torch.lstm, cpu"),
     ],
 )
 def test_bad_arguments(kwargs, message):

@@ -16,7 +16,7 @@ T, B, D, H = 7, 5, 3, 4
 SLOTS = list(itertools.product(["none", "frame", "sequence"], ["none", "frame"], ["none", "frame"]))
 
 
-@pytest.fixture(params=list(kernels.KERNELS))
+@pytest.fixture(params=["reference", "cpu"])
 def recurrence(request):
     return functools.partial(kernels.recurrence, kernel=request.param)
 
@@ -88,7 +88,9 @@ def test_given_statistics_are_used_and_the_last_row_beyond_them(recurrence, norm
             mean = torch.randn(rows, features, dtype=torch.float64)
             var = torch.rand(rows, features, dtype=torch.float64)
             given[term] = Moments(mean, var)
-    output, h_n, c_n, _ = recurrence(x, h, c, weights, Normalization(*norms), TermMoments(**given))
+    output, h_n, c_n, _ = recurrence(
+        x, h, c, weights, Normalization(*norms), population=TermMoments(**given)
+    )
     expected = bn_lstm(
         x.numpy(), h.numpy(), c.numpy(), in_numpy(weights), by_term(norms),
         population={term: (m.mean.numpy(), m.var.numpy()) for term, m in given.items()},
@@ -165,7 +167,7 @@ def test_sequence_wise_statistics_have_an_eps_of_their_own(recurrence, ih, given
         rows = torch.full((1, 4 * H), 0.5, dtype=torch.float64)
         population = TermMoments(*(Moments(rows[:, :n], rows[:, :n]) for n in (4 * H, 4 * H, H)))
     kinds = Normalization(*norms, eps=0.01, sequence_eps=2.0)
-    output, *_ = recurrence(x, h, c, weights, kinds, population)
+    output, *_ = recurrence(x, h, c, weights, kinds, population=population)
     expected, *_ = bn_lstm(
         x.numpy(), h.numpy(), c.numpy(), in_numpy(weights), by_term(norms), eps=0.01,
         sequence_eps=2.0,
@@ -190,7 +192,7 @@ def test_gradients(recurrence, norms, padding):
     def run(x, h, c, *parameters):
         named = Weights(**dict(zip(present, parameters, strict=True)))
         kinds = Normalization(*norms)
-        return recurrence(x, h, c, named, kinds, None, lengths, counted)[:3]
+        return recurrence(x, h, c, named, kinds, lengths=lengths, count_padding=counted)[:3]
 
     leaves = [v.requires_grad_() for v in (x.clone(), h, c, *present.values())]
     assert torch.autograd.gradcheck(run, leaves, atol=1e-6, rtol=1e-4)

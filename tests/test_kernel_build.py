@@ -17,8 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bnrnn import kernels
-from bnrnn.kernels import BuildError, build
+from bnrnn.kernels import BuildError, build, cpu
 
 STRANGER = 12345  # a user, not us
 TINY = ["max_steps=2", "model.hidden_size=4", "calibration_batches=2", "threads=1",
@@ -64,7 +63,7 @@ def test_without_a_compiler_the_reference_serves(tmp_path, no_compiler):
     out, err = process.communicate(timeout=100)
     assert (process.returncode, out) == (0, "reference\n")
     (line,) = err.splitlines()
-    assert line.startswith("No compiled CPU kernel, so the slower reference serves; it takes a C++")
+    assert line.startswith("No compiled CPU kernel: the slower ones run instead; it takes a C++")
     assert "no-such-compiler" in line
 
 
@@ -73,7 +72,7 @@ def test_a_run_without_a_compiler(tmp_path, no_compiler):
     process = in_a_clean_cache(tmp_path, *tiny, **no_compiler)
     _, err = process.communicate(timeout=200)
     assert process.returncode == 0, err
-    assert err.count("slower reference") == 1
+    assert err.count("slower ones") == 1
     (result,) = tmp_path.glob("outputs/pydocs/bnlstm/*/result.json")
     assert json.loads(result.read_text())["kernel"] == "reference"
 
@@ -156,9 +155,9 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setattr(build, "load", build.load.__wrapped__)  # which remembers
     monkeypatch.setattr(build, "_compile", cache.compile)
     monkeypatch.setattr(torch.ops, "load_library", cache.load)
-    kernels._compiled.cache_clear()
+    cpu._why_unavailable.cache_clear()
     yield cache
-    kernels._compiled.cache_clear()
+    cpu._why_unavailable.cache_clear()
 
 
 @pytest.fixture
@@ -388,12 +387,14 @@ def test_a_run_where_the_cache_is_not_safe(full, bnrnn_here, tmp_path):
     full.folder.chmod(0o777)
     done = bnrnn_here(*TINY)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("slower reference serves; others can write to") == 1
+    assert done.stderr.count("slower ones run instead; others can write to") == 1
     (result,) = tmp_path.glob("outputs/pydocs/bnlstm/*/result.json")
     assert json.loads(result.read_text())["kernel"] == "reference"
     done = bnrnn_here(*TINY, "kernel=cpu")
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].startswith("bnrnn: error: kernel=cpu: others can write to")
+    assert done.stderr.splitlines()[-1].startswith(
+        "bnrnn: error: kernel 'cpu' cannot run this: others can write to"
+    )
     assert full.loaded == []
 
 

@@ -47,13 +47,14 @@ def choose_device(name: str) -> torch.device:
 def check_kernel(name: str, device: torch.device) -> None:
     """
     Raises:
-        ConfigError: there is no such kernel, or it cannot serve here.
+        ConfigError: there is no such kernel, or it cannot run anything here.
     """
     if name == "auto":
         return  # chosen when it is needed
-    if name not in kernels.KERNELS:
-        raise ConfigError(f"kernel must be one of auto, {', '.join(kernels.KERNELS)}, got {name!r}")
+    plain = kernels.Normalization("none", "none", "none")
+    padded = name == "torch.lstm packed"
+    request = kernels.Request(device.type, torch.float32, plain, padded=padded)
     try:
-        kernels.choose(name, device, torch.float32)
-    except (ValueError, kernels.BuildError) as error:
-        raise ConfigError(f"kernel={name}: {error}") from error
+        kernels.choose(name, request)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error

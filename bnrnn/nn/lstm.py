@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from bnrnn import kernels
-from bnrnn.kernels import Normalization, TermMoments, Weights
+from bnrnn.kernels import Normalization, Request, TermMoments, Weights
 from bnrnn.nn.statistics import StepStatistics
 
 InputNorm = Literal["none", "frame", "sequence"]
@@ -154,10 +154,7 @@ class BNLSTM(nn.Module):
         self.init_noise, self.learned_state = init_noise, learned_state
         self.cell_bias, self.count_padding = cell_bias, count_padding
         self.forget_bias, self.recurrent_init = forget_bias, recurrent_init
-        if kernel != "auto" and kernel not in kernels.KERNELS:
-            raise ValueError(
-                f"kernel must be one of auto, {', '.join(kernels.KERNELS)}; got {kernel!r}"
-            )
+        kernels.check_name(kernel)
         self.kernel = kernel
 
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
@@ -198,27 +195,20 @@ class BNLSTM(nn.Module):
     def num_directions(self) -> int:
         return 2 if self.bidirectional else 1
 
-    @property
-    def is_plain(self) -> bool:
-        """Nothing is normalised or added: the module is `torch.nn.LSTM`."""
-        return self.normalization[:3] == ("none", "none", "none") and not self.cell_bias
-
     def active_kernel(self, padded: bool = False) -> str:
-        """The code that runs the recurrence where the weights are now: a kernel, or "torch.lstm".
+        """The name of the kernel that runs the recurrence where the weights are now.
 
         Args:
             padded: for batches of sequences of different lengths.
 
         Raises:
-            ValueError, BuildError: `kernel` cannot serve there.
+            ValueError: `kernel` cannot run there.
         """
-        weight = self.get_parameter("weight_hh_l0")
-        plain = self.kernel == "auto" and self.is_plain
-        if plain and not padded:
-            return "torch.lstm"
-        chosen = kernels.choose(self.kernel, weight.device, weight.dtype)
-        # A padded batch has to be packed for torch.nn.LSTM, and takes it twice as long as our own.
-        return "torch.lstm" if plain and chosen == "reference" else chosen
+        weight: Tensor = self.weight_hh_l0
+        request = Request(
+            weight.device.type, weight.dtype, self.normalization, self.cell_bias, padded
+        )
+        return kernels.choose(self.kernel, request)
 
     @property
     def normalizes_frames(self) -> bool:
@@ -313,10 +303,7 @@ class BNLSTM(nn.Module):
         self._check(x, hx, lengths, first_step)
         h_0, c_0 = self._initial_state(x.shape[1]) if hx is None else hx
         lengths = None if lengths is None else lengths.to(x.device)
-        if self.active_kernel(lengths is not None) == "torch.lstm":
-            output, h_n, c_n = self._run_plain(x, h_0, c_0, lengths)
-        else:
-            output, h_n, c_n = self._run_layers(x, h_0, c_0, lengths, first_step)
+        output, h_n, c_n = self._run_layers(x, h_0, c_0, lengths, first_step)
         return (output.transpose(0, 1) if self.batch_first else output), (h_n, c_n)
 
     def _run_layers(
@@ -336,9 +323,9 @@ class BNLSTM(nn.Module):
                     c_0[state],
                     self._weights(suffix),
                     self.normalization,
-                    self._population(suffix, first_step),
-                    lengths,
-                    self.count_padding,
+                    population=self._population(suffix, first_step),
+                    lengths=lengths,
+                    count_padding=self.count_padding,
                     kernel=self.kernel,
                 )
                 self._average(suffix, moments, lengths)
@@ -347,34 +334,6 @@ class BNLSTM(nn.Module):
                 c_n.append(c)
             x = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
         return x, torch.stack(h_n), torch.stack(c_n)
-
-    def _run_plain(
-        self, x: Tensor, h_0: Tensor, c_0: Tensor, lengths: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """`torch.nn.LSTM`'s operator, which wants a second bias: zeros."""
-        if not x.is_floating_point():
-            x = F.one_hot(x, self.input_size).to(h_0.dtype)
-        flat: list[Tensor] = []
-        for layer in range(self.num_layers):
-            for suffix in self._suffixes(layer):
-                weights = self._weights(suffix)
-                flat += [weights.weight_ih, weights.weight_hh]
-                if weights.bias is not None:
-                    flat += [weights.bias, torch.zeros_like(weights.bias)]
-        settings = (
-            self.bias, self.num_layers, self.dropout, self.training, self.bidirectional,
-        )  # fmt: skip
-        h_0, c_0 = h_0.contiguous(), c_0.contiguous()
-        if lengths is None:
-            return torch.lstm(x, (h_0, c_0), flat, *settings, False)
-        packed = pack_padded_sequence(x, lengths.cpu(), enforce_sorted=False)
-        order, back = packed.sorted_indices, packed.unsorted_indices
-        assert order is not None
-        assert back is not None
-        hx = (h_0[:, order], c_0[:, order])
-        data, h_n, c_n = torch.lstm(packed.data, packed.batch_sizes, hx, flat, *settings)
-        output, _ = pad_packed_sequence(packed._replace(data=data), total_length=len(x))
-        return output, h_n[:, back], c_n[:, back]
 
     def _forward_packed(
         self, input: PackedSequence, hx: State | None, lengths: Tensor | None, first_step: int

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bnrnn.errors import ConfigError
 from bnrnn.nn import BNLSTM
 from bnrnn.runs.record import Metric
 from bnrnn.settings.schema import ModelConfig, NormConfig, TaskConfig
@@ -129,9 +130,16 @@ class Task(ABC):
         return dict(sums)
 
     def kernel(self, model: nn.Module) -> str:
-        """Which code runs the recurrences of a model: recorded with every result."""
+        """The kernels that run the recurrences of a model: recorded with every result.
+
+        Raises:
+            ConfigError: the kernel that was asked for cannot run them.
+        """
         lstms = [module for module in model.modules() if isinstance(module, BNLSTM)]
-        return ", ".join(sorted({lstm.active_kernel(self.padded) for lstm in lstms}))
+        try:
+            return ", ".join(sorted({lstm.active_kernel(self.padded) for lstm in lstms}))
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
 
     def is_better(self, value: float, best: float | None) -> bool:
         if best is None:
