@@ -329,7 +329,7 @@ def test_speakers_that_are_missing_or_no_file(tmp_path):
 
 def test_settings_that_name_no_data(bnrnn_here, tmp_path):
     for arguments, reason in (
-        ([], "needs data.features: a Kaldi archive or its .scp; or generate frames with"),
+        ([], "or generate frames with data.synthetic=N"),
         ([*settings(tmp_path)[:2]], "needs data.dev_features"),
         (["data.synthetic=0"], "data.synthetic must be positive"),
         (["data.synthetic=10", "task.batch_size=24"], "fewer than a batch"),
