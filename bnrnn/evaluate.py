@@ -11,7 +11,7 @@ from torch import nn
 from tqdm import tqdm
 
 from bnrnn.errors import CheckpointError
-from bnrnn.nn import StepStatistics, batch_statistics, calibrate
+from bnrnn.nn.statistics import StepStatistics, batch_statistics, calibrate
 from bnrnn.runs import checkpoint
 from bnrnn.runs.interrupt import Interruption
 from bnrnn.settings.schema import Config

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from bnrnn import BNLSTM, batch_statistics, calibrate
-from bnrnn.nn import StepStatistics
 from bnrnn.nn.attentive_reader import VARIANTS, AttentiveReader
 from bnrnn.nn.feature_norm import FeatureNorm
+from bnrnn.nn.statistics import StepStatistics
 from tests.accuracy import assert_as_accurate
 from tests.equations import bn, bn_lstm
 

@@ -155,9 +155,9 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setattr(build, "load", build.load.__wrapped__)  # which remembers
     monkeypatch.setattr(build, "_compile", cache.compile)
     monkeypatch.setattr(torch.ops, "load_library", cache.load)
-    cpu._why_unavailable.cache_clear()
+    cpu._unavailability.cache_clear()
     yield cache
-    cpu._why_unavailable.cache_clear()
+    cpu._unavailability.cache_clear()
 
 
 @pytest.fixture

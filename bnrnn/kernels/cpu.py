@@ -52,7 +52,7 @@ def recurrence(
     settings = (count_padding, sequence, normalization.eps, normalization.eps_ih)
     keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
     output, h_n, c_n, found, _ = torch.ops.bnrnn_cpu.forward(
-        *tensors, *settings, keep, keep and input.requires_grad
+        *tensors, *settings, keep, keep and input.requires_grad, True
     )
     pairs = iter([m.detach() for m in found])
     moments = TermMoments(
@@ -73,8 +73,12 @@ def why_not(request: Request) -> str | None:
 
 
 @torch.compiler.assume_constant_result
-@functools.cache
 def _why_unavailable() -> str | None:
+    return _unavailability()
+
+
+@functools.cache
+def _unavailability() -> str | None:
     try:
         operators.load()
     except BuildError as error:

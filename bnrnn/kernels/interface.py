@@ -50,6 +50,9 @@ class Normalization(NamedTuple):
             return self.eps
         return self.sequence_eps
 
+    def eps_of(self, term: str) -> float:
+        return self.eps_ih if term == "ih" else self.eps
+
     @property
     def is_empty(self) -> bool:
         return (self.ih, self.hh, self.c) == ("none", "none", "none")

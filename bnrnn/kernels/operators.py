@@ -10,6 +10,7 @@ from bnrnn.kernels import build, reference
 from bnrnn.kernels.interface import Moments, Normalization, TermMoments, Weights
 
 _TENSORS, _DIFFERENTIABLE = 17, 10  # so many of the operators' arguments, from the first on
+_GAMMAS = slice(6, 9)
 
 
 @functools.cache
@@ -23,9 +24,9 @@ def load() -> None:
     library = torch.library
     library.register_fake("bnrnn_cpu::forward", _fake_forward)
     library.register_fake("bnrnn_cpu::backward", _fake_backward)
+    library.register_fake("bnrnn_cpu::backward_", _fake_backward)
     library.register_fake("bnrnn_cpu::multiply", torch.mm)
     library.register_autograd("bnrnn_cpu::forward", _backward, setup_context=_save)
-    library.register_vmap("bnrnn_cpu::backward", _backward_of_each)
 
 
 def _fake_forward(
@@ -63,73 +64,69 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     *_, moments, saved = output
     ctx.save_for_backward(*inputs[:_TENSORS], *moments, *saved)
     ctx.settings, ctx.found = inputs[_TENSORS : _TENSORS + 4], len(moments)
+    ctx.overwrite = inputs[-1]
     ctx.set_materialize_grads(False)
 
 
 def _backward(ctx: Any, *grads: Any) -> Any:
     grads = grads[:3]  # of output, h_n and c_n; the rest is no part of any loss
-    layer, rest = ctx.saved_tensors[:_TENSORS], ctx.saved_tensors[_TENSORS:]
-    moments, saved = list(rest[: ctx.found]), list(rest[ctx.found :])
+    kept = ctx.saved_tensors  # once: to checkpointing each access is another
+    layer, rest = kept[:_TENSORS], kept[_TENSORS:]
+    moments, saved = iter(rest[: ctx.found]), rest[ctx.found :]
     needed = ctx.needs_input_grad[:_DIFFERENTIABLE]
     if torch.is_grad_enabled():  # create_graph
         found = _backward_of_reference(grads, layer, ctx.settings, needed)
     else:
-        found = torch.ops.bnrnn_cpu.backward(
-            *grads, *layer, *ctx.settings, moments, saved, _scratch(saved[0]), needed[0], needed[3]
-        )
+        *tensors, lengths = layer
+        if ctx.found:
+            gammas = layer[_GAMMAS]
+            tensors[_DIFFERENTIABLE:] = [
+                None if gamma is None else next(moments) for gamma in gammas for _ in range(2)
+            ]
+        in_place = ctx.overwrite and _is_last_use(grads, saved)
+        operator = torch.ops.bnrnn_cpu.backward_ if in_place else torch.ops.bnrnn_cpu.backward
+        found = operator(
+            *grads, *tensors, lengths, *ctx.settings, ctx.found > 0,
+            *saved, *[None] * (4 - len(saved)), needed[0], needed[3],
+        )  # fmt: skip
     of_tensors = [grad if need else None for grad, need in zip(found, needed, strict=True)]
     return *of_tensors, *[None] * (len(ctx.needs_input_grad) - _DIFFERENTIABLE)
 
 
-def _scratch(recurrent: Tensor) -> Tensor:
-    """Where to put the gradient of W_h h_{t-1}: over W_h h_{t-1} itself where nobody will read it
-    again, which an eager backward pass knows and a traced or a mapped one does not."""
-    eager = type(recurrent) is Tensor and not torch._C._are_functorch_transforms_active()  # pyright: ignore
-    kept = torch._C._autograd._get_current_graph_task_keep_graph()  # pyright: ignore
-    return recurrent if eager and not kept else torch.empty_like(recurrent)
+def _is_last_use(grads: Any, saved: Any) -> bool:
+    """Whether nobody will read W_h h_{t-1} again: an eager backward pass knows that, a traced or a
+    mapped one does not."""
+    if torch._C._autograd._get_current_graph_task_keep_graph():  # pyright: ignore
+        return False
+    if torch._C._are_functorch_transforms_active():  # pyright: ignore
+        return False
+    is_mapped = torch._C._functorch.is_legacy_batchedtensor  # pyright: ignore
+    return all(t is None or (type(t) is Tensor and not is_mapped(t)) for t in (*grads, *saved))
 
 
 def _backward_of_reference(
     grads: Any, layer: Any, settings: Any, needed: Any
 ) -> list[Tensor | None]:
     """The gradients by the reference's graph, which can be differentiated again."""
-    aliases = [t if t is None else t.view_as(t) for t in layer]
+    aliases: list[Any] = [t if t is None else t.view_as(t) for t in layer]
     input, h_0, c_0, *weights = aliases[:_DIFFERENTIABLE]
     given, lengths = aliases[_DIFFERENTIABLE:-1], aliases[-1]
     count_padding, sequence, eps, eps_ih = settings
     w = Weights(*weights)
-    kinds = ("none" if gamma is None else "frame" for gamma in (w.gamma_ih, w.gamma_hh, w.gamma_c))
-    normalization = Normalization(*kinds, eps, eps_ih)
-    if sequence:
-        normalization = normalization._replace(ih="sequence")
+    ih, hh, c = ("none" if g is None else "frame" for g in (w.gamma_ih, w.gamma_hh, w.gamma_c))
+    normalization = Normalization("sequence" if sequence else ih, hh, c, eps, eps_ih)
     moments = [Moments(*given[i : i + 2]) if given[i] is not None else None for i in (0, 2, 4)]
     results = reference.recurrence(
         input, h_0, c_0, w, normalization,
         population=TermMoments(*moments) if any(moments) else None,
         lengths=lengths, count_padding=count_padding,
     )[:3]  # fmt: skip
-    used = [(result, grad) for result, grad in zip(results, grads, strict=True) if grad is not None]
+    used = [i for i, grad in enumerate(grads) if grad is not None]
     wanted = [t for t, need in zip(aliases, needed, strict=False) if need]
     found = iter(
         torch.autograd.grad(
-            [result for result, _ in used],
-            wanted,
-            [grad for _, grad in used],
-            create_graph=True,
-            allow_unused=True,
+            [results[i] for i in used], wanted, [grads[i] for i in used],
+            create_graph=True, allow_unused=True,
         )
-    )
+    )  # fmt: skip
     return [next(found) if need else None for need in needed]
-
-
-def _backward_of_each(info: Any, in_dims: Any, *arguments: Any) -> Any:
-    """`vmap`: a pass for each example, as of `torch.autograd.grad(..., is_grads_batched=True)`."""
-
-    def of(i: int) -> list[Any]:
-        return [
-            a if dim is None or isinstance(a, list) else a.select(dim, i)
-            for a, dim in zip(arguments, in_dims, strict=True)
-        ]
-
-    each = [torch.ops.bnrnn_cpu.backward(*of(i)) for i in range(info.batch_size)]
-    return tuple(torch.stack(found) for found in zip(*each, strict=True)), (0,) * len(each[0])

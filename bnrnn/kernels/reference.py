@@ -44,15 +44,15 @@ def recurrence(
     bn_hh = _Norm(kinds.hh, w.gamma_hh, None, eps, given.hh)
     bn_c = _Norm(kinds.c, w.gamma_c, w.beta_c, eps, given.c)
 
-    input_term = _input_term(input, w.weight_ih)  # (T, B, 4H)
+    x_terms = input_term(input, w.weight_ih)  # (T, B, 4H)
     whole_sequence = kinds.ih == "sequence" and population is None
     if whole_sequence:
         # Padding never counts here: n is the number of real frames.
         frames = None if live is None else live.flatten(0, 1)
-        input_term = bn_ih(input_term.flatten(0, 1), 0, frames).view_as(input_term)
+        x_terms = bn_ih(x_terms.flatten(0, 1), 0, frames).view_as(x_terms)
 
     h, c, output = h_0, c_0, []
-    for t, x in enumerate(input_term.unbind(0)):
+    for t, x in enumerate(x_terms.unbind(0)):
         rows = None if counted is None else counted[t]
         if not whole_sequence:
             x = bn_ih(x, t, rows)
@@ -120,7 +120,7 @@ class _Norm:
         return Moments(torch.stack(means), torch.stack(variances))
 
 
-def _input_term(input: Tensor, weight_ih: Tensor) -> Tensor:
+def input_term(input: Tensor, weight_ih: Tensor) -> Tensor:
     """W_x x_t for all t at once, (T, B, 4H); of a one-hot x_t it is a column of W_x."""
     if input.is_floating_point():
         return input @ weight_ih.t()

@@ -27,8 +27,9 @@ def recurrence(
     if weights.bias is not None:
         flat += [weights.bias, torch.zeros_like(weights.bias)]  # it wants two
     state = h_0[None].contiguous(), c_0[None].contiguous()
-    # one layer, no dropout, training (for cuDNN: keep what the backward pass needs), one direction
-    settings = has_bias, 1, 0.0, torch.is_grad_enabled(), False
+    # For cuDNN: keep what a backward pass needs. A trace must not depend on it.
+    keep = torch.is_grad_enabled() and not torch.jit.is_tracing()
+    settings = has_bias, 1, 0.0, keep, False  # one layer, no dropout, one direction
     if lengths is None:
         output, h_n, c_n = torch.lstm(input, state, flat, *settings, False)
         return output, h_n[0], c_n[0], TermMoments()
@@ -43,6 +44,8 @@ def recurrence(
 
 
 def why_not_padded(request: Request) -> str | None:
+    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():  # pyright: ignore
+        return "torch.func cannot map it"
     return None if request.is_plain else "it normalises nothing"
 
 

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bnrnn.errors import ConfigError
-from bnrnn.nn import BNLSTM
+from bnrnn.nn.lstm import BNLSTM
+from bnrnn.nn.options import LSTMOptions, chosen
 from bnrnn.runs.record import Metric
 from bnrnn.settings.schema import ModelConfig, NormConfig, TaskConfig
 
@@ -171,25 +172,9 @@ def classify(logits: Tensor, target: Tensor) -> Loss:
 
 
 def build_lstm(config: ModelConfig, input_size: int, init_noise: float, kernel: str) -> BNLSTM:
+    options = chosen(LSTMOptions, config) | {"init_noise": init_noise, "kernel": kernel}
     return BNLSTM(
-        input_size,
-        config.hidden_size,
-        config.num_layers,
-        dropout=config.dropout,
-        input_norm=config.input_norm,  # type: ignore[arg-type]
-        recurrent_norm=config.recurrent_norm,  # type: ignore[arg-type]
-        cell_norm=config.cell_norm,  # type: ignore[arg-type]
-        gamma_init=config.gamma_init,
-        eps=config.eps,
-        sequence_eps=config.sequence_eps,
-        momentum=config.momentum,
-        max_length=config.max_length,
-        init_noise=init_noise,
-        learned_state=config.learned_state,
-        cell_bias=config.cell_bias,
-        forget_bias=config.forget_bias,
-        recurrent_init=config.recurrent_init,  # type: ignore[arg-type]
-        kernel=kernel,
+        input_size, config.hidden_size, config.num_layers, dropout=config.dropout, **options
     )
 
 

@@ -4,6 +4,7 @@
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
@@ -55,14 +56,14 @@ struct Layer {
   const OptionalTensor &mean_ih, &var_ih, &mean_hh, &var_hh, &mean_c, &var_c, &lengths;
   bool count_padding, sequence;
   double eps, eps_ih;
+  bool by_batch;  // whether the moments are the batch's own; the backward pass is given them too
 
   int64_t steps() const { return input.size(0); }
   int64_t batch() const { return input.size(1); }
   int64_t hidden() const { return weight_hh.size(1); }
   int64_t input_size() const { return weight_ih.size(1); }
   bool one_hot() const { return !input.is_floating_point(); }
-  bool by_batch() const { return !mean_ih && !mean_hh && !mean_c; }
-  bool whole_sequence() const { return sequence && by_batch() && gamma_ih; }
+  bool whole_sequence() const { return sequence && by_batch && gamma_ih; }
   int64_t width() const {
     const int64_t lanes = bnrnn::lanes(weight_hh.scalar_type() == at::kDouble);
     return (batch() + lanes - 1) / lanes * lanes;
@@ -116,7 +117,8 @@ struct Layer {
                       const OptionalTensor& var, int64_t features) const {
     TORCH_CHECK_VALUE(mean.has_value() == var.has_value(), "mean_", term, " and var_", term,
                       " go together");
-    TORCH_CHECK_VALUE(mean.has_value() == (gamma.has_value() && !by_batch()),
+    const bool any = mean_ih || mean_hh || mean_c;
+    TORCH_CHECK_VALUE(mean.has_value() == (gamma.has_value() && any),
                       "moments are given of all normalised terms or of none: see ", term);
     if (!mean) return;
     TORCH_CHECK_VALUE(mean->dim() == 2 && mean->size(0) > 0, "mean_", term, " has no rows");
@@ -198,7 +200,7 @@ class Call {
     slot.mean = data(mean);
     slot.var = data(var);
     slot.rows = mean ? mean->size(0) : 0;
-    slot.per_step = per_step && !mean;
+    slot.per_step = per_step && l.by_batch;
     return slot;
   }
 
@@ -292,26 +294,20 @@ using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Ten
 
 template <typename T>
 Gradients backward(const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
-                   const OptionalTensor& grad_c_n, const Layer& l, at::TensorList moments,
-                   at::TensorList saved, const Tensor& grad_recurrent, bool grad_input,
-                   bool grad_weight_ih) {
+                   const OptionalTensor& grad_c_n, const Layer& l, const Tensor& recurrent,
+                   const Tensor& states, const Tensor& cells, const OptionalTensor& term,
+                   const Tensor& grad_recurrent, bool grad_input, bool grad_weight_ih) {
   Call<T> call(l);
   bnrnn::Problem<T>& p = call.p;
   const int64_t H = p.hidden, W = p.width, D = p.input_size;
-  const OptionalTensor term = saved.size() == 4 ? OptionalTensor(saved[3]) : std::nullopt;
   call.input_term(term);
-  size_t next = 0;
-  for (bnrnn::Slot<T>* slot : {&p.ih, &p.hh, &p.c}) {
-    if (slot->gamma == nullptr || slot->mean != nullptr) continue;
-    TORCH_CHECK_VALUE(next + 2 <= moments.size(), "moments of a normalised term are missing");
-    slot->rows = moments[next].size(0);
-    slot->mean = call.data(moments[next++]);
-    slot->var = call.data(moments[next++]);
+  for (const bnrnn::Slot<T>* slot : {&p.ih, &p.hh, &p.c}) {
+    TORCH_CHECK_VALUE(slot->gamma == nullptr || slot->mean != nullptr, "moments are missing");
   }
   p.keep = true;
-  p.recurrent = call.data(saved[0]);
-  p.states = call.data(saved[1]);
-  p.cells = call.data(saved[2]);
+  p.recurrent = call.data(recurrent);
+  p.states = call.data(states);
+  p.cells = call.data(cells);
   p.grad_output = call.data(grad_output);
   p.grad_recurrent = call.data(grad_recurrent);
   const Tensor grad_state = call.empty({H, W}), grad_cell = call.empty({H, W});
@@ -370,9 +366,10 @@ Gradients backward(const OptionalTensor& grad_output, const OptionalTensor& grad
 #define BNRNN_LAYER                                                                               \
   Layer{input,   h_0,    c_0,     weight_ih, weight_hh, bias,  gamma_ih,      gamma_hh,           \
         gamma_c, beta_c, mean_ih, var_ih,    mean_hh,   var_hh, mean_c,       var_c,              \
-        lengths, count_padding, sequence, eps, eps_ih}
+        lengths, count_padding, sequence, eps, eps_ih, by_batch}
 
-Results forward_operator(BNRNN_LAYER_ARGUMENTS, bool keep, bool grad_input) {
+Results forward_operator(BNRNN_LAYER_ARGUMENTS, bool keep, bool grad_input, bool /*overwrite*/) {
+  const bool by_batch = !mean_ih && !mean_hh && !mean_c;
   const Layer layer = BNRNN_LAYER;
   layer.check();
   return AT_DISPATCH_FLOATING_TYPES(weight_hh.scalar_type(), "bnrnn_cpu::forward", [&] {
@@ -380,18 +377,18 @@ Results forward_operator(BNRNN_LAYER_ARGUMENTS, bool keep, bool grad_input) {
   });
 }
 
+template <bool overwrite>
 Gradients backward_operator(const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
                             const OptionalTensor& grad_c_n, BNRNN_LAYER_ARGUMENTS,
-                            at::TensorList moments, at::TensorList saved, Tensor grad_recurrent,
-                            bool grad_input, bool grad_weight_ih) {
+                            bool by_batch, Tensor recurrent, const Tensor& states,
+                            const Tensor& cells, const OptionalTensor& term, bool grad_input,
+                            bool grad_weight_ih) {
   const Layer layer = BNRNN_LAYER;
   layer.check();
-  TORCH_CHECK_VALUE(saved.size() >= 3, "forward was called without keep");
-  TORCH_CHECK_VALUE(grad_recurrent.sizes() == saved[0].sizes() && grad_recurrent.is_contiguous(),
-                    "grad_recurrent must be contiguous and ", saved[0].sizes());
+  const Tensor grad_recurrent = overwrite ? recurrent : at::empty_like(recurrent);
   return AT_DISPATCH_FLOATING_TYPES(weight_hh.scalar_type(), "bnrnn_cpu::backward", [&] {
-    return backward<scalar_t>(grad_output, grad_h_n, grad_c_n, layer, moments, saved,
-                              grad_recurrent, grad_input, grad_weight_ih);
+    return backward<scalar_t>(grad_output, grad_h_n, grad_c_n, layer, recurrent, states, cells,
+                              term, grad_recurrent, grad_input, grad_weight_ih);
   });
 }
 
@@ -404,19 +401,25 @@ int64_t narrow() { return kNarrow; }
   "Tensor? mean_ih, Tensor? var_ih, Tensor? mean_hh, Tensor? var_hh, Tensor? mean_c, "            \
   "Tensor? var_c, Tensor? lengths, bool count_padding, bool sequence, float eps, float eps_ih"
 
+#define BNRNN_BACKWARD_SCHEMA(RECURRENT)                                                          \
+  "(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, " BNRNN_LAYER_SCHEMA                 \
+  ", bool by_batch, " RECURRENT " recurrent, Tensor states, Tensor cells, Tensor? term, "         \
+  "bool grad_input, "                                                                             \
+  "bool grad_weight_ih) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, "     \
+  "Tensor, Tensor)"
+
 }  // namespace
 
 TORCH_LIBRARY(bnrnn_cpu, m) {
-  // `moments`: mean and variance of each normalised term, where none are given. `saved`: for the
-  // backward pass, of no use to anyone else; empty without `keep`.
-  m.def("forward(" BNRNN_LAYER_SCHEMA ", bool keep, bool grad_input)"
+  // `moments`: mean and variance of each normalised term, where none are given. `saved`, for the
+  // backward pass alone: recurrent, states, cells and perhaps term; empty without `keep`.
+  // `overwrite`: autograd may use backward_, since the caller keeps no reference to them.
+  m.def("forward(" BNRNN_LAYER_SCHEMA ", bool keep, bool grad_input, bool overwrite)"
         " -> (Tensor output, Tensor h_n, Tensor c_n, Tensor[] moments, Tensor[] saved)");
-  // The gradients of the first ten arguments of forward. `grad_recurrent` is scratch memory of the
-  // shape of saved[0], and may be saved[0], which is then lost.
-  m.def("backward(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, " BNRNN_LAYER_SCHEMA
-        ", Tensor[] moments, Tensor[] saved, Tensor(a!) grad_recurrent, bool grad_input, "
-        "bool grad_weight_ih) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, "
-        "Tensor, Tensor)");
+  // The gradients of the first ten arguments of forward. If `by_batch`, mean_* and var_* are those
+  // that forward found. backward_ overwrites `recurrent` with its gradient.
+  m.def("backward" BNRNN_BACKWARD_SCHEMA("Tensor"));
+  m.def("backward_" BNRNN_BACKWARD_SCHEMA("Tensor(a!)"));
   m.def("multiply(Tensor a, Tensor b) -> Tensor");
   // For the shapes of `saved`: elements of a vector, and the most features of a narrow input.
   m.def("lanes(bool is_double) -> int", lanes);
@@ -425,6 +428,7 @@ TORCH_LIBRARY(bnrnn_cpu, m) {
 
 TORCH_LIBRARY_IMPL(bnrnn_cpu, CPU, m) {
   m.impl("forward", forward_operator);
-  m.impl("backward", backward_operator);
+  m.impl("backward", backward_operator<false>);
+  m.impl("backward_", backward_operator<true>);
   m.impl("multiply", multiply);
 }
