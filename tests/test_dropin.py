@@ -522,3 +522,37 @@ def test_a_traced_model(options):
     for shape in ((T, B, D), (13, 2, D)):
         input = x(*shape)
         torch.testing.assert_close(traced(input)[0], module(input)[0])
+
+
+@pytest.mark.filterwarnings("ignore")  # of the exporter
+@pytest.mark.parametrize(
+    ("options", "padded"),
+    [
+        ({}, True),
+        pytest.param({}, False, marks=pytest.mark.slow),
+        pytest.param(NONE, True, marks=pytest.mark.slow),
+        pytest.param(NONE, False, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_onnx_at_any_length(options, padded, tmp_path):
+    module = evaluated(BNLSTM(D, H, 2, bidirectional=True, **options))
+    dims = {0: torch.export.Dim("T"), 1: torch.export.Dim("B")}
+    example, shapes = (x(),), {"input": dims}
+    if padded:
+        example = (x(), None, torch.tensor([6, 2, 4, 1]))
+        shapes = {"input": dims, "hx": None, "lengths": {0: dims[1]}}
+    program = torch.onnx.export(module, example, dynamo=True, dynamic_shapes=shapes, verbose=False)
+    import onnxruntime  # slow to import
+
+    program.save(tmp_path / "lstm.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "lstm.onnx")
+    for steps, batch in ((T, B), (13, 2)):
+        input = x(steps, batch, D)
+        given = {"input": input}
+        if padded:
+            given["lengths"] = torch.randint(1, steps + 1, (batch,))
+        found = session.run(None, {name: value.numpy() for name, value in given.items()})
+        output, (h_n, c_n) = module(input, None, given.get("lengths"))
+        for ours, theirs in zip(found, (output, h_n, c_n), strict=True):
+            torch.testing.assert_close(torch.from_numpy(ours), theirs)

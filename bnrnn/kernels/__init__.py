@@ -5,7 +5,7 @@
 
 from torch import Tensor
 
-from bnrnn.kernels import cpu, reference, torch_lstm
+from bnrnn.kernels import cpu, reference, scan, torch_lstm
 from bnrnn.kernels.build import BuildError
 from bnrnn.kernels.interface import (
     Kernel,
@@ -17,8 +17,9 @@ from bnrnn.kernels.interface import (
     Weights,
 )
 
-# The fastest first.
+# The fastest first, but for the one that is for export.
 KERNELS: dict[str, Kernel] = {
+    "scan": Kernel(scan.recurrence, scan.why_not),
     "torch.lstm": Kernel(torch_lstm.recurrence, torch_lstm.why_not),
     "cpu": Kernel(cpu.recurrence, cpu.why_not),
     "torch.lstm packed": Kernel(torch_lstm.recurrence, torch_lstm.why_not_padded),
@@ -69,8 +70,9 @@ def recurrence(
     """See `bnrnn.kernels.interface.Recurrence`; `kernel` as in `choose`."""
     cell_bias = normalization.c == "none" and weights.beta_c is not None
     request = Request(
-        h_0.device.type, h_0.dtype, normalization, cell_bias, padded=lengths is not None
-    )
+        h_0.device.type, h_0.dtype, normalization, cell_bias,
+        padded=lengths is not None, by_batch=population is None,
+    )  # fmt: skip
     run = KERNELS[choose(kernel, request)].run
     return run(
         input, h_0, c_0, weights, normalization,

@@ -104,6 +104,7 @@ class Request:
     normalization: Normalization
     cell_bias: bool = False  # β_c without a normalised cell
     padded: bool = False  # sequences of different lengths
+    by_batch: bool = True  # statistics, if any, are the batch's own
 
     @property
     def is_plain(self) -> bool:

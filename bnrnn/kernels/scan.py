@@ -1,0 +1,69 @@
+"""The recurrence as one `scan`, which an export to ONNX keeps as a loop over any number of steps.
+
+For an evaluated model: every normalisation is an affine map, a row of it for each time step.
+"""
+
+import torch
+from torch import Tensor
+
+from bnrnn.kernels.interface import Moments, Normalization, Request, TermMoments, Weights
+from bnrnn.kernels.reference import input_term, live_rows
+
+
+def recurrence(
+    input: Tensor,
+    h_0: Tensor,
+    c_0: Tensor,
+    weights: Weights,
+    normalization: Normalization,
+    *,
+    population: TermMoments | None = None,
+    lengths: Tensor | None = None,
+    count_padding: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, TermMoments]:
+    """See `bnrnn.kernels.interface.Recurrence`; no statistics of the batch."""
+    # Not at the top: it imports the compiler, which takes seconds.
+    from torch._higher_order_ops.scan import scan
+
+    w, given, steps = weights, population or TermMoments(), input.shape[0]
+
+    def affine(term: str, gamma: Tensor | None, beta: Tensor | None, like: Tensor) -> list[Tensor]:
+        """Scale and shift of a term at each step, (T, features)."""
+        moments: Moments | None = getattr(given, term)
+        if moments is None or gamma is None:
+            scale, shift = torch.ones_like(like)[None], torch.zeros_like(like)[None]
+        else:
+            scale = gamma * torch.rsqrt(moments.var + normalization.eps_of(term))
+            shift = -moments.mean * scale
+        shift = shift if beta is None else shift + beta
+        rows = torch.arange(steps, device=input.device).clamp(max=len(scale) - 1)
+        return [scale[rows], shift[rows]]
+
+    scale, shift = affine("ih", w.gamma_ih, w.bias, w.weight_hh[:, 0])
+    x = input_term(input, w.weight_ih) * scale[:, None] + shift[:, None]
+    live = torch.ones_like(x[:, :, :1]) > 0 if lengths is None else live_rows(lengths, steps)
+    by_step = (
+        x, live, *affine("hh", w.gamma_hh, None, w.weight_hh[:, 0]),
+        *affine("c", w.gamma_c, w.beta_c, w.weight_hh[0]),
+    )  # fmt: skip
+
+    def step(
+        state: tuple[Tensor, Tensor], now: tuple[Tensor, ...]
+    ) -> tuple[tuple[Tensor, Tensor], Tensor]:
+        (h, c), (x, live, scale_h, shift_h, scale_c, shift_c) = state, now
+        i, f, g, o = (x + (h @ w.weight_hh.t()) * scale_h + shift_h).chunk(4, dim=1)
+        new_c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+        new_h = torch.sigmoid(o) * torch.tanh(new_c * scale_c + shift_c)
+        output = torch.where(live, new_h, 0.0)
+        return (torch.where(live, new_h, h), torch.where(live, new_c, c)), output
+
+    (h_n, c_n), output = scan(step, (h_0.clone(), c_0.clone()), by_step)
+    return output, h_n, c_n, TermMoments()
+
+
+def why_not(request: Request) -> str | None:
+    if not torch.onnx.is_in_onnx_export():
+        return "it is for export to ONNX"
+    if request.by_batch and not request.is_plain:
+        return "it takes no batch statistics: call eval() first"
+    return None
