@@ -534,8 +534,8 @@ def test_the_model_is_the_papers(composed):
         lstm = network.lstm
         assert (lstm.num_layers, lstm.hidden_size, lstm.bidirectional) == (5, 250, True)
         assert lstm.normalization[:3] == (norm, "none", "none")
-        assert not lstm.learned_state
-        assert not lstm.count_padding
+        assert not lstm.options.learned_state
+        assert not lstm.options.count_padding
         for key, parameter in network.named_parameters():
             if "bias" in key:
                 assert (parameter == 0).all()
