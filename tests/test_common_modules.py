@@ -1,0 +1,171 @@
+"""PyTorch's own tests of `torch.nn.LSTM`, run against `BNLSTM`.
+
+The samples are those of `torch.testing._internal.common_modules`, what is asserted of them is what
+`test/test_modules.py` and `test/test_nn.py` of PyTorch assert of every module. Exceptions:
+
+- samples with `proj_size`: `BNLSTM` has no projections;
+- where statistics are taken over a batch, the samples, which are sequences by themselves, run in
+  evaluation only: training on one is refused;
+- the reference of the samples copies an LSTM's weights by their names in `torch.nn.LSTM`: plain,
+  ours is compared with `torch.nn.LSTM` itself instead.
+"""
+
+import copy
+import pickle
+import warnings
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from bnrnn import BNLSTM, calibrate
+
+with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+    patch.setattr("sys.argv", ["pytest"])  # common_utils parses it
+    warnings.simplefilter("ignore")  # of packages that only PyTorch's other tests use
+    from torch.testing._internal import common_modules
+
+NONE = {"input_norm": "none", "recurrent_norm": "none", "cell_norm": "none"}
+FRAMES = {}
+SEQUENCES = {"input_norm": "sequence", "recurrent_norm": "none", "cell_norm": "none"}
+KINDS = pytest.mark.parametrize("options", [NONE, FRAMES, SEQUENCES], ids=["plain", "frame", "seq"])
+
+
+def samples(dtype=torch.float64, requires_grad=True):
+    (info,) = (m for m in common_modules.module_db if m.module_cls is nn.LSTM)
+    found = info.module_inputs_func(
+        info, device="cpu", dtype=dtype, requires_grad=requires_grad, training=False
+    )
+    return [s for s in found if s.constructor_input.kwargs["proj_size"] == 0]
+
+
+def modules(options, dtype=torch.float64):
+    """Each sample: a module with its statistics, the arguments of its constructor and of a call."""
+    for sample in samples(dtype):
+        constructed = sample.constructor_input
+        module = BNLSTM(*constructed.args, **constructed.kwargs, dtype=dtype, **options)
+        batch = torch.randn(4, 4, 2, dtype=dtype)
+        calibrate(module, [batch])
+        yield module.eval(), constructed.kwargs, sample.forward_input.args
+
+
+def flat(results):
+    output, (h_n, c_n) = results
+    return output, h_n, c_n
+
+
+def test_there_are_samples():
+    assert len(samples()) == 16
+
+
+@KINDS
+def test_forward(options):
+    """Of the unbatched sample: that of a batch of one; of plain slots: `torch.nn.LSTM`'s."""
+    for module, kwargs, (input, *hx) in modules(options):
+        batch_dim = 0 if kwargs["batch_first"] else 1
+        given = [tuple(state[:, None] for state in hx[0])] if hx else []
+        output, h_n, c_n = flat(module(input, *hx))
+        batched = flat(module(input.unsqueeze(batch_dim), *given))
+        assert torch.equal(output, batched[0].squeeze(batch_dim))
+        assert torch.equal(h_n, batched[1][:, 0])
+        assert torch.equal(c_n, batched[2][:, 0])
+        if options == NONE:
+            lstm = nn.LSTM(**kwargs, dtype=torch.float64)
+            module.load_state_dict(lstm.state_dict())
+            for ours, theirs in zip(flat(module(input, *hx)), flat(lstm(input, *hx)), strict=True):
+                torch.testing.assert_close(ours, theirs)
+
+
+@KINDS
+@pytest.mark.parametrize("check", [torch.autograd.gradcheck, torch.autograd.gradgradcheck])
+def test_gradients(options, check):
+    for number, (module, _, (input, *hx)) in enumerate(modules(options)):
+        if check is torch.autograd.gradgradcheck and number % 5:
+            continue  # each kind of arguments comes up once: they take seconds
+        parameters = dict(module.named_parameters())
+
+        def call(input, *rest, module=module, names=tuple(parameters), hx=hx):
+            state = [tuple(rest[:2])] if hx else []
+            values = dict(zip(names, rest[2 * len(hx) :], strict=True))
+            return flat(torch.func.functional_call(module, values, (input, *state)))
+
+        leaves = [input, *(hx[0] if hx else ()), *parameters.values()]
+        assert check(call, leaves, fast_mode=True)
+
+
+@KINDS
+def test_non_contiguous_inputs(options):
+    for module, _, (input, *hx) in modules(options):
+        strided = torch.stack([input, input], dim=-1)[..., 0].detach().requires_grad_()
+        assert not strided.is_contiguous()
+        for ours, theirs in zip(flat(module(strided, *hx)), flat(module(input, *hx)), strict=True):
+            assert torch.equal(ours, theirs)
+        ours, theirs = (
+            torch.autograd.grad(module(i, *hx)[0].square().sum(), i) for i in (strided, input)
+        )
+        torch.testing.assert_close(ours, theirs)
+
+
+@KINDS
+def test_pickle_and_copy(options):
+    for module, _, arguments in modules(options):
+        expected = flat(module(*arguments))
+        for other in (pickle.loads(pickle.dumps(module)), copy.deepcopy(module)):
+            for ours, theirs in zip(flat(other(*arguments)), expected, strict=True):
+                assert torch.equal(ours, theirs)
+        assert repr(module) == repr(copy.deepcopy(module))
+
+
+@KINDS
+def test_dtypes_and_devices(options):
+    for _, kwargs, _ in modules(options):
+        for dtype in (torch.float32, torch.float64):
+            module = BNLSTM(**kwargs, device="cpu", dtype=dtype, **options)
+            for tensor in (*module.parameters(), *module.buffers()):
+                assert tensor.dtype in (dtype, torch.long)
+        with torch.device("meta"):
+            module = BNLSTM(**kwargs, **options)
+        assert all(t.is_meta for t in (*module.parameters(), *module.buffers()))
+        module = module.to_empty(device="cpu")
+        module.reset_parameters()
+        assert all(t.isfinite().all() for t in (*module.parameters(), *module.buffers()))
+        with torch.device("cpu"):
+            assert module.double().weight_hh_l0.dtype == torch.float64
+
+
+@KINDS
+def test_training_and_evaluation_mode(options):
+    for module, _, (input, *hx) in modules(options):
+        assert not module.training
+        before = copy.deepcopy(module.state_dict())
+        module(input, *hx)
+        for name, value in module.state_dict().items():
+            assert torch.equal(value, before[name]), name
+        module.train()
+        assert all(m.training for m in module.modules())
+
+
+@KINDS
+def test_factories_draw_on_the_default_generator(options):
+    for _, kwargs, _ in modules(options):
+        make = partial(BNLSTM, **kwargs, **options)
+        torch.manual_seed(3)
+        first = make()
+        torch.manual_seed(3)
+        second = make()
+        for ours, theirs in zip(first.parameters(), second.parameters(), strict=True):
+            assert torch.equal(ours, theirs)
+
+
+def test_errors():
+    """PyTorch's samples of wrong arguments of an LSTM; the messages are in test_dropin.py."""
+    lstm = BNLSTM(10, 20, 2)
+    for input, hx in (
+        (torch.randn(5, 3, 11), None),
+        (torch.randn(5, 3, 10), (torch.randn(2, 3, 21), torch.randn(2, 3, 20))),
+        (torch.randn(5, 3, 10), (torch.randn(3, 3, 20), torch.randn(2, 3, 20))),
+        (torch.randn(5, 3, 10), (torch.randn(2, 2, 20), torch.randn(2, 3, 20))),
+    ):
+        with pytest.raises(RuntimeError):
+            lstm(input, hx)
