@@ -24,10 +24,10 @@ demo: install  ## LSTM against BN-LSTM on the embedded corpus: about two minutes
 	$(BIN)/python -m bnrnn.report.compare outputs/demo outputs/demo/comparison.png
 
 test: install  ## the tests, without the slow ones
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 test-all: install  ## all tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -m 'not gpu'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m 'not gpu'
 
 # What is combined is in tests/portable.py; a set that the machine lacks is skipped with a line.
 PORTABLE ?= --seeds 20

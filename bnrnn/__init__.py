@@ -5,7 +5,8 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bnrnn.nn import BNLSTM, batch_statistics, calibrate
+    from bnrnn.nn.lstm import BNLSTM
+    from bnrnn.nn.statistics import batch_statistics, calibrate
 
 try:
     __version__ = version("bnrnn")
@@ -14,9 +15,15 @@ except PackageNotFoundError:  # a source tree that is not installed
 
 __all__ = ["BNLSTM", "__version__", "batch_statistics", "calibrate"]
 
+_MODULES = {
+    "BNLSTM": "bnrnn.nn.lstm",
+    "batch_statistics": "bnrnn.nn.statistics",
+    "calibrate": "bnrnn.nn.statistics",
+}
+
 
 def __getattr__(name: str) -> Any:
     """Import torch when it is needed: the command prints one line where there is no room for it."""
-    if name in __all__:
-        return getattr(import_module("bnrnn.nn"), name)
+    if name in _MODULES:
+        return getattr(import_module(_MODULES[name]), name)
     raise AttributeError(f"module 'bnrnn' has no attribute {name!r}")

@@ -11,7 +11,7 @@ from torch import nn
 from tqdm import tqdm
 
 from bnrnn.errors import CheckpointError
-from bnrnn.nn import StepStatistics, batch_statistics, calibrate
+from bnrnn.nn.statistics import StepStatistics, batch_statistics, calibrate
 from bnrnn.runs import checkpoint
 from bnrnn.runs.interrupt import Interruption
 from bnrnn.settings.schema import Config
@@ -103,6 +103,7 @@ def load_best(
     task.load_state(content["task"])
     with torch.random.fork_rng():  # its first weights are drawn, and overwritten
         model = task.build_model(config.model, config.kernel).to(device)
+    task.kernel(model)
     checkpoint.load_model(model, content, path)
     return model, content
 

@@ -1,5 +1,7 @@
 """What all tests share: real data, seeds, and the command in this process."""
 
+import copy
+import functools
 import logging
 import os
 import sys
@@ -11,6 +13,7 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 
 from bnrnn.settings.compose import compose_config as compose_settings
+from bnrnn.settings.schema import Config
 
 ROOT = Path(__file__).parent.parent
 DATA = Path(os.environ.get("BNRNN_TEST_DATA") or ROOT / "data").absolute()
@@ -62,12 +65,16 @@ def seed(request) -> int:
     return number
 
 
+@functools.cache
+def _composed(*overrides: str) -> Config:
+    GlobalHydra.instance().clear()
+    return compose_settings(*overrides)
+
+
 @pytest.fixture
 def composed():
-    """The configuration that overrides make, as plain objects."""
-
-    GlobalHydra.instance().clear()
-    return compose_settings
+    """The configuration that overrides make, as plain objects; composed once for all tests."""
+    return lambda *overrides: copy.deepcopy(_composed(*overrides))
 
 
 @dataclass

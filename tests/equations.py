@@ -46,7 +46,10 @@ def bn_lstm(
             means, variances = population[term]
             mean, var = means[min(t, len(means) - 1)], variances[min(t, len(means) - 1)]
         else:
-            mean, var = y[rows].mean(0), y[rows].var(0)
+            if rows.sum() > 1 or not seen[term][0]:
+                mean, var = y[rows].mean(0), y[rows].var(0)
+            else:  # a single sequence has no variance: it takes the last statistics of two
+                mean, var = seen[term][0][-1], seen[term][1][-1]
             seen[term][0].append(mean)
             seen[term][1].append(var)
         return bn(y, gamma, beta, mean, var, eps)

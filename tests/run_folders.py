@@ -10,6 +10,8 @@ from hydra.core.global_hydra import GlobalHydra
 from bnrnn.settings.compose import compose_config
 from bnrnn.settings.same import free_settings, to_dict
 
+# The same text, ten times as fast, where PyYAML has it.
+DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 ACCURACY = {
     "name": "accuracy", "title": "accuracy", "lower_is_better": False, "unit": "%",
     "factor": 100.0, "decimals": 2,
@@ -45,7 +47,7 @@ def make_run(
         part = settings[group] if group else settings
         assert name in part
         part[name] = value
-    (folder / "config.yaml").write_text(yaml.safe_dump(settings))
+    (folder / "config.yaml").write_text(yaml.dump(settings, Dumper=DUMPER))
     metric = ACCURACY if "mnist" in task else ERROR if "cnn" in task else BPC
     steps = steps or 100 * len(values)
     subject = {

@@ -16,24 +16,24 @@ T, B, D, H = 7, 5, 3, 4
 SLOTS = list(itertools.product(["none", "frame", "sequence"], ["none", "frame"], ["none", "frame"]))
 
 
-@pytest.fixture(params=list(kernels.KERNELS))
+@pytest.fixture(params=["reference", "cpu"])
 def recurrence(request):
     return functools.partial(kernels.recurrence, kernel=request.param)
 
 
-def make_weights(norms, bias=True, beta_c=False):
+def make_weights(norms, bias=True, beta_c=False, hidden=H):
     def draw(*shape):
         return torch.randn(*shape, dtype=torch.float64)
 
     ih, hh, c = norms
     return Weights(
-        weight_ih=draw(4 * H, D),
-        weight_hh=draw(4 * H, H),
-        bias=draw(4 * H) if bias else None,
-        gamma_ih=draw(4 * H) if ih != "none" else None,
-        gamma_hh=draw(4 * H) if hh != "none" else None,
-        gamma_c=draw(H) if c != "none" else None,
-        beta_c=draw(H) if c != "none" or beta_c else None,
+        weight_ih=draw(4 * hidden, D),
+        weight_hh=draw(4 * hidden, hidden),
+        bias=draw(4 * hidden) if bias else None,
+        gamma_ih=draw(4 * hidden) if ih != "none" else None,
+        gamma_hh=draw(4 * hidden) if hh != "none" else None,
+        gamma_c=draw(hidden) if c != "none" else None,
+        beta_c=draw(hidden) if c != "none" or beta_c else None,
     )
 
 
@@ -45,8 +45,9 @@ def in_numpy(weights):
     return {k: v.numpy() for k, v in weights._asdict().items() if v is not None}
 
 
-def inputs():
-    return [torch.randn(*s, dtype=torch.float64) for s in ((T, B, D), (B, H), (B, H))]
+def inputs(steps=T, hidden=H):
+    shapes = (steps, B, D), (B, hidden), (B, hidden)
+    return [torch.randn(*shape, dtype=torch.float64) for shape in shapes]
 
 
 def assert_same(ours, theirs):
@@ -88,7 +89,9 @@ def test_given_statistics_are_used_and_the_last_row_beyond_them(recurrence, norm
             mean = torch.randn(rows, features, dtype=torch.float64)
             var = torch.rand(rows, features, dtype=torch.float64)
             given[term] = Moments(mean, var)
-    output, h_n, c_n, _ = recurrence(x, h, c, weights, Normalization(*norms), TermMoments(**given))
+    output, h_n, c_n, _ = recurrence(
+        x, h, c, weights, Normalization(*norms), population=TermMoments(**given)
+    )
     expected = bn_lstm(
         x.numpy(), h.numpy(), c.numpy(), in_numpy(weights), by_term(norms),
         population={term: (m.mean.numpy(), m.var.numpy()) for term, m in given.items()},
@@ -165,7 +168,7 @@ def test_sequence_wise_statistics_have_an_eps_of_their_own(recurrence, ih, given
         rows = torch.full((1, 4 * H), 0.5, dtype=torch.float64)
         population = TermMoments(*(Moments(rows[:, :n], rows[:, :n]) for n in (4 * H, 4 * H, H)))
     kinds = Normalization(*norms, eps=0.01, sequence_eps=2.0)
-    output, *_ = recurrence(x, h, c, weights, kinds, population)
+    output, *_ = recurrence(x, h, c, weights, kinds, population=population)
     expected, *_ = bn_lstm(
         x.numpy(), h.numpy(), c.numpy(), in_numpy(weights), by_term(norms), eps=0.01,
         sequence_eps=2.0,
@@ -180,19 +183,18 @@ def test_sequence_wise_statistics_have_an_eps_of_their_own(recurrence, ih, given
 @pytest.mark.parametrize("norms", SLOTS)
 @pytest.mark.parametrize("padding", ["none", "left out", "counted"])
 def test_gradients(recurrence, norms, padding):
-    x, h, c = inputs()
-    x = x[:4]
-    lengths = None if padding == "none" else torch.tensor([4, 2, 4, 3, 1])
+    x, h, c = inputs(steps=3, hidden=2)  # few numbers: each is differentiated
+    lengths = None if padding == "none" else torch.tensor([3, 2, 3, 2, 1])
     counted = padding == "counted"
-    weights = make_weights(norms)
+    weights = make_weights(norms, hidden=2)
     present = {k: v for k, v in weights._asdict().items() if v is not None}
 
     def run(x, h, c, *parameters):
         named = Weights(**dict(zip(present, parameters, strict=True)))
         kinds = Normalization(*norms)
-        return recurrence(x, h, c, named, kinds, None, lengths, counted)[:3]
+        return recurrence(x, h, c, named, kinds, lengths=lengths, count_padding=counted)[:3]
 
-    leaves = [v.requires_grad_() for v in (x.clone(), h, c, *present.values())]
+    leaves = [v.requires_grad_() for v in (x, h, c, *present.values())]
     assert torch.autograd.gradcheck(run, leaves, atol=1e-6, rtol=1e-4)
 
 

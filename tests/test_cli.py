@@ -20,7 +20,8 @@ from bnrnn.runs.find import read_run
 from bnrnn.settings import compose
 from bnrnn.tasks import CharacterTask
 from tests.accuracy import assert_rounded
-from tests.conftest import DATA, needs_data
+from tests.conftest import DATA, InProcess, needs_data
+from tests.processes import Forked
 
 TINY = [
     "model.hidden_size=8", "task.length=20", "task.batch_size=8", "max_steps=6",
@@ -28,28 +29,25 @@ TINY = [
 ]  # fmt: skip
 
 
-@pytest.fixture
-def text(tmp_path):
+def write_text(folder):
     """A corpus of our own, the same everywhere."""
     words = "the cell keeps what its gates let in and forgets what they let go"
     words = words.split()
     lines = (" ".join(words[(i * k) % len(words)] for k in range(1, 9)) for i in range(150))
-    path = tmp_path / "book.txt"
+    path = folder / "book.txt"
     path.write_text("\n".join(lines))
     return path
 
 
-def command(*arguments):
-    return [sys.executable, "-m", "bnrnn", *map(str, arguments)]
+@pytest.fixture
+def text(tmp_path):
+    return write_text(tmp_path)
 
 
-def bnrnn_process(tmp_path, *arguments, **kwargs):
+def forked(tmp_path, *arguments, **kwargs):
     """The command in a process of its own: where a signal, a limit or a lock is the subject."""
-    environment = {**os.environ, "BNRNN_CACHE_DIR": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        command(*arguments), cwd=tmp_path, env=environment, capture_output=True, text=True,
-        timeout=300, **kwargs,
-    )  # fmt: skip
+    environment = {"BNRNN_CACHE_DIR": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    return Forked(tmp_path, *arguments, environment=environment, **kwargs)
 
 
 @pytest.fixture
@@ -178,11 +176,11 @@ GOLDEN = {
 
 # The final test takes the whole training and test set, regardless of max_steps: large batches here.
 TASKS = {
-    "mnist": ["task.batch_size=5000"],
-    "pmnist": ["task.batch_size=5000"],
+    "mnist": ["task.batch_size=2000"],
+    "pmnist": ["task.batch_size=2000"],
     "ptb": ["task.batch_size=1000"],
     "text8": ["task.batch_size=1000"],
-    "pydocs": [],
+    "pydocs": ["task.batch_size=500"],
 }
 FOLDERS = {"mnist": "mnist", "pmnist": "mnist", "ptb": "ptb", "text8": "text8"}
 MODELS = ["lstm", "bnlstm", "bn_input", "bn_input_sequence"]
@@ -302,19 +300,29 @@ def test_resumed_equals_uninterrupted(bnrnn, tmp_path, text):
             assert torch.equal(value, b[name]), name
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_stopped_by_a_signal_and_resumed_equals_uninterrupted(bnrnn, tmp_path, text, signum):
-    arguments = [
-        "task=text", f"task.path={text}", *TINY, "model.num_layers=2", "model.dropout=0.3",
-        "max_steps=200", "validate_every=50", "checkpoint_minutes=0.001",
-    ]  # fmt: skip
-    bnrnn(*arguments, "outputs=whole")
+INTERRUPTED = [
+    *TINY, "task=text", "model.num_layers=2", "model.dropout=0.3", "max_steps=200",
+    "validate_every=50", "checkpoint_minutes=0.001",
+]  # fmt: skip
 
-    environment = {**os.environ, "BNRNN_CACHE_DIR": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        command(*arguments, "outputs=parts"), cwd=tmp_path, env=environment,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """The text of a run, and the run."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    text = write_text(folder)
+    process = forked(folder, *INTERRUPTED, f"task.path={text}")
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    return text, only_run(folder)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_stopped_by_a_signal_and_resumed_equals_uninterrupted(
+    bnrnn, tmp_path, uninterrupted, signum
+):
+    text, whole = uninterrupted
+    process = forked(tmp_path, *INTERRUPTED, f"task.path={text}", "outputs=parts")
     deadline = time.monotonic() + 120
     while not list((tmp_path / "parts").glob("**/last.pt")):
         assert process.poll() is None, process.communicate()
@@ -332,7 +340,7 @@ def test_stopped_by_a_signal_and_resumed_equals_uninterrupted(bnrnn, tmp_path, t
     assert not (run / "result.json").exists()
 
     bnrnn(f"resume={run}")
-    assert_same_run(run, only_run(tmp_path / "whole"))
+    assert_same_run(run, whole)
     assert not [f for f in run.iterdir() if f.name.startswith(".")]
 
 
@@ -341,17 +349,13 @@ def test_a_finished_run_that_goes_on_is_unfinished(bnrnn, tmp_path, text):
     bnrnn(*arguments)
     run = only_run(tmp_path / "outputs")
     assert (run / "result.json").exists()
-    environment = {**os.environ, "BNRNN_CACHE_DIR": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        command(f"resume={run}", "max_steps=1000000", "max_epochs=1000000"),
-        cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    process = forked(tmp_path, f"resume={run}", "max_steps=1000000", "max_epochs=1000000")
     deadline = time.monotonic() + 60
     while read_run(run).step < 100:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    process.terminate()
+    process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM
     stopped = read_run(run)
@@ -410,7 +414,6 @@ def test_two_processes_cannot_train_in_one_run_directory(bnrnn, tmp_path, text):
         (["nonsense"], 2, ["cannot read 'nonsense'", "key=value"]),
         (["task.batch_size=1"], 2, ["task.batch_size must be 2 or more for model=bnlstm"]),
         (["task=text"], 2, ["add task.path=FILE"]),
-        (["task.path=book.txt"], 2, ["add task=text"]),
         (["mode=evaluate"], 2, ["add run=DIR"]),
         (["device=cuda:99"], 2, ["device=cuda:99: there are"]),
         (["resume=nowhere"], 4, ["no run directory at nowhere"]),
@@ -485,12 +488,11 @@ def test_a_disk_that_fills_while_a_checkpoint_is_written(bnrnn, tmp_path, text):
     run = only_run(tmp_path / "outputs")
     before = (run / "last.pt").read_bytes()
 
-    def small_disk():
-        # A write beyond this size fails as on a full disk, instead of ending the process.
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, len(before) // 2))
-
-    done = bnrnn_process(tmp_path, f"resume={run}", "max_steps=9", preexec_fn=small_disk)
+    # A write beyond this size fails as on a full disk.
+    limits = {resource.RLIMIT_FSIZE: len(before) // 2}
+    process = forked(tmp_path, f"resume={run}", "max_steps=9", limits=limits)
+    out, errors = process.communicate()
+    done = InProcess(process.returncode, out, errors)
     assert_error(done, 6, "cannot write", "outputs=DIR")
     assert (run / "last.pt").read_bytes() == before
     assert not [f for f in run.iterdir() if f.name.startswith(".")]

@@ -7,18 +7,28 @@ import pytest
 import torch
 
 from bnrnn import BNLSTM
-from bnrnn.kernels import Moments, Normalization, TermMoments, Weights, build, choose, reference
+from bnrnn.kernels import (
+    Moments,
+    Normalization,
+    Request,
+    TermMoments,
+    Weights,
+    choose,
+    operators,
+    reference,
+)
 from bnrnn.kernels import cpu as compiled
 from tests.accuracy import assert_as_accurate, assert_rounded
 
 pytestmark = pytest.mark.numeric
 FRAME = ("frame", "frame", "frame")
+NONE = ("none", "none", "none")
 SLOTS = list(itertools.product(["none", "frame", "sequence"], ["none", "frame"], ["none", "frame"]))
 
 
 @pytest.fixture(autouse=True)
 def _built_and_threads_as_before():
-    build.load()
+    operators.load()
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
@@ -198,12 +208,33 @@ def test_a_graph_that_is_kept_gives_the_same_gradients_twice():
         torch.autograd.grad(loss, leaves(case))
 
 
-def test_only_once_differentiable():
-    case = problem(4, 5, 3, 6)
-    loss = compiled.recurrence(**case)[0].square().sum()
-    (gradient,) = torch.autograd.grad(loss, case["h_0"], create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        gradient.sum().backward()
+@pytest.mark.parametrize("norms", [NONE, FRAME, ("sequence", "none", "frame")])
+@pytest.mark.parametrize("options", [{}, {"lengths": True}, {"given": True}, {"one_hot": True}])
+def test_differentiated_twice(norms, options):
+    """A penalty on the norm of one gradient, by all parameters, and gradgradcheck."""
+    case = problem(4, 5, 3, 6, norms, **options)
+
+    def penalty(recurrence):
+        output, h_n, _, _ = recurrence(**case)
+        loss = output.square().sum() + h_n.sum()
+        (gradient,) = torch.autograd.grad(loss, case["h_0"], create_graph=True)
+        return torch.autograd.grad(gradient.square().sum(), leaves(case))
+
+    for ours, theirs in zip(
+        penalty(compiled.recurrence), penalty(reference.recurrence), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_gradgradcheck():
+    case = problem(2, 4, 3, 2)
+
+    def outputs(*tensors):
+        input, h_0, c_0, *weights = tensors
+        given = {**case, "input": input, "h_0": h_0, "c_0": c_0, "weights": Weights(*weights)}
+        return compiled.recurrence(**given)[:3]
+
+    assert torch.autograd.gradgradcheck(outputs, leaves(case))
 
 
 def test_what_the_user_does_to_the_results_does_not_change_the_gradients():
@@ -276,16 +307,30 @@ def test_statistics_are_updated_the_same():
 
 
 def test_which_kernel_serves():
-    assert choose("auto", "cpu", torch.float32) == "cpu"
-    assert choose("auto", "cpu", torch.float64) == "cpu"
-    assert choose("auto", "cpu", torch.bfloat16) == "reference"
-    assert choose("auto", "meta", torch.float32) == "reference"
-    assert choose("reference", "cpu", torch.float32) == "reference"
-    with pytest.raises(ValueError, match="kernel 'cpu' serves float32 and float64 on the CPU"):
-        choose("cpu", "cpu", torch.bfloat16)
+    def request(device="cpu", dtype=torch.float32, norms=FRAME, **rest):
+        return Request(device, dtype, Normalization(*norms), **rest)
+
+    assert choose("auto", request()) == "cpu"
+    assert choose("auto", request(dtype=torch.float64)) == "cpu"
+    assert choose("auto", request(dtype=torch.bfloat16)) == "reference"
+    assert choose("auto", request("meta")) == "reference"
+    assert choose("auto", request(norms=NONE)) == "torch.lstm"
+    assert choose("auto", request(norms=NONE, padded=True)) == "cpu"
+    assert choose("auto", request("meta", norms=NONE, padded=True)) == "torch.lstm packed"
+    assert choose("auto", request(norms=NONE, cell_bias=True)) == "cpu"
+    assert choose("reference", request(norms=NONE)) == "reference"
+    for kernel, refused, reason in (
+        ("cpu", request(dtype=torch.bfloat16), "it is for float32 and float64 on the CPU"),
+        ("torch.lstm", request(), "it normalises nothing"),
+        ("torch.lstm packed", request(norms=NONE, cell_bias=True), "it normalises nothing"),
+        ("torch.lstm", request(norms=NONE, padded=True), "it takes no padding"),
+        ("gpu", request(), "kernel must be one of auto, torch.lstm, cpu"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            choose(kernel, refused)
     assert BNLSTM(3, 4).active_kernel() == "cpu"
-    none = {"input_norm": "none", "recurrent_norm": "none", "cell_norm": "none"}
+    none = dict.fromkeys(("input_norm", "recurrent_norm", "cell_norm"), "none")
     assert BNLSTM(3, 4, **none).active_kernel() == "torch.lstm"
     assert BNLSTM(3, 4, **none).active_kernel(padded=True) == "cpu"
-    assert BNLSTM(3, 4, **none).bfloat16().active_kernel(padded=True) == "torch.lstm"
+    assert BNLSTM(3, 4, **none).bfloat16().active_kernel(padded=True) == "torch.lstm packed"
     assert BNLSTM(3, 4, **none, kernel="reference").active_kernel() == "reference"

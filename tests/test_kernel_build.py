@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from bnrnn import kernels
-from bnrnn.kernels import BuildError, build
+from bnrnn.kernels import BuildError, build, cpu
+from tests.processes import Forked
 
 STRANGER = 12345  # a user, not us
 TINY = ["max_steps=2", "model.hidden_size=4", "calibration_batches=2", "threads=1",
@@ -32,20 +32,34 @@ print(lstm.active_kernel())
 """
 
 
-def in_a_clean_cache(folder, *command, start_new_session=False, **environment):
-    return subprocess.Popen(
-        [sys.executable, *command],
-        env={**os.environ, "TORCH_EXTENSIONS_DIR": str(folder / "cache"), **environment},
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder,
-        start_new_session=start_new_session,
-    )  # fmt: skip
+def in_a_clean_cache(folder, *arguments, code="", new_session=False, **environment):
+    environment = {"TORCH_EXTENSIONS_DIR": str(folder / "cache"), **environment}
+    return Forked(folder, *arguments, code=code, new_session=new_session, environment=environment)
 
 
-def test_two_processes_build_at_once_in_a_clean_cache(tmp_path):
-    both = [in_a_clean_cache(tmp_path, "-c", USE) for _ in range(2)]
+@pytest.fixture
+def library():
+    """The library that these tests use."""
+    build.load()
+    return build.library_path()
+
+
+@pytest.mark.parametrize("compiler", ["stand-in", pytest.param("c++", marks=pytest.mark.slow)])
+def test_two_processes_build_at_once_in_a_clean_cache(tmp_path, library, compiler):
+    linked = tmp_path / "linked"
+    script = tmp_path / "compiler"
+    content = ["#!/bin/sh", "for word; do", '  [ "$before" = -o ] && out=$word', "  before=$word",
+               "done", f'case "$out" in *.so) echo >> {linked};; esac']  # fmt: skip
+    if compiler == "stand-in":  # which has the library already
+        content += ['case "$out" in', '*.o) echo "$out:" > "$out.d"; exec touch "$out";;',
+                    f'*.so) exec cp {library} "$out";;', "esac"]  # fmt: skip
+    script.write_text("\n".join([*content, 'exec c++ "$@"\n']))
+    script.chmod(0o755)
+    both = [in_a_clean_cache(tmp_path, code=USE, CXX=str(script)) for _ in range(2)]
     for process in both:
         out, err = process.communicate(timeout=300)
         assert (process.returncode, out, err) == (0, "cpu\n", "")
+    assert linked.read_text() == "\n"  # once
     built = [path.suffix for path in (tmp_path / "cache" / "bnrnn").iterdir()]
     assert sorted(built) == [
         ".lock",
@@ -60,24 +74,23 @@ def no_compiler(tmp_path):
 
 
 def test_without_a_compiler_the_reference_serves(tmp_path, no_compiler):
-    process = in_a_clean_cache(tmp_path, "-c", USE, **no_compiler)
+    process = in_a_clean_cache(tmp_path, code=USE, **no_compiler)
     out, err = process.communicate(timeout=100)
     assert (process.returncode, out) == (0, "reference\n")
     (line,) = err.splitlines()
-    assert line.startswith("No compiled CPU kernel, so the slower reference serves; it takes a C++")
+    assert line.startswith("No compiled CPU kernel: the slower ones run instead; it takes a C++")
     assert "no-such-compiler" in line
 
 
 def test_a_run_without_a_compiler(tmp_path, no_compiler):
-    tiny = ["-m", "bnrnn", *TINY]
-    process = in_a_clean_cache(tmp_path, *tiny, **no_compiler)
+    process = in_a_clean_cache(tmp_path, *TINY, **no_compiler)
     _, err = process.communicate(timeout=200)
     assert process.returncode == 0, err
-    assert err.count("slower reference") == 1
+    assert err.count("slower ones") == 1
     (result,) = tmp_path.glob("outputs/pydocs/bnlstm/*/result.json")
     assert json.loads(result.read_text())["kernel"] == "reference"
 
-    process = in_a_clean_cache(tmp_path, *tiny, "kernel=cpu", **no_compiler)
+    process = in_a_clean_cache(tmp_path, *TINY, "kernel=cpu", **no_compiler)
     _, err = process.communicate(timeout=100)
     assert process.returncode == 2
     assert err.splitlines()[-1].startswith("bnrnn: error: kernel=cpu: it takes a C++ compiler")
@@ -156,9 +169,9 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setattr(build, "load", build.load.__wrapped__)  # which remembers
     monkeypatch.setattr(build, "_compile", cache.compile)
     monkeypatch.setattr(torch.ops, "load_library", cache.load)
-    kernels._compiled.cache_clear()
+    cpu._unavailability.cache_clear()
     yield cache
-    kernels._compiled.cache_clear()
+    cpu._unavailability.cache_clear()
 
 
 @pytest.fixture
@@ -388,12 +401,14 @@ def test_a_run_where_the_cache_is_not_safe(full, bnrnn_here, tmp_path):
     full.folder.chmod(0o777)
     done = bnrnn_here(*TINY)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("slower reference serves; others can write to") == 1
+    assert done.stderr.count("slower ones run instead; others can write to") == 1
     (result,) = tmp_path.glob("outputs/pydocs/bnlstm/*/result.json")
     assert json.loads(result.read_text())["kernel"] == "reference"
     done = bnrnn_here(*TINY, "kernel=cpu")
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].startswith("bnrnn: error: kernel=cpu: others can write to")
+    assert done.stderr.splitlines()[-1].startswith(
+        "bnrnn: error: kernel 'cpu' cannot run this: others can write to"
+    )
     assert full.loaded == []
 
 
@@ -401,10 +416,8 @@ def test_a_run_where_the_cache_is_not_safe(full, bnrnn_here, tmp_path):
 
 
 @pytest.fixture
-def real_library(tmp_path):
-    """The library that these tests use, in a cache of its own."""
-    build.load()
-    library = build.library_path()
+def real_library(tmp_path, library):
+    """A copy of it in a cache of its own."""
     folder = tmp_path / "cache" / "bnrnn"
     folder.mkdir(parents=True, mode=0o755)
     for file in (library, library.with_suffix(".sha256")):
@@ -414,7 +427,7 @@ def real_library(tmp_path):
 
 def test_a_planted_library_is_not_loaded(tmp_path, real_library, no_compiler):
     real_library.parent.chmod(0o1777)
-    process = in_a_clean_cache(tmp_path, "-c", USE, **no_compiler)
+    process = in_a_clean_cache(tmp_path, code=USE, **no_compiler)
     out, err = process.communicate(timeout=100)
     assert (process.returncode, out) == (0, "reference\n")
     (line,) = err.splitlines()
@@ -424,7 +437,7 @@ def test_a_planted_library_is_not_loaded(tmp_path, real_library, no_compiler):
 def test_half_a_library_does_not_kill_the_process(tmp_path, real_library, no_compiler):
     with real_library.open("r+b") as file:
         file.truncate(real_library.stat().st_size // 2)
-    process = in_a_clean_cache(tmp_path, "-c", USE, **no_compiler)
+    process = in_a_clean_cache(tmp_path, code=USE, **no_compiler)
     out, err = process.communicate(timeout=100)
     assert (process.returncode, out) == (0, "reference\n"), err
 
@@ -459,9 +472,9 @@ def wait_for(path, process):
 
 def test_after_a_kill_the_next_process_builds(tmp_path, hanging, no_compiler, monkeypatch):
     compiler, began = hanging
-    killed = in_a_clean_cache(tmp_path, "-c", USE, CXX=compiler, start_new_session=True)
+    killed = in_a_clean_cache(tmp_path, code=USE, CXX=compiler, new_session=True)
     wait_for(began, killed)
-    killed.kill()  # its compiler lives on
+    killed.send_signal(signal.SIGKILL)  # its compiler lives on
     killed.communicate()
     folder = tmp_path / "cache" / "bnrnn"
     assert list(folder.glob("building-*"))
@@ -477,7 +490,7 @@ def test_after_a_kill_the_next_process_builds(tmp_path, hanging, no_compiler, mo
 
 def test_ctrl_c_while_the_compiler_hangs(tmp_path, hanging):
     compiler, began = hanging
-    process = in_a_clean_cache(tmp_path, "-m", "bnrnn", *TINY, CXX=compiler, start_new_session=True)
+    process = in_a_clean_cache(tmp_path, *TINY, CXX=compiler, new_session=True)
     wait_for(began, process)
     os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=100)
@@ -488,8 +501,11 @@ def test_ctrl_c_while_the_compiler_hangs(tmp_path, hanging):
 
 
 def test_help_touches_no_cache(tmp_path, no_compiler):
-    process = in_a_clean_cache(tmp_path, "-m", "bnrnn", "--help", **no_compiler)
-    out, err = process.communicate(timeout=100)
-    assert (process.returncode, err) == (0, "")
-    assert "max_steps" in out
+    done = subprocess.run(
+        [sys.executable, "-m", "bnrnn", "--help"],
+        env={**os.environ, "TORCH_EXTENSIONS_DIR": str(tmp_path / "cache"), **no_compiler},
+        capture_output=True, text=True, timeout=100, cwd=tmp_path,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "max_steps" in done.stdout
     assert not (tmp_path / "cache").exists()

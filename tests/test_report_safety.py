@@ -148,7 +148,21 @@ def check_markdown(text):
     return pictures
 
 
-@pytest.mark.parametrize("names", [NAMES[:10], NAMES[10:20], NAMES[20:]])
+# A path, nothing, mathematics, HTML, Markdown, a table, a terminal, and too many letters.
+SOME_NAMES = [
+    "../../../X", "", "$x^{$", "<script>alert(1)</script>", "](javascript:alert(1))", "a|b",
+    "\x1b[31mred", "a" * 300,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        SOME_NAMES,
+        *(pytest.param(NAMES[k : k + 10], marks=pytest.mark.slow) for k in (0, 10, 20)),
+    ],
+    ids=["some", "0", "10", "20"],
+)
 def test_names_of_a_run_reach_no_other_file_and_no_reader_raw(bnrnn_here, tmp_path, names):
     outputs = tmp_path / "deep" / "down" / "here" / "outputs"
     for k, name in enumerate(names):
@@ -209,8 +223,15 @@ RECORDS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("factor", [1.0, 1e308])
-@pytest.mark.parametrize("gamma", [False, True])
+@pytest.mark.parametrize(
+    ("factor", "gamma"),
+    [
+        (1e308, False),
+        (1.0, True),
+        pytest.param(1.0, False, marks=pytest.mark.slow),
+        pytest.param(1e308, True, marks=pytest.mark.slow),
+    ],
+)
 def test_odd_numbers_do_not_stop_the_report(tmp_path, factor, gamma):
     for k, (name, points) in enumerate(RECORDS.items()):
         for seed in range(3):

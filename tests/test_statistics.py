@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from bnrnn import BNLSTM, batch_statistics, calibrate
-from bnrnn.nn import StepStatistics
+from bnrnn.nn.statistics import StepStatistics
 from tests.equations import bn_lstm
 
 pytestmark = pytest.mark.numeric
@@ -150,7 +150,8 @@ def test_padded_batches(count_padding):
         assert statistics.num_batches.tolist() == [1] * steps + [0] * (T - steps)
         for ours, theirs in zip((statistics.mean, statistics.var), expected[term], strict=True):
             np.testing.assert_allclose(ours.numpy()[:steps], theirs[:steps], rtol=1e-9, atol=1e-12)
-    assert len(lstm.statistics["c_l0"].population().mean) == steps
+        for average in statistics.population():
+            assert torch.equal(average[steps:], average[steps - 1].expand_as(average[steps:]))
 
 
 def test_each_step_averages_the_batches_that_reach_it():

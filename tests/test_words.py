@@ -708,4 +708,6 @@ def test_a_run_that_has_not_validated_and_a_strange_one_are_reported(tmp_path):
     report.write_report(tmp_path, tmp_path / "report")
     text = (tmp_path / "report" / "report.md").read_text()
     assert "| Small BN-LSTM, " in text
-    assert "| Large LSTM, 33 % run | - | 0 | 0.25 | 148.41 | 49.3 | 180.00 | 81.8 | - | 78.4 |" in text
+    assert (
+        "| Large LSTM, 33 % run | - | 0 | 0.25 | 148.41 | 49.3 | 180.00 | 81.8 | - | 78.4 |" in text
+    )

@@ -106,8 +106,8 @@ def test_a_printed_path_survives_the_shell_and_hydra(name, tmp_path, composed):
     (word,) = shlex.split(quoted(tmp_path / name), posix=True)
     override = OverridesParser.create().parse_override(f"outputs={word}")
     assert override.key_or_group == "outputs"
-    assert composed(f"outputs={word}").outputs == str(tmp_path / name)
-    assert composed(f"outputs={literal(name)}").outputs == name
+    config = composed(f"outputs={word}", f"data_dir={literal(name)}")
+    assert (config.outputs, config.data_dir) == (str(tmp_path / name), name)
 
 
 def test_a_home_folder_is_found(bnrnn_here, tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ from torch import nn
 
 from bnrnn.errors import DataError
 from bnrnn.evaluate import normalizes
-from bnrnn.nn import batch_statistics
+from bnrnn.nn.statistics import batch_statistics
 from bnrnn.runs.analysis import Lengths
 from bnrnn.tasks import Batch, CharacterTask, Progress
 from bnrnn.tasks.base import even_batches

@@ -7,7 +7,8 @@ from torch import nn
 
 from bnrnn.errors import ConfigError
 from bnrnn.kernels import Moments
-from bnrnn.nn import BNLSTM, StepStatistics
+from bnrnn.nn.lstm import BNLSTM
+from bnrnn.nn.statistics import StepStatistics
 from bnrnn.runs.analysis import Population, Units
 
 TERMS = {"recurrent": "hh_l0", "cell": "c_l0"}

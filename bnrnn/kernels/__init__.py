@@ -1,74 +1,94 @@
 """The recurrence of one layer and direction: a reference, and fast versions equal to it.
 
-`recurrence` is what the rest of the library calls. It takes the arguments of
-`bnrnn.kernels.reference.recurrence` and the name of a kernel.
+`recurrence` is what the rest of the library calls; `KERNELS` is the table of what it can use.
 """
 
-import functools
-import logging
-from collections.abc import Callable
-
-import torch
 from torch import Tensor
 
-from bnrnn.kernels import build, cpu, reference
+from bnrnn.kernels import cpu, reference, torch_lstm
 from bnrnn.kernels.build import BuildError
-from bnrnn.kernels.reference import Moments, Normalization, TermMoments, Weights
+from bnrnn.kernels.interface import (
+    Kernel,
+    Moments,
+    Normalization,
+    Recurrence,
+    Request,
+    TermMoments,
+    Weights,
+)
 
-_log = logging.getLogger(__name__)
-
-KERNELS: dict[str, Callable[..., tuple[Tensor, Tensor, Tensor, TermMoments]]] = {
-    "reference": reference.recurrence,
-    "cpu": cpu.recurrence,
+# The fastest first.
+KERNELS: dict[str, Kernel] = {
+    "torch.lstm": Kernel(torch_lstm.recurrence, torch_lstm.why_not),
+    "cpu": Kernel(cpu.recurrence, cpu.why_not),
+    "torch.lstm packed": Kernel(torch_lstm.recurrence, torch_lstm.why_not_padded),
+    "reference": Kernel(reference.recurrence, lambda _: None),
 }
 
 
-def choose(kernel: str, device: torch.device | str, dtype: torch.dtype) -> str:
-    """The name of the kernel that serves tensors of this kind.
+def check_name(kernel: str) -> None:
+    """
+    Raises:
+        ValueError: it is neither "auto" nor in `KERNELS`.
+    """
+    if kernel != "auto" and kernel not in KERNELS:
+        raise ValueError(f"kernel must be one of auto, {', '.join(KERNELS)}; got {kernel!r}")
+
+
+def choose(kernel: str, request: Request) -> str:
+    """The name of the kernel that runs a request.
 
     Args:
-        kernel: a name in `KERNELS`, or "auto": the fastest there is. Where the compiled one cannot
-            be had, one line of the log says why, once, and the reference serves.
+        kernel: a name in `KERNELS`, or "auto": the first that can. Where the CPU kernel cannot be
+            compiled, one line of the log says why, once.
 
     Raises:
-        ValueError: the kernel does not serve such tensors.
-        BuildError: "cpu", and it cannot be compiled.
+        ValueError: there is no such kernel, or it cannot run this.
     """
-    served = torch.device(device).type == "cpu" and dtype in (torch.float32, torch.float64)
+    check_name(kernel)
     if kernel == "auto":
-        return "cpu" if served and _compiled() else "reference"
-    if kernel == "cpu":
-        if not served:
-            raise ValueError(
-                f"kernel 'cpu' serves float32 and float64 on the CPU, not {dtype} on {device}: "
-                "use 'auto'"
-            )
-        build.load()
+        return next(name for name, entry in KERNELS.items() if entry.why_not(request) is None)
+    reason = KERNELS[kernel].why_not(request)
+    if reason is not None:
+        raise ValueError(f"kernel {kernel!r} cannot run this: {reason}; use 'auto'")
     return kernel
 
 
-def recurrence(*args, kernel: str = "auto", **kwargs) -> tuple[Tensor, Tensor, Tensor, TermMoments]:
-    h_0 = args[1]
-    return KERNELS[choose(kernel, h_0.device, h_0.dtype)](*args, **kwargs)
-
-
-@functools.cache
-def _compiled() -> bool:
-    try:
-        build.load()
-    except BuildError as error:
-        _log.warning("No compiled CPU kernel, so the slower reference serves; %s", error)
-        return False
-    return True
+def recurrence(
+    input: Tensor,
+    h_0: Tensor,
+    c_0: Tensor,
+    weights: Weights,
+    normalization: Normalization,
+    *,
+    population: TermMoments | None = None,
+    lengths: Tensor | None = None,
+    count_padding: bool = False,
+    kernel: str = "auto",
+) -> tuple[Tensor, Tensor, Tensor, TermMoments]:
+    """See `bnrnn.kernels.interface.Recurrence`; `kernel` as in `choose`."""
+    cell_bias = normalization.c == "none" and weights.beta_c is not None
+    request = Request(
+        h_0.device.type, h_0.dtype, normalization, cell_bias, padded=lengths is not None
+    )
+    run = KERNELS[choose(kernel, request)].run
+    return run(
+        input, h_0, c_0, weights, normalization,
+        population=population, lengths=lengths, count_padding=count_padding,
+    )  # fmt: skip
 
 
 __all__ = [
     "KERNELS",
     "BuildError",
+    "Kernel",
     "Moments",
     "Normalization",
+    "Recurrence",
+    "Request",
     "TermMoments",
     "Weights",
+    "check_name",
     "choose",
     "recurrence",
 ]

@@ -12,54 +12,11 @@ statistics of the input term are those of Laurent et al., "Batch Normalized Recu
 Networks", 2015.
 """
 
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
-class Moments(NamedTuple):
-    """Mean and biased variance of one term: (T, features), or (1, features) if sequence-wise."""
-
-    mean: Tensor
-    var: Tensor
-
-
-class TermMoments(NamedTuple):
-    """The moments of the three terms that can be normalised; None where a term is not."""
-
-    ih: Moments | None = None
-    hh: Moments | None = None
-    c: Moments | None = None
-
-
-class Weights(NamedTuple):
-    """The parameters of one layer and direction; a γ or β is None where its slot is empty."""
-
-    weight_ih: Tensor  # (4H, D), gates in the order i, f, g, o
-    weight_hh: Tensor  # (4H, H)
-    bias: Tensor | None = None  # (4H,)
-    gamma_ih: Tensor | None = None  # (4H,)
-    gamma_hh: Tensor | None = None  # (4H,)
-    gamma_c: Tensor | None = None  # (H,)
-    beta_c: Tensor | None = None  # (H,)
-
-
-class Normalization(NamedTuple):
-    """What the three slots hold: "none", "frame" (each step by itself) or "sequence"."""
-
-    ih: str = "frame"
-    hh: str = "frame"
-    c: str = "frame"
-    eps: float = 1e-5
-    sequence_eps: float | None = None  # of sequence-wise statistics; None: eps
-
-    @property
-    def eps_ih(self) -> float:
-        if self.ih != "sequence" or self.sequence_eps is None:
-            return self.eps
-        return self.sequence_eps
+from bnrnn.kernels.interface import Moments, Normalization, TermMoments, Weights
 
 
 def recurrence(
@@ -68,29 +25,17 @@ def recurrence(
     c_0: Tensor,
     weights: Weights,
     normalization: Normalization,
+    *,
     population: TermMoments | None = None,
     lengths: Tensor | None = None,
     count_padding: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, TermMoments]:
-    """Run one layer in one direction.
-
-    Args:
-        input: (T, B, D), or (T, B) integers: the indices of one-hot vectors of size D.
-        h_0, c_0: (B, H).
-        population: normalise by these; step t uses row min(t, rows - 1). None: by the batch's own.
-        lengths: (B,) on the input's device, each in 1..T. A finished sequence keeps its state and
-            puts zeros out. None: all are T long.
-        count_padding: whether finished sequences count in frame-wise batch statistics, those of
-            the two states with h and c as they ended.
-
-    Returns:
-        output (T, B, H); h_n, c_n (B, H); the batch's moments, detached (empty if given).
-    """
+    """See `bnrnn.kernels.interface.Recurrence`."""
     steps = input.shape[0]
     live = None if lengths is None else live_rows(lengths, steps)  # (T, B, 1)
     counted = None if count_padding else live
     if counted is not None and input.is_floating_point():
-        # Whatever lies in the padding, even NaN, must not reach a gradient through a zero factor.
+        # The content of the padding, even NaN, must not reach a gradient through a zero factor.
         input = torch.where(counted, input, 0.0)
 
     w, kinds, eps = weights, normalization, normalization.eps
@@ -99,15 +44,15 @@ def recurrence(
     bn_hh = _Norm(kinds.hh, w.gamma_hh, None, eps, given.hh)
     bn_c = _Norm(kinds.c, w.gamma_c, w.beta_c, eps, given.c)
 
-    input_term = _input_term(input, w.weight_ih)  # (T, B, 4H)
+    x_terms = input_term(input, w.weight_ih)  # (T, B, 4H)
     whole_sequence = kinds.ih == "sequence" and population is None
     if whole_sequence:
         # Padding never counts here: n is the number of real frames.
         frames = None if live is None else live.flatten(0, 1)
-        input_term = bn_ih(input_term.flatten(0, 1), 0, frames).view_as(input_term)
+        x_terms = bn_ih(x_terms.flatten(0, 1), 0, frames).view_as(x_terms)
 
     h, c, output = h_0, c_0, []
-    for t, x in enumerate(input_term.unbind(0)):
+    for t, x in enumerate(x_terms.unbind(0)):
         rows = None if counted is None else counted[t]
         if not whole_sequence:
             x = bn_ih(x, t, rows)
@@ -157,9 +102,13 @@ class _Norm:
             y = F.batch_norm(y, mean, var, self.gamma, self.beta, True, 1.0, self.eps)
             self.seen.append(Moments(mean, var * ((n - 1) / n)))
             return y
-        n = rows.sum().clamp(min=1)  # T may exceed the longest length: then nobody is live
+        live = rows.sum()
+        n = live.clamp(min=1)  # T may exceed the longest length
         mean = torch.where(rows, y, 0.0).sum(0) / n
         var = torch.where(rows, y - mean, 0.0).square().sum(0) / n
+        if self.seen:
+            mean = torch.where(live > 1, mean, self.seen[-1].mean)
+            var = torch.where(live > 1, var, self.seen[-1].var)
         self.seen.append(Moments(mean.detach(), var.detach()))
         y = (y - mean) * (self.gamma * torch.rsqrt(var + self.eps))
         return y if self.beta is None else y + self.beta
@@ -171,7 +120,7 @@ class _Norm:
         return Moments(torch.stack(means), torch.stack(variances))
 
 
-def _input_term(input: Tensor, weight_ih: Tensor) -> Tensor:
+def input_term(input: Tensor, weight_ih: Tensor) -> Tensor:
     """W_x x_t for all t at once, (T, B, 4H); of a one-hot x_t it is a column of W_x."""
     if input.is_floating_point():
         return input @ weight_ih.t()

@@ -1,4 +1,1 @@
-from bnrnn.nn.lstm import BNLSTM
-from bnrnn.nn.statistics import StepStatistics, batch_statistics, calibrate
-
-__all__ = ["BNLSTM", "StepStatistics", "batch_statistics", "calibrate"]
+"""The modules: batch-normalised LSTMs and what is made of them."""

@@ -1,6 +1,6 @@
 """`AttentiveReader`: question answering over a passage by attention (paper, section 5.4)."""
 
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,9 +9,8 @@ from torch import Tensor, nn
 
 from bnrnn.kernels.reference import live_rows
 from bnrnn.nn.feature_norm import FeatureNorm
-from bnrnn.nn.lstm import BNLSTM, InputNorm, StepNorm
-
-Init = Literal["sound", "official_code"]
+from bnrnn.nn.lstm import BNLSTM
+from bnrnn.nn.options import NormOptions, ReaderOptions, chosen, require, spell_out_options
 
 # What each model of the paper's section 5.4 normalises; all but the last read forwards only.
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -119,74 +118,37 @@ class AttentiveReader(nn.Module):
         *,
         vocabulary: int,
         hidden_size: int,
-        bidirectional: bool = False,
-        input_norm: InputNorm = "none",
-        recurrent_norm: StepNorm = "none",
-        cell_norm: StepNorm = "none",
-        attention_norm: bool = False,
-        gamma_init: float = 0.1,
-        eps: float = 1e-5,
-        sequence_eps: float | None = None,
-        momentum: float = 0.1,
-        max_length: int | None = None,
-        dropout: float = 0.5,
-        mean_passage: bool = True,
-        similarity: bool = True,
-        mask_attention_statistics: bool = True,
-        count_padding: bool = True,
-        init: Init = "sound",
-        learned_state: bool = True,
-        forget_bias: float = 0.0,
         kernel: str = "auto",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        **options: Any,
     ) -> None:
         super().__init__()
+        self.options = o = ReaderOptions(**options)
         for name, value in (("vocabulary", vocabulary), ("hidden_size", hidden_size)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1), got {dropout}")
-        if init not in ("sound", "official_code"):
-            raise ValueError(f"init must be one of sound, official_code; got {init!r}")
-        self.vocabulary, self.hidden_size, self.bidirectional = (
-            vocabulary, hidden_size, bidirectional,
-        )  # fmt: skip
-        self.attention_norm, self.dropout = attention_norm, dropout
-        self.mask_attention_statistics, self.init = mask_attention_statistics, init
+            require(value > 0, name, value, "positive")
+        self.vocabulary, self.hidden_size = vocabulary, hidden_size
 
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        width = hidden_size * (2 if bidirectional else 1)  # c
+        width = hidden_size * (2 if o.bidirectional else 1)  # c
 
         def encoder() -> BNLSTM:
+            own = chosen(NormOptions, o)
+            own["learned_state"] = o.learned_state and o.recurrent_norm == "none"
             return BNLSTM(
-                hidden_size,
-                hidden_size,
-                bidirectional=bidirectional,
-                input_norm=input_norm,
-                recurrent_norm=recurrent_norm,
-                cell_norm=cell_norm,
-                gamma_init=gamma_init,
-                eps=eps,
-                sequence_eps=sequence_eps,
-                momentum=momentum,
-                max_length=max_length,
-                learned_state=learned_state and recurrent_norm == "none",
-                count_padding=count_padding,
-                forget_bias=forget_bias,
-                kernel=kernel,
-                **factory,
-            )
+                hidden_size, hidden_size, bidirectional=o.bidirectional, kernel=kernel,
+                count_padding=o.count_padding, **own, **factory,
+            )  # fmt: skip
 
         def term(bias: bool) -> _Term:
             norm = None
-            if attention_norm:
+            if o.attention_norm:
                 norm = FeatureNorm(
                     hidden_size,
                     beta=bias,
-                    gamma_init=gamma_init,
-                    eps=eps,
-                    momentum=momentum,
+                    gamma_init=o.gamma_init,
+                    eps=o.eps,
+                    momentum=o.momentum,
                     **factory,
                 )
             # b takes the place of β: another bias in front of BN would cancel.
@@ -196,13 +158,13 @@ class AttentiveReader(nn.Module):
         self.embedding = nn.Embedding(vocabulary, hidden_size, **factory)
         self.passage_encoder = encoder()
         self.question_encoder = encoder()
-        self.bilinear = nn.Parameter(torch.empty(width, width, **factory)) if similarity else None
+        self.bilinear = nn.Parameter(torch.empty(width, width, **factory)) if o.similarity else None
         self.attention_passage = term(bias=True)
         self.attention_question = term(bias=False)
         self.attention_score = nn.Linear(hidden_size, 1, bias=False, **factory)
         self.joint_attended = term(bias=False)
         self.joint_question = term(bias=True)
-        self.joint_mean = term(bias=False) if mean_passage else None
+        self.joint_mean = term(bias=False) if o.mean_passage else None
         self.output = nn.Linear(hidden_size, vocabulary, **factory)
         self.reset_parameters()
 
@@ -210,7 +172,7 @@ class AttentiveReader(nn.Module):
         """Initialise as the class docstring says, and forget all statistics."""
         for encoder in (self.passage_encoder, self.question_encoder):
             encoder.reset_parameters()
-            if encoder.learned_state:
+            if encoder.options.learned_state:
                 encoder.initial_cell.requires_grad_(False)
         for module in self.modules():
             if isinstance(module, FeatureNorm):
@@ -224,7 +186,7 @@ class AttentiveReader(nn.Module):
             nn.init.orthogonal_(self.bilinear)
         bound = self.hidden_size**-0.5
         nn.init.uniform_(self.attention_score.weight, -bound, bound)
-        if self.init == "official_code":
+        if self.options.init == "official_code":
             self._reset_as_official_code()
 
     @torch.no_grad()
@@ -242,7 +204,7 @@ class AttentiveReader(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Linear) and module is not self.attention_score:
                 _fill(module.weight, _uniform(module.in_features, module.out_features))
-        if not self.bidirectional:
+        if not self.options.bidirectional:
             _fill(self.attention_passage.linear.weight, _small_orthogonal(self.hidden_size))
 
     def forward(
@@ -281,7 +243,7 @@ class AttentiveReader(nn.Module):
         _, u = self._encode(self.question_encoder, question, question_lengths)
         live = live_rows(passage_lengths, len(passage))  # (T, B, 1)
 
-        if self.mask_attention_statistics:
+        if self.options.mask_attention_statistics:
             document = self.attention_passage(d, live[:, :, 0])
         else:
             document = self.attention_passage(torch.where(live, d, self._carried(d_last)))
@@ -297,12 +259,12 @@ class AttentiveReader(nn.Module):
         joint = self.joint_attended(r) + self.joint_question(u)
         if self.joint_mean is not None:
             joint = joint + self.joint_mean(d.sum(0) / passage_lengths[:, None])
-        g = F.dropout(torch.tanh(joint), self.dropout, self.training)
+        g = F.dropout(torch.tanh(joint), self.options.dropout, self.training)
         return self.output(g), attention
 
     def _encode(self, encoder: BNLSTM, words: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """States (T, B, c), zero at the padding, and each direction's last, (B, c)."""
-        x = F.dropout(self.embedding(words), self.dropout, self.training)
+        x = F.dropout(self.embedding(words), self.options.dropout, self.training)
         # Padding that counts in per-step statistics is a zero vector, not some word.
         x = torch.where(live_rows(lengths, len(words)), x, 0.0)
         states, (h_n, _) = encoder(x, lengths=lengths)
@@ -310,13 +272,16 @@ class AttentiveReader(nn.Module):
 
     def _carried(self, last: Tensor) -> Tensor:
         """What the authors' code has for d_t at padding: the last state forwards; 0 backwards."""
-        if not self.bidirectional:
+        if not self.options.bidirectional:
             return last
         forwards, backwards = last.chunk(2, dim=1)
         return torch.cat([forwards, torch.zeros_like(backwards)], dim=1)
 
     def extra_repr(self) -> str:
-        return f"init={self.init}, dropout={self.dropout}"
+        return f"init={self.options.init}, dropout={self.options.dropout}"
+
+
+spell_out_options(AttentiveReader.__init__, ReaderOptions)
 
 
 class _Term(nn.Module):

@@ -1,6 +1,10 @@
 """`BNLSTM`: `torch.nn.LSTM` with three places for batch normalisation."""
 
-from typing import Any, Literal, cast
+import contextlib
+import numbers
+import warnings
+from collections.abc import Iterable
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -8,12 +12,12 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from bnrnn import kernels
-from bnrnn.kernels import Normalization, TermMoments, Weights
+from bnrnn.kernels import Normalization, Request, TermMoments, Weights
+from bnrnn.nn import conversion
+from bnrnn.nn.initialization import identity_candidate_, orthogonal_
+from bnrnn.nn.options import LSTMOptions, spell_out_options
 from bnrnn.nn.statistics import StepStatistics
 
-InputNorm = Literal["none", "frame", "sequence"]
-StepNorm = Literal["none", "frame"]
-RecurrentInit = Literal["orthogonal", "identity"]
 State = tuple[Tensor, Tensor]
 
 
@@ -63,9 +67,9 @@ class BNLSTM(nn.Module):
         forget_bias: initial bias of the forget gate.
         recurrent_init: "orthogonal", or "identity": the block of g is the identity and those of
             i, f, o are orthogonal, as in the authors' code for MNIST.
-        kernel: "auto", the fastest there is for the device and dtype, or one by name: "cpu",
-            compiled on first use, or "reference". Where nothing is normalised "auto" is
-            `torch.nn.LSTM`'s own code, unless there are `lengths`.
+        kernel: "auto", the fastest that can run it, or one of `bnrnn.kernels.KERNELS` by name:
+            "cpu", compiled on first use; "torch.lstm", where nothing is normalised, and "torch.lstm
+            packed", the same with `lengths`; "reference".
 
     Parameters, for layer k, and again with suffix `_reverse` (gates in the order i, f, g, o):
         weight_ih_l{k}: (4H, D), or (4H, num_directions * H) for k > 0; orthogonal.
@@ -100,95 +104,48 @@ class BNLSTM(nn.Module):
         proj_size: int = 0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-        *,
-        input_norm: InputNorm = "frame",
-        recurrent_norm: StepNorm = "frame",
-        cell_norm: StepNorm = "frame",
-        gamma_init: float = 0.1,
-        eps: float = 1e-5,
-        sequence_eps: float | None = None,
-        momentum: float = 0.1,
-        max_length: int | None = None,
-        init_noise: float = 0.0,
-        learned_state: bool = False,
-        cell_bias: bool = False,
-        count_padding: bool = False,
-        forget_bias: float = 1.0,
-        recurrent_init: RecurrentInit = "orthogonal",
-        kernel: str = "auto",
+        **options: Any,
     ) -> None:
         super().__init__()
-        for name, value in (
-            ("input_size", input_size), ("hidden_size", hidden_size), ("num_layers", num_layers),
-            ("max_length", 1 if max_length is None else max_length),
-        ):  # fmt: skip
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        if not 0 <= dropout <= 1:
-            raise ValueError(f"dropout must be in [0, 1], got {dropout}")
-        for name, value in (
-            ("eps", eps),
-            ("sequence_eps", eps if sequence_eps is None else sequence_eps),
-        ):
-            if value <= 0:
-                raise ValueError(f"{name} must be positive, got {value}")
-        if not 0 < momentum <= 1:
-            raise ValueError(f"momentum must be in (0, 1], got {momentum}")
-        if init_noise < 0:
-            raise ValueError(f"init_noise must not be negative, got {init_noise}")
+        self.options = LSTMOptions(**options)
+        kernels.check_name(self.options.kernel)
+        _check_arguments(input_size, hidden_size, num_layers, bias, batch_first, dropout)
         if proj_size != 0:
-            raise ValueError("proj_size is not supported: it must be 0")
-        for name, value, allowed in (
-            ("input_norm", input_norm, ("none", "frame", "sequence")),
-            ("recurrent_norm", recurrent_norm, ("none", "frame")),
-            ("cell_norm", cell_norm, ("none", "frame")),
-            ("recurrent_init", recurrent_init, ("orthogonal", "identity")),
-        ):
-            if value not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {value!r}")
-        self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
-        self.bias, self.batch_first, self.dropout = bias, batch_first, dropout
-        self.bidirectional, self.proj_size = bidirectional, proj_size
-        self.normalization = Normalization(input_norm, recurrent_norm, cell_norm, eps, sequence_eps)
-        self.gamma_init, self.momentum, self.max_length = gamma_init, momentum, max_length
-        self.init_noise, self.learned_state = init_noise, learned_state
-        self.cell_bias, self.count_padding = cell_bias, count_padding
-        self.forget_bias, self.recurrent_init = forget_bias, recurrent_init
-        if kernel != "auto" and kernel not in kernels.KERNELS:
             raise ValueError(
-                f"kernel must be one of auto, {', '.join(kernels.KERNELS)}; got {kernel!r}"
+                "proj_size must be 0: project the outputs with torch.nn.Linear instead"
             )
-        self.kernel = kernel
+        self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
+        self.bias, self.batch_first, self.dropout = bias, batch_first, float(dropout)
+        self.bidirectional, self.proj_size = bidirectional, proj_size
+        self._seen_first_batch = False
 
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        four_h = 4 * hidden_size
+        kinds = self.normalization
         self.statistics = nn.ModuleDict()
-        for layer in range(num_layers):
+        for layer, suffix in self._all_suffixes():
             width = input_size if layer == 0 else hidden_size * self.num_directions
-            for suffix in self._suffixes(layer):
-                shapes: dict[str, tuple[int, ...]] = {
-                    "weight_ih": (four_h, width),
-                    "weight_hh": (four_h, hidden_size),
-                }
-                if bias:
-                    shapes["bias"] = (four_h,)
-                for term, kind, features in (
-                    ("ih", input_norm, four_h),
-                    ("hh", recurrent_norm, four_h),
-                    ("c", cell_norm, hidden_size),
-                ):
-                    if kind != "none":
-                        shapes["gamma_" + term] = (features,)
-                        self.statistics[term + suffix] = StepStatistics(
-                            features, max_length, momentum, **factory
-                        )
-                if cell_norm != "none" or cell_bias:
-                    shapes["beta_c"] = (hidden_size,)
-                for name, shape in shapes.items():
-                    self.register_parameter(
-                        name + suffix, nn.Parameter(torch.empty(shape, **factory))
+            shapes: dict[str, tuple[int, ...]] = {
+                "weight_ih": (4 * hidden_size, width),
+                "weight_hh": (4 * hidden_size, hidden_size),
+            }
+            if bias:
+                shapes["bias"] = (4 * hidden_size,)
+            for term, kind, features in (
+                ("ih", kinds.ih, 4 * hidden_size),
+                ("hh", kinds.hh, 4 * hidden_size),
+                ("c", kinds.c, hidden_size),
+            ):
+                if kind != "none":
+                    shapes["gamma_" + term] = (features,)
+                    rows = 1 if kind == "sequence" else self.options.max_length
+                    self.statistics[term + suffix] = StepStatistics(
+                        features, rows, self.options.momentum, **factory
                     )
-        if learned_state:
+            if kinds.c != "none" or self.options.cell_bias:
+                shapes["beta_c"] = (hidden_size,)
+            for name, shape in shapes.items():
+                self.register_parameter(name + suffix, nn.Parameter(torch.empty(shape, **factory)))
+        if self.options.learned_state:
             states = (num_layers * self.num_directions, hidden_size)
             self.initial_hidden = nn.Parameter(torch.empty(states, **factory))
             self.initial_cell = nn.Parameter(torch.empty(states, **factory))
@@ -199,77 +156,98 @@ class BNLSTM(nn.Module):
         return 2 if self.bidirectional else 1
 
     @property
-    def is_plain(self) -> bool:
-        """Nothing is normalised or added: the module is `torch.nn.LSTM`."""
-        return self.normalization[:3] == ("none", "none", "none") and not self.cell_bias
-
-    def active_kernel(self, padded: bool = False) -> str:
-        """The code that runs the recurrence where the weights are now: a kernel, or "torch.lstm".
-
-        Args:
-            padded: for batches of sequences of different lengths.
-
-        Raises:
-            ValueError, BuildError: `kernel` cannot serve there.
-        """
-        weight = self.get_parameter("weight_hh_l0")
-        plain = self.kernel == "auto" and self.is_plain
-        if plain and not padded:
-            return "torch.lstm"
-        chosen = kernels.choose(self.kernel, weight.device, weight.dtype)
-        # A padded batch has to be packed for torch.nn.LSTM, and takes it twice as long as our own.
-        return "torch.lstm" if plain and chosen == "reference" else chosen
+    def normalization(self) -> Normalization:
+        o = self.options
+        return Normalization(o.input_norm, o.recurrent_norm, o.cell_norm, o.eps, o.sequence_eps)
 
     @property
     def normalizes_frames(self) -> bool:
         """Some term needs more than one sequence in a training batch."""
         return "frame" in self.normalization[:3]
 
+    @property
+    def all_weights(self) -> list[list[Tensor]]:
+        """The parameters of each layer and direction, as `torch.nn.LSTM` lists them."""
+        return [
+            [t for t in self._weights(suffix) if t is not None]
+            for _, suffix in self._all_suffixes()
+        ]
+
+    def active_kernel(self, padded: bool = False) -> str:
+        """The name of the kernel that runs the recurrence where the weights are now.
+
+        Args:
+            padded: for batches of sequences of different lengths.
+
+        Raises:
+            ValueError: `kernel` cannot run there.
+        """
+        weight = self._weight
+        request = Request(
+            weight.device.type, weight.dtype, self.normalization, self.options.cell_bias, padded
+        )
+        return kernels.choose(self.options.kernel, request)
+
+    @torch.no_grad()
     def reset_parameters(self) -> None:
         """Initialise as the class docstring says, and forget all statistics."""
         for name, parameter in self.named_parameters():
-            if name.startswith("weight_hh") and self.recurrent_init == "identity":
-                _identity_candidate(parameter)
+            if name.startswith("weight_hh") and self.options.recurrent_init == "identity":
+                identity_candidate_(parameter)
             elif name.startswith("weight"):
-                nn.init.orthogonal_(parameter)
+                orthogonal_(parameter)
             elif name.startswith("gamma"):
-                nn.init.constant_(parameter, self.gamma_init)
+                parameter.fill_(self.options.gamma_init)
             else:
-                nn.init.zeros_(parameter)
+                parameter.zero_()
             if name.startswith("bias"):
-                _, forget, _, _ = parameter.detach().chunk(4)
-                forget.fill_(self.forget_bias)
+                _, forget, _, _ = parameter.chunk(4)
+                forget.fill_(self.options.forget_bias)
         for statistics in self._all_statistics():
             statistics.reset()
 
     def flatten_parameters(self) -> None:
         """Nothing to do; here because code written for `torch.nn.LSTM` calls it."""
 
-    @torch.no_grad()
-    def copy_weights(self, lstm: nn.LSTM) -> None:
-        """Take over the weights of a `torch.nn.LSTM` of the same shape, its two biases added.
+    @classmethod
+    def from_lstm(
+        cls, lstm: nn.LSTM, batches: Iterable[Any] | None = None, **options: Any
+    ) -> "BNLSTM":
+        """A module that computes in evaluation what a `torch.nn.LSTM` computes.
+
+        Args:
+            batches: what `lstm` is called with, to take the moments of the normalised terms from:
+                tensors, `PackedSequence`s or tuples of arguments. The statistics are those of all
+                time steps together, γ = sqrt(var + ε), and b and β_c make up for the means.
+                Without batches only the weights are taken over: then γ stays `gamma_init`, and the
+                outputs are not those of `lstm` unless nothing is normalised.
+            options: of `BNLSTM`.
 
         Raises:
-            ValueError: the shapes differ.
+            ValueError: `lstm` has projections; a normalised module has no bias to shift, or there
+                are no batches to take moments from.
         """
-        for name in ("input_size", "hidden_size", "num_layers", "bias", "bidirectional"):
-            if getattr(self, name) != getattr(lstm, name):
-                raise ValueError(
-                    f"{name} differs: {getattr(self, name)} here, {getattr(lstm, name)} there"
-                )
-        for layer in range(self.num_layers):
-            for suffix in self._suffixes(layer):
-                self.get_parameter("weight_ih" + suffix).copy_(
-                    lstm.get_parameter("weight_ih" + suffix)
-                )
-                self.get_parameter("weight_hh" + suffix).copy_(
-                    lstm.get_parameter("weight_hh" + suffix)
-                )
-                if self.bias:
-                    self.get_parameter("bias" + suffix).copy_(
-                        lstm.get_parameter("bias_ih" + suffix)
-                        + lstm.get_parameter("bias_hh" + suffix)
-                    )
+        conversion.check_source(lstm)
+        weight = lstm.get_parameter("weight_hh_l0")
+        module = cls(
+            lstm.input_size, lstm.hidden_size, lstm.num_layers, lstm.bias, lstm.batch_first,
+            lstm.dropout, lstm.bidirectional,
+            device=weight.device, dtype=weight.dtype, **options,
+        )  # fmt: skip
+        module.load_state_dict(lstm.state_dict())
+        if batches is not None and not module.normalization.is_empty:
+            conversion.normalize_as_plain(module, batches)
+        return module.train(lstm.training)
+
+    def to_lstm(self) -> nn.LSTM:
+        """A `torch.nn.LSTM` that computes what this module computes in evaluation.
+
+        Raises:
+            ValueError: there is none: the cell is normalised to another scale or shifted, the
+                population statistics differ between time steps, there are none, or the initial
+                state is learned or noisy.
+        """
+        return conversion.folded(self)
 
     def forward(
         self,
@@ -288,36 +266,86 @@ class BNLSTM(nn.Module):
                 zeros, or the learned states, with `init_noise` on h_0.
             lengths: (B,) integers in 1..T, the lengths of padded sequences. A finished sequence
                 keeps its state, and its outputs are zero.
-            first_step: the time step of the first frame, where a long sequence is streamed in
-                pieces: the step at which the population statistics begin.
+            first_step: the time step of the first frame, where a long sequence comes in pieces:
+                the step at which the population statistics begin, to be used or averaged.
 
         Returns:
             output: (T, B, num_directions * H), (B, T, ...) if `batch_first`; packed if the input
                 was.
             (h_n, c_n): as hx, the states of the last layer's and every other layer's last step.
 
+        A batch of no sequences gives empty results, as in `torch.nn.LSTM`. Under autocast the
+        recurrence runs in the dtype of the weights, and the results are of the dtype of hx, or
+        else of the input.
+
         Raises:
-            ValueError: shapes, lengths or `first_step` do not fit, or a batch of one sequence is
-                to be normalised by its own per-step statistics.
-            RuntimeError: evaluation before training or calibration.
+            RuntimeError: shapes do not fit (in the words of `torch.nn.LSTM`), or evaluation before
+                training or calibration.
+            ValueError: the dtype, `lengths` or `first_step` do not fit, or a batch of one sequence
+                is to be normalised by its own per-step statistics.
         """
         if isinstance(input, PackedSequence):
-            return self._forward_packed(input, hx, lengths, first_step)
-        if input.dim() == 2 and input.is_floating_point():
-            states = None if hx is None else (hx[0][:, None], hx[1][:, None])
-            batch_dim = 0 if self.batch_first else 1
-            output, (h_n, c_n) = self(input.unsqueeze(batch_dim), states, lengths, first_step)
-            return output.squeeze(batch_dim), (h_n[:, 0], c_n[:, 0])
-
-        x = input.transpose(0, 1) if self.batch_first else input
-        self._check(x, hx, lengths, first_step)
-        h_0, c_0 = self._initial_state(x.shape[1]) if hx is None else hx
-        lengths = None if lengths is None else lengths.to(x.device)
-        if self.active_kernel(lengths is not None) == "torch.lstm":
-            output, h_n, c_n = self._run_plain(x, h_0, c_0, lengths)
+            if lengths is not None:
+                raise ValueError("a PackedSequence has its own lengths: leave out `lengths`")
+            padded, lengths = pad_packed_sequence(input)
+            self._check_states(hx, padded.shape[1])
+            output, state = self._run(padded, hx, lengths, first_step)
+            packed = pack_padded_sequence(output, lengths, enforce_sorted=False)
+            if input.sorted_indices is None:  # the caller had sorted; keep that form
+                packed = packed._replace(sorted_indices=None, unsorted_indices=None)
+            return packed, state
+        if not input.is_floating_point() and input.dim() == 2:
+            batched = True
+        elif input.dim() in (2, 3):
+            batched = input.dim() == 3
         else:
+            raise ValueError(
+                f"LSTM: Expected input to be 2D or 3D, got {input.dim()}D instead"
+                if input.is_floating_point()
+                else f"integers must be (T, B), the indices of one-hot vectors, got {input.dim()}D"
+            )
+        if hx is not None and any(state.dim() != 2 + batched for state in hx):
+            kind, wanted = ("batched 3-D", "3-D") if batched else ("unbatched 2-D", "2-D")
+            raise RuntimeError(
+                f"For {kind} input, hx and cx should also be {wanted} but got "
+                f"({hx[0].dim()}-D, {hx[1].dim()}-D) tensors"
+            )
+        batch_dim = 0 if self.batch_first else 1
+        x = input if batched else input.unsqueeze(batch_dim)
+        x = x.transpose(0, 1) if self.batch_first else x
+        if hx is not None and not batched:
+            hx = hx[0][:, None], hx[1][:, None]
+        self._check_states(hx, x.shape[1])
+        output, (h_n, c_n) = self._run(x, hx, lengths, first_step)
+        output = output.transpose(0, 1) if self.batch_first else output
+        if batched:
+            return output, (h_n, c_n)
+        return output.squeeze(batch_dim), (h_n[:, 0], c_n[:, 0])
+
+    def _run(
+        self, x: Tensor, hx: State | None, lengths: Tensor | None, first_step: int
+    ) -> tuple[Tensor, State]:
+        """All layers over x (T, B, D) or (T, B)."""
+        weight = self._weight
+        in_autocast = torch.is_autocast_enabled(weight.device.type)
+        self._check(x, hx, lengths, first_step, in_autocast)
+        dtype = (x if hx is None else hx[0]).dtype
+        if not dtype.is_floating_point:
+            dtype = weight.dtype
+        context = contextlib.nullcontext()
+        if in_autocast:
+            context = torch.autocast(weight.device.type, enabled=False)
+            x = x.to(weight.dtype) if x.is_floating_point() else x
+            hx = None if hx is None else (hx[0].to(weight.dtype), hx[1].to(weight.dtype))
+        with context:
+            if hx is None:
+                self._warn_if_alike(x)
+            h_0, c_0 = self._initial_state(x.shape[1]) if hx is None else hx
+            lengths = None if lengths is None else lengths.to(x.device, torch.long)
             output, h_n, c_n = self._run_layers(x, h_0, c_0, lengths, first_step)
-        return (output.transpose(0, 1) if self.batch_first else output), (h_n, c_n)
+        if in_autocast:
+            return output.to(dtype), (h_n.to(dtype), c_n.to(dtype))
+        return output, (h_n, c_n)
 
     def _run_layers(
         self, x: Tensor, h_0: Tensor, c_0: Tensor, lengths: Tensor | None, first_step: int
@@ -330,66 +358,43 @@ class BNLSTM(nn.Module):
             for direction, suffix in enumerate(self._suffixes(layer)):
                 state = layer * self.num_directions + direction
                 y = _reverse(x, lengths) if direction == 1 else x
-                output, h, c, moments = kernels.recurrence(
-                    y,
-                    h_0[state],
-                    c_0[state],
-                    self._weights(suffix),
-                    self.normalization,
-                    self._population(suffix, first_step),
-                    lengths,
-                    self.count_padding,
-                    kernel=self.kernel,
+                output, h, c = self._run_direction(
+                    y, h_0[state], c_0[state], suffix, lengths, first_step
                 )
-                self._average(suffix, moments, lengths)
                 outputs.append(_reverse(output, lengths) if direction == 1 else output)
                 h_n.append(h)
                 c_n.append(c)
             x = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
         return x, torch.stack(h_n), torch.stack(c_n)
 
-    def _run_plain(
-        self, x: Tensor, h_0: Tensor, c_0: Tensor, lengths: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """`torch.nn.LSTM`'s operator, which wants a second bias: zeros."""
-        if not x.is_floating_point():
-            x = F.one_hot(x, self.input_size).to(h_0.dtype)
-        flat: list[Tensor] = []
-        for layer in range(self.num_layers):
-            for suffix in self._suffixes(layer):
-                weights = self._weights(suffix)
-                flat += [weights.weight_ih, weights.weight_hh]
-                if weights.bias is not None:
-                    flat += [weights.bias, torch.zeros_like(weights.bias)]
-        settings = (
-            self.bias, self.num_layers, self.dropout, self.training, self.bidirectional,
+    def _run_direction(
+        self, x: Tensor, h_0: Tensor, c_0: Tensor, suffix: str, lengths: Tensor | None,
+        first_step: int,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        weights, kinds, kernel = self._weights(suffix), self.normalization, self.options.kernel
+        population = self._population(suffix, first_step)
+        if x.shape[1] == 0:  # there is nothing to normalise, nor to hurry for
+            weights = weights._replace(gamma_ih=None, gamma_hh=None, gamma_c=None)
+            kinds, kernel = Normalization("none", "none", "none"), "reference"
+            population = None
+        output, h, c, moments = kernels.recurrence(
+            x, h_0, c_0, weights, kinds,
+            population=population, lengths=lengths,
+            count_padding=self.options.count_padding, kernel=kernel,
         )  # fmt: skip
-        h_0, c_0 = h_0.contiguous(), c_0.contiguous()
-        if lengths is None:
-            return torch.lstm(x, (h_0, c_0), flat, *settings, False)
-        packed = pack_padded_sequence(x, lengths.cpu(), enforce_sorted=False)
-        order, back = packed.sorted_indices, packed.unsorted_indices
-        assert order is not None
-        assert back is not None
-        hx = (h_0[:, order], c_0[:, order])
-        data, h_n, c_n = torch.lstm(packed.data, packed.batch_sizes, hx, flat, *settings)
-        output, _ = pad_packed_sequence(packed._replace(data=data), total_length=len(x))
-        return output, h_n[:, back], c_n[:, back]
-
-    def _forward_packed(
-        self, input: PackedSequence, hx: State | None, lengths: Tensor | None, first_step: int
-    ) -> tuple[PackedSequence, State]:
-        if lengths is not None:
-            raise ValueError("a PackedSequence has its own lengths: leave out `lengths`")
-        padded, lengths = pad_packed_sequence(input, batch_first=self.batch_first)
-        output, state = self(padded, hx, lengths, first_step)
-        packed = pack_padded_sequence(output, lengths, self.batch_first, enforce_sorted=False)
-        if input.sorted_indices is None:  # the caller had sorted; keep that form
-            packed = packed._replace(sorted_indices=None, unsorted_indices=None)
-        return packed, state
+        self._average(suffix, moments, lengths, first_step)
+        return output, h, c
 
     def _suffixes(self, layer: int) -> list[str]:
         return [f"_l{layer}", f"_l{layer}_reverse"][: self.num_directions]
+
+    def _all_suffixes(self) -> list[tuple[int, str]]:
+        return [(k, suffix) for k in range(self.num_layers) for suffix in self._suffixes(k)]
+
+    @property
+    def _weight(self) -> Tensor:
+        # Not get_parameter: it may be parametrised, pruned or replaced by a tensor.
+        return self.weight_hh_l0  # type: ignore[return-value]
 
     def _weights(self, suffix: str) -> Weights:
         found = {name: getattr(self, name + suffix, None) for name in Weights._fields}
@@ -398,21 +403,27 @@ class BNLSTM(nn.Module):
     def _population(self, suffix: str, first_step: int) -> TermMoments | None:
         """What to normalise by; None: the batch's own moments."""
         present = self._present(suffix)
-        if any(statistics.uses_batch for statistics in present.values()):
+        if not present or any(statistics.uses_batch for statistics in present.values()):
             return None
         moments = {term: s.population(first_step) for term, s in present.items()}
         return TermMoments(**moments)
 
-    def _average(self, suffix: str, moments: TermMoments, lengths: Tensor | None) -> None:
+    def _average(
+        self, suffix: str, moments: TermMoments, lengths: Tensor | None, first_step: int
+    ) -> None:
         for term, statistics in self._present(suffix).items():
             term_moments = getattr(moments, term)
-            if statistics.averages and term_moments is not None:
-                counts = None
-                if lengths is not None and not self.count_padding and len(term_moments.mean) > 1:
-                    # One live row has no variance: such a step tells nothing of the population.
-                    steps = torch.arange(len(term_moments.mean), device=lengths.device)
-                    counts = (steps[:, None] < lengths).sum(1) > 1
-                statistics.update(term_moments, counts)
+            if not statistics.averages or term_moments is None:
+                continue
+            if getattr(self.normalization, term) == "sequence":
+                statistics.update(term_moments)
+                continue
+            counts = None
+            if lengths is not None and not self.options.count_padding:
+                # One live row has no variance: such a step tells nothing of the population.
+                steps = torch.arange(len(term_moments.mean), device=lengths.device)
+                counts = (steps[:, None] < lengths).sum(1) > 1
+            statistics.update(term_moments, counts, first_step)
 
     def _all_statistics(self) -> list[StepStatistics]:
         return cast("list[StepStatistics]", list(self.statistics.values()))
@@ -425,37 +436,70 @@ class BNLSTM(nn.Module):
         }
 
     def _initial_state(self, batch: int) -> State:
-        if self.learned_state:
+        if self.options.learned_state:
             h_0 = self.initial_hidden[:, None].expand(-1, batch, -1)
             c_0 = self.initial_cell[:, None].expand(-1, batch, -1)
         else:
             states = (self.num_layers * self.num_directions, batch, self.hidden_size)
-            h_0 = c_0 = self.get_parameter("weight_hh_l0").new_zeros(states)
-        if self.init_noise > 0:
-            h_0 = h_0 + self.init_noise * torch.randn_like(h_0)
+            h_0 = c_0 = self._weight.new_zeros(states)
+        if self.options.init_noise > 0:
+            h_0 = h_0 + self.options.init_noise * torch.randn_like(h_0)
         return h_0, c_0
 
-    def _check(self, x: Tensor, hx: State | None, lengths: Tensor | None, first_step: int) -> None:
-        if x.dim() != (3 if x.is_floating_point() else 2):
-            raise ValueError(
-                "input must be (T, B, D), (T, D), or integers (T, B); got shape "
-                f"{tuple(x.shape)} of {x.dtype}"
+    def _warn_if_alike(self, x: Tensor) -> None:
+        """Once: all sequences begin in the same state, and with the same frame."""
+        if (
+            self._seen_first_batch or not self.training or self.options.init_noise > 0
+            or not self.normalizes_frames or x.shape[1] < 2 or torch.compiler.is_compiling()
+        ):  # fmt: skip
+            return
+        alike = bool((x[0] == x[0, :1]).all())
+        # On other devices than the CPU each look costs a wait for the device.
+        self._seen_first_batch = alike or x.device.type != "cpu"
+        if alike:
+            warnings.warn(
+                "all sequences of this batch begin with the same frame, whose variance is 0: the "
+                "gradient grows by gamma / sqrt(eps) for each such step; init_noise=0.1 prevents "
+                "that",
+                stacklevel=5,
             )
+
+    def _check_states(self, hx: State | None, batch: int) -> None:
+        if hx is None:
+            return
+        if not isinstance(hx, (tuple, list)) or len(hx) != 2:
+            raise RuntimeError("hx must be a tuple of two tensors: (h_0, c_0)")
+        expected = (self.num_layers * self.num_directions, batch, self.hidden_size)
+        for i, state in enumerate(hx):
+            if tuple(state.shape) != expected:
+                raise RuntimeError(f"Expected hidden[{i}] size {expected}, got {list(state.shape)}")
+
+    def _check(
+        self, x: Tensor, hx: State | None, lengths: Tensor | None, first_step: int,
+        in_autocast: bool,
+    ) -> None:  # fmt: skip
+        weight, dtypes = self._weight, [x.dtype] if x.is_floating_point() else []
+        for dtype in dtypes + [state.dtype for state in hx or ()]:
+            if dtype != weight.dtype and not in_autocast:
+                raise ValueError(
+                    f"RNN input dtype ({dtype}) does not match weight dtype ({weight.dtype}). "
+                    f"Convert input: input.to({weight.dtype}), or convert model: model.to({dtype})"
+                )
         if x.is_floating_point() and x.shape[2] != self.input_size:
-            raise ValueError(f"input has {x.shape[2]} features, input_size is {self.input_size}")
+            raise RuntimeError(
+                f"input.size(-1) must be equal to input_size. Expected {self.input_size}, got "
+                f"{x.shape[2]}"
+            )
         steps, batch = x.shape[:2]
-        if steps == 0 or batch == 0:
-            raise ValueError(f"input has {steps} steps and {batch} sequences: nothing to run")
-        if hx is not None:
-            expected = (self.num_layers * self.num_directions, batch, self.hidden_size)
-            for name, state in zip(("h_0", "c_0"), hx, strict=True):
-                if tuple(state.shape) != expected:
-                    raise ValueError(f"{name} must be {expected}, got {tuple(state.shape)}")
+        if steps == 0:
+            raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
         if lengths is not None:
             if tuple(lengths.shape) != (batch,):
                 raise ValueError(f"lengths must be ({batch},), got {tuple(lengths.shape)}")
-            if int(lengths.min()) < 1 or int(lengths.max()) > steps:
-                raise ValueError(f"lengths must be in 1..{steps}")
+            if not torch.compiler.is_compiling() and batch > 0:
+                shortest, longest = int(lengths.min()), int(lengths.max())
+                if shortest < 1 or longest > steps:
+                    raise ValueError(f"lengths must be in 1..{steps}, got {shortest}..{longest}")
         if first_step < 0 or (first_step > 0 and self.bidirectional):
             raise ValueError("first_step must be 0, or positive in a unidirectional module")
         by_batch = any(statistics.uses_batch for statistics in self._all_statistics())
@@ -465,24 +509,82 @@ class BNLSTM(nn.Module):
                 "or evaluation mode with population statistics"
             )
 
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """Takes the state of a `torch.nn.LSTM` too: its two biases added, the rest as it is."""
+        if prefix + "bias_ih_l0" in state_dict or (
+            not self.bias and prefix + "weight_ih_l0" in state_dict
+            and not any(key.startswith(prefix + "statistics.") for key in state_dict)
+        ):  # fmt: skip
+            for _, suffix in self._all_suffixes():
+                if self.bias:
+                    first, second = (
+                        state_dict.pop(f"{prefix}bias_{term}{suffix}") for term in ("ih", "hh")
+                    )
+                    state_dict[f"{prefix}bias{suffix}"] = first + second
+            for name, own in nn.Module.state_dict(self).items():
+                if not name.startswith("weight"):
+                    state_dict.setdefault(prefix + name, own)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    @property
+    def qconfig(self) -> Any:
+        """What `torch.ao.quantization` marks every module with before it converts some."""
+        raise AttributeError("qconfig")
+
+    @qconfig.setter
+    def qconfig(self, config: Any) -> None:
+        raise ValueError(
+            "BNLSTM cannot be quantised: quantise the other modules one by one, or what to_lstm() "
+            "returns"
+        )
+
     def extra_repr(self) -> str:
         kinds = self.normalization
         parts = [f"{self.input_size}, {self.hidden_size}"]
         parts += [f"input_norm={kinds.ih}, recurrent_norm={kinds.hh}, cell_norm={kinds.c}"]
-        for name in ("num_layers", "batch_first", "dropout", "bidirectional"):
-            value = getattr(self, name)
-            if value not in (False, 0) and (name, value) != ("num_layers", 1):
+        for name, usual in (
+            ("num_layers", 1), ("bias", True), ("batch_first", False), ("dropout", 0.0),
+            ("bidirectional", False),
+        ):  # fmt: skip
+            if (value := getattr(self, name)) != usual:
                 parts.append(f"{name}={value}")
         return ", ".join(parts)
 
 
-@torch.no_grad()
-def _identity_candidate(weight_hh: Tensor) -> None:
-    """The g block of weight_hh (4H, H) the identity; those of i, f, o together orthogonal."""
-    hidden_size = weight_hh.shape[1]
-    others = nn.init.orthogonal_(weight_hh.new_empty(3 * hidden_size, hidden_size))
-    i_f, o = others[: 2 * hidden_size], others[2 * hidden_size :]
-    weight_hh.copy_(torch.cat([i_f, torch.eye(hidden_size).to(weight_hh), o]))
+spell_out_options(BNLSTM.__init__, LSTMOptions)
+# So that torch.load reads a pickled module without executing what a stranger put into it.
+torch.serialization.add_safe_globals([BNLSTM, LSTMOptions, StepStatistics, nn.ModuleDict])
+
+
+def _check_arguments(
+    input_size: int, hidden_size: int, num_layers: int, bias: bool, batch_first: bool,
+    dropout: float,
+) -> None:  # fmt: skip
+    """As `torch.nn.LSTM` checks them."""
+    is_number = isinstance(dropout, numbers.Number) and not isinstance(dropout, bool)
+    if not is_number or not 0 <= dropout <= 1:
+        raise ValueError(
+            "dropout should be a number in range [0, 1] representing the probability of an element "
+            "being zeroed"
+        )
+    if dropout > 0 and num_layers == 1:
+        warnings.warn(
+            "dropout option adds dropout after all but last recurrent layer, so non-zero dropout "
+            f"expects num_layers greater than 1, but got dropout={dropout} and num_layers=1",
+            stacklevel=3,
+        )
+    for name, value, kind in (
+        ("bias", bias, bool), ("batch_first", batch_first, bool), ("input_size", input_size, int),
+        ("hidden_size", hidden_size, int), ("num_layers", num_layers, int),
+    ):  # fmt: skip
+        if not isinstance(value, kind):
+            raise TypeError(
+                f"{name} should be of type {kind.__name__}, got: {type(value).__name__}"
+            )
+        if kind is int and value <= 0:
+            raise ValueError(f"{name} must be greater than zero")
 
 
 def _reverse(x: Tensor, lengths: Tensor | None) -> Tensor:

@@ -7,7 +7,8 @@ section 3). Running averages, kept while training, approximate them well enough 
 """
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import inspect
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
 import torch
@@ -17,17 +18,31 @@ from bnrnn.kernels import Moments
 
 Source = Literal["auto", "batch", "calibrate"]
 
+_BUFFERS = ("mean", "var", "num_batches")
 
-class StepStatistics(nn.Module):
+
+class StepStatistics(nn.modules.batchnorm._BatchNorm):
     """Average mean and variance of one term, a row for each time step.
 
-    Buffers (T grows to the longest sequence seen, at most `max_length`):
-        mean, var: (T, features); the variance is the biased one.
-        num_batches: (T,), how many minibatches each row has averaged; 0: nothing yet.
+    A kind of PyTorch's batch normalisation to whatever looks for those, such as
+    `torch.optim.swa_utils.update_bn`, which resets and averages it as it does them.
+
+    Args:
+        features: of the term.
+        max_length: the number of rows, from the start on; steps beyond the last are not kept. None:
+            there are no rows at first, and then as many as the longest sequence seen has steps.
+        momentum: weight of a minibatch in the running averages; None: plain averages.
+
+    Buffers (T rows, see `max_length`):
+        mean, var: (T, features); the variance is the biased one. A row that has averaged nothing
+            repeats the last one before it that has.
+        num_batches: (T,), how many minibatches each row has averaged.
 
     `source` says what a layer normalises by: "auto" is the batch in training, else the population;
     "batch" is the batch, leaving the averages alone; "calibrate" is the batch, averaging it in.
     """
+
+    __constants__ = ()  # torch.jit reads those of its base class
 
     mean: Tensor
     var: Tensor
@@ -37,16 +52,17 @@ class StepStatistics(nn.Module):
         self,
         features: int,
         max_length: int | None = None,
-        momentum: float = 0.1,
+        momentum: float | None = 0.1,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
+        nn.Module.__init__(self)
         self.features, self.max_length, self.momentum = features, max_length, momentum
         self.source: Source = "auto"
-        self.register_buffer("mean", torch.empty(0, features, device=device, dtype=dtype))
-        self.register_buffer("var", torch.empty(0, features, device=device, dtype=dtype))
-        self.register_buffer("num_batches", torch.empty(0, device=device, dtype=torch.long))
+        rows = max_length or 0
+        self.register_buffer("mean", torch.zeros(rows, features, device=device, dtype=dtype))
+        self.register_buffer("var", torch.zeros(rows, features, device=device, dtype=dtype))
+        self.register_buffer("num_batches", torch.zeros(rows, device=device, dtype=torch.long))
 
     @property
     def uses_batch(self) -> bool:
@@ -54,27 +70,43 @@ class StepStatistics(nn.Module):
 
     @property
     def averages(self) -> bool:
+        if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
+            return False  # a checkpointed segment, run again within the backward pass
         return self.training if self.source == "auto" else self.source == "calibrate"
 
     @torch.no_grad()
-    def update(self, moments: Moments, counts: Tensor | None = None) -> None:
-        """Average a minibatch in: its moments (T, features), of which `counts` (T,) are valid."""
+    def update(self, moments: Moments, counts: Tensor | None = None, first_step: int = 0) -> None:
+        """Average a minibatch in.
+
+        Args:
+            moments: (T, features), of the time steps from `first_step` on.
+            counts: (T,) booleans, which of them are valid; None: all.
+
+        Raises:
+            RuntimeError: there are too few rows, and other processes rely on their number.
+        """
+        if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
+            with torch.inference_mode(False):
+                return self.update(moments, counts, first_step)
         steps = moments.mean.shape[0]
         if self.max_length is not None:
-            steps = min(steps, self.max_length)
-        self._resize(max(steps, len(self.mean)))
-        valid = torch.ones_like(self.num_batches[:steps])
+            steps = max(0, min(steps, self.max_length - first_step))
+        elif first_step + steps > len(self.mean):
+            self._grow(first_step + steps)
+        rows = slice(first_step, first_step + steps)
+        valid = torch.ones_like(self.num_batches[rows])
         if counts is not None:
-            valid.copy_(counts[:steps])
-        seen = self.num_batches[:steps].add_(valid)
+            valid = counts[:steps].to(valid.dtype)
+        seen = self.num_batches[rows].add_(valid)
         # A plain average at first, so that nothing of the buffers' initial content remains; then
         # a running one, unless this is a calibration.
-        valid = valid.to(self.mean.dtype)
-        weight = valid / seen.clamp(min=1)
-        if self.source != "calibrate":
-            weight = torch.maximum(weight, self.momentum * valid)
-        self.mean[:steps].lerp_(moments.mean[:steps].to(self.mean.dtype), weight[:, None])
-        self.var[:steps].lerp_(moments.var[:steps].to(self.var.dtype), weight[:, None])
+        weight = valid.to(self.mean.dtype) / seen.clamp(min=1)
+        if self.source != "calibrate" and self.momentum is not None:
+            weight = torch.maximum(weight, self.momentum * valid.to(weight.dtype))
+        for average, found in ((self.mean, moments.mean), (self.var, moments.var)):
+            average[rows].lerp_(found[:steps].to(average.dtype), weight[:, None])
+        if self.max_length is not None or counts is not None or first_step > 0:
+            self._fill()
 
     def population(self, first_step: int = 0) -> Moments:
         """The rows from `first_step` on; a step beyond the last row uses the last.
@@ -82,39 +114,93 @@ class StepStatistics(nn.Module):
         Raises:
             RuntimeError: no minibatch has been averaged yet.
         """
-        # Rows are filled from the front: every sequence has a first step, not every one a last.
-        rows = int((self.num_batches > 0).sum())
-        if rows == 0:
+        known = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()  # pyright: ignore
+        if len(self.mean) == 0 or not (known or bool(self.num_batches.any())):
             raise RuntimeError(
                 "no population statistics: train this module or call bnrnn.calibrate(model, "
                 "batches) before evaluating it"
             )
-        first_step = min(first_step, rows - 1)
-        return Moments(self.mean[first_step:rows], self.var[first_step:rows])
+        first_step = min(first_step, len(self.mean) - 1)
+        return Moments(self.mean[first_step:], self.var[first_step:])
+
+    @torch.no_grad()
+    def set(self, moments: Moments, num_batches: int) -> None:
+        """Replace the averages by given ones; rows beyond them repeat their last."""
+        self.reset()
+        rows = len(moments.mean)
+        if self.max_length is None:
+            self._grow(rows)
+        self.mean[:rows], self.var[:rows] = moments
+        self.num_batches[:rows] = num_batches
+        self._fill()
 
     def reset(self) -> None:
-        self._resize(0)
+        """Forget all averages."""
+        self._resize(self.max_length or 0)
+        for buffer in (self.mean, self.var, self.num_batches):
+            buffer.zero_()
 
-    def _resize(self, steps: int) -> None:
-        """Keep the first rows; new ones are zero and marked as holding nothing."""
-        kept = min(steps, len(self.mean))
-        for name in ("mean", "var", "num_batches"):
+    def reset_running_stats(self) -> None:
+        """`reset`, by the name that `torch.optim.swa_utils.update_bn` calls."""
+        self.reset()
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "num_features":  # read by SyncBatchNorm.convert_sync_batchnorm, to replace this
+            raise AttributeError(
+                "the statistics of BNLSTM cannot be turned into SyncBatchNorm: convert the other "
+                "modules one by one"
+            )
+        return super().__getattr__(name)
+
+    def _grow(self, rows: int) -> None:
+        """More rows, empty ones."""
+        processes = torch.distributed.is_available() and torch.distributed.is_initialized()
+        if self.mean.is_shared() or (processes and torch.distributed.get_world_size() > 1):
+            raise RuntimeError(
+                f"population statistics would grow to {rows} time steps here, but other processes "
+                "share them: give the module max_length=..., the longest sequence"
+            )
+        self._resize(rows)
+
+    def _resize(self, rows: int) -> None:
+        """Keep the first rows; new ones are empty."""
+        for name in _BUFFERS:
             old: Tensor = getattr(self, name)
-            if steps != len(old):
-                new = old.new_zeros(steps, *old.shape[1:])
-                new[:kept] = old[:kept]
-                setattr(self, name, new)
+            if len(old) != rows or old.is_inference():
+                setattr(self, name, _with_rows(old, rows))
+
+    @torch.no_grad()
+    def _fill(self) -> None:
+        """Let rows that have averaged nothing repeat the last one before them that has."""
+        steps = torch.arange(len(self.mean), device=self.mean.device)
+        last = torch.where(self.num_batches > 0, steps, 0).cummax(0).values
+        for average in (self.mean, self.var):
+            average.copy_(average[last])
 
     def _load_from_state_dict(
-        self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
+        """Takes averages of any number of rows: see `max_length`."""
         saved = state_dict.get(prefix + "mean")
         if isinstance(saved, Tensor) and saved.dim() == 2:
-            self._resize(len(saved))
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+            rows = self.max_length or len(saved)
+            self._resize(rows)
+            for key in (prefix + name for name in _BUFFERS):
+                if isinstance(state_dict.get(key), Tensor):
+                    state_dict[key] = _with_rows(state_dict[key], rows)
+        nn.Module._load_from_state_dict(self, state_dict, prefix, *args, **kwargs)
+        self._fill()
 
     def extra_repr(self) -> str:
         return f"{self.features}, max_length={self.max_length}, momentum={self.momentum}"
+
+
+def _with_rows(old: Tensor, rows: int) -> Tensor:
+    """A copy of the first rows; new ones are zero."""
+    kept = min(rows, len(old))
+    new = torch.zeros(rows, *old.shape[1:], dtype=old.dtype, device=old.device)
+    new[:kept] = old[:kept]
+    return new
 
 
 def _statistics(model: nn.Module) -> list[StepStatistics]:
@@ -156,7 +242,8 @@ def calibrate(
 
     Args:
         model: any module that contains a `BNLSTM`.
-        batches: what the model is called with; a tuple or list is unpacked as `model(*batch)`.
+        batches: what the model is called with. A tuple or list is unpacked, `model(*batch)`, if the
+            model takes so many arguments; else its first element is the input: (input, target).
         forward: how to run a batch, if not so.
 
     Returns:
@@ -167,7 +254,7 @@ def calibrate(
             as they were.
     """
     statistics = _statistics(model)
-    before = [(s, s.mean, s.var, s.num_batches) for s in statistics]
+    before = [(s, [getattr(s, name).clone() for name in _BUFFERS]) for s in statistics]
     training = {module: module.training for module in model.modules()}
     n = 0
     try:
@@ -178,18 +265,33 @@ def calibrate(
             for batch in batches:
                 if forward is not None:
                     forward(batch)
-                elif isinstance(batch, (tuple, list)):
-                    model(*batch)
                 else:
-                    model(batch)
+                    _run(model, batch)
                 n += 1
         if n == 0:
             raise ValueError("calibrate needs at least one batch")
     except BaseException:
-        for s, mean, var, num_batches in before:
-            s.mean, s.var, s.num_batches = mean, var, num_batches
+        for s, buffers in before:
+            s._resize(len(buffers[0]))
+            for name, buffer in zip(_BUFFERS, buffers, strict=True):
+                getattr(s, name).copy_(buffer)
         raise
     finally:
         for module, mode in training.items():
             module.training = mode
     return n
+
+
+def _run(model: nn.Module, batch: Any) -> None:
+    """Call a model with a batch of a data loader."""
+    arguments = list(batch) if type(batch) in (tuple, list) else [batch]
+    try:
+        inspect.signature(model.forward).bind(*arguments)
+    except TypeError:
+        arguments = arguments[:1]
+    try:
+        model(*arguments)
+    except (TypeError, ValueError, RuntimeError) as error:
+        if len(arguments) > 1:
+            error.add_note("calibrate called model(*batch); say how to run one with forward=...")
+        raise

@@ -8,8 +8,8 @@ from torch import nn
 from torch.utils.tensorboard.writer import SummaryWriter
 
 from bnrnn.errors import CheckpointError, OutputError
-from bnrnn.nn import BNLSTM
 from bnrnn.nn.feature_norm import FeatureNorm
+from bnrnn.nn.lstm import BNLSTM
 from bnrnn.runs.directory import RunDirectory
 from bnrnn.runs.record import Metric, Record, Settings, read_records, write_records
 

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from omegaconf import MISSING
 
 from bnrnn.errors import ConfigError
+from bnrnn.nn.options import LSTMOptions, NormOptions, ReaderOptions
 
 # In a field's metadata: a resumed run may change it, and is the same run.
 FREE = "free"
@@ -56,23 +57,13 @@ def check_finite(config: Any, prefix: str = "") -> None:
 
 
 @dataclass
-class NormConfig:
-    """What an LSTM and an Attentive Reader share; see `bnrnn.BNLSTM` for each setting."""
+class NormConfig(NormOptions):
+    """What all models share; see `bnrnn.BNLSTM` for each setting."""
 
     name: str = MISSING
     title: str = free("")  # for people; empty: the name
-    input_norm: str = "none"
-    recurrent_norm: str = "none"
-    cell_norm: str = "none"
     hidden_size: int = 200
     dropout: float = 0.0
-    gamma_init: float = 0.1
-    eps: float = 1e-5
-    sequence_eps: float | None = None  # of sequence-wise statistics; None: eps
-    momentum: float = 0.1
-    max_length: int | None = None
-    learned_state: bool = True
-    forget_bias: float = 1.0
 
     @property
     def normalizes(self) -> bool:
@@ -84,23 +75,23 @@ class NormConfig:
         return "frame" in (self.input_norm, self.recurrent_norm, self.cell_norm)
 
     def __post_init__(self) -> None:
-        _choice("model.input_norm", self.input_norm, "none", "frame", "sequence")
-        _choice("model.recurrent_norm", self.recurrent_norm, "none", "frame")
-        _choice("model.cell_norm", self.cell_norm, "none", "frame")
-        _positive("model.", self, "hidden_size", "eps", "sequence_eps", "max_length")
+        try:
+            super().__post_init__()
+        except ValueError as error:
+            raise ConfigError(f"model.{error}") from error
+        _positive("model.", self, "hidden_size")
         _require(self.hidden_size <= 2**16, "model.hidden_size", self.hidden_size, "65536 or less")
         _require(0 <= self.dropout < 1, "model.dropout", self.dropout, "in [0, 1)")
-        _require(0 < self.momentum <= 1, "model.momentum", self.momentum, "in (0, 1]")
-        _require(self.gamma_init != 0, "model.gamma_init", self.gamma_init, "non-zero")
 
 
 @dataclass
 class ModelConfig(NormConfig):
     """A `BNLSTM` by its three slots."""
 
+    learned_state: bool = True
     num_layers: int = 1
-    cell_bias: bool = False
-    recurrent_init: str = "orthogonal"
+    cell_bias: bool = LSTMOptions.cell_bias
+    recurrent_init: str = LSTMOptions.recurrent_init
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -110,33 +101,24 @@ class ModelConfig(NormConfig):
 
 
 @dataclass
-class AttentiveReaderConfig(NormConfig):
+class AttentiveReaderConfig(NormConfig, ReaderOptions):
     """An Attentive Reader by what it normalises; see `bnrnn.nn.AttentiveReader`."""
 
     hidden_size: int = 240
-    dropout: float = 0.5
-    forget_bias: float = 0.0
-    bidirectional: bool = False
-    attention_norm: bool = False
-    mean_passage: bool = True
-    similarity: bool = True
-    mask_attention_statistics: bool = True
-    count_padding: bool = True
-    init: str = "sound"
+    dropout: float = ReaderOptions.dropout
 
     @property
     def needs_batch(self) -> bool:
         return super().needs_batch or self.attention_norm
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _choice("model.init", self.init, "sound", "official_code")
 
 
 @dataclass
 class WordModelConfig(NormConfig):
     """Embeddings, a stack of LSTM layers and a softmax; see `bnrnn.tasks.words.WordModel`."""
 
+    input_norm: str = "none"
+    recurrent_norm: str = "none"
+    cell_norm: str = "none"
     size: str = "small"  # of the three, as which task=ptb_words trains it
     num_layers: int = 2
     init_range: float = 0.1

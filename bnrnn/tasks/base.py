@@ -13,7 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bnrnn.nn import BNLSTM
+from bnrnn.errors import ConfigError
+from bnrnn.nn.lstm import BNLSTM
+from bnrnn.nn.options import LSTMOptions, chosen
 from bnrnn.runs import checkpoint
 from bnrnn.runs.record import Metric
 from bnrnn.settings.schema import ModelConfig, NormConfig, TaskConfig
@@ -141,9 +143,16 @@ class Task(ABC):
         return dict(sums)
 
     def kernel(self, model: nn.Module) -> str:
-        """Which code runs the recurrences of a model: recorded with every result."""
+        """The kernels that run the recurrences of a model: recorded with every result.
+
+        Raises:
+            ConfigError: the kernel that was asked for cannot run them.
+        """
         lstms = [module for module in model.modules() if isinstance(module, BNLSTM)]
-        return ", ".join(sorted({lstm.active_kernel(self.padded) for lstm in lstms}))
+        try:
+            return ", ".join(sorted({lstm.active_kernel(self.padded) for lstm in lstms}))
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
 
     def is_better(self, value: float, best: float | None) -> bool:
         if best is None:
@@ -175,25 +184,9 @@ def classify(logits: Tensor, target: Tensor) -> Loss:
 
 
 def build_lstm(config: ModelConfig, input_size: int, init_noise: float, kernel: str) -> BNLSTM:
+    options = chosen(LSTMOptions, config) | {"init_noise": init_noise, "kernel": kernel}
     return BNLSTM(
-        input_size,
-        config.hidden_size,
-        config.num_layers,
-        dropout=config.dropout,
-        input_norm=config.input_norm,  # type: ignore[arg-type]
-        recurrent_norm=config.recurrent_norm,  # type: ignore[arg-type]
-        cell_norm=config.cell_norm,  # type: ignore[arg-type]
-        gamma_init=config.gamma_init,
-        eps=config.eps,
-        sequence_eps=config.sequence_eps,
-        momentum=config.momentum,
-        max_length=config.max_length,
-        init_noise=init_noise,
-        learned_state=config.learned_state,
-        cell_bias=config.cell_bias,
-        forget_bias=config.forget_bias,
-        recurrent_init=config.recurrent_init,  # type: ignore[arg-type]
-        kernel=kernel,
+        input_size, config.hidden_size, config.num_layers, dropout=config.dropout, **options
     )
 
 

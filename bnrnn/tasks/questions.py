@@ -23,6 +23,7 @@ from bnrnn.datasets import (
 )
 from bnrnn.errors import CheckpointError, DataError
 from bnrnn.nn.attentive_reader import AttentiveReader
+from bnrnn.nn.options import ReaderOptions, chosen
 from bnrnn.runs.record import ERROR
 from bnrnn.settings.schema import AttentiveReaderConfig, NormConfig, QuestionConfig
 from bnrnn.tasks.base import Batch, Loss, Progress, Sums, Task, checksums, classify
@@ -73,25 +74,8 @@ class QuestionTask(Task):
         return AttentiveReader(
             vocabulary=len(self.corpus.words),
             hidden_size=config.hidden_size,
-            bidirectional=config.bidirectional,
-            input_norm=config.input_norm,  # type: ignore[arg-type]
-            recurrent_norm=config.recurrent_norm,  # type: ignore[arg-type]
-            cell_norm=config.cell_norm,  # type: ignore[arg-type]
-            attention_norm=config.attention_norm,
-            gamma_init=config.gamma_init,
-            eps=config.eps,
-            sequence_eps=config.sequence_eps,
-            momentum=config.momentum,
-            max_length=config.max_length,
-            dropout=config.dropout,
-            mean_passage=config.mean_passage,
-            similarity=config.similarity,
-            mask_attention_statistics=config.mask_attention_statistics,
-            count_padding=config.count_padding,
-            init=config.init,  # type: ignore[arg-type]
-            learned_state=config.learned_state,
-            forget_bias=config.forget_bias,
             kernel=kernel,
+            **chosen(ReaderOptions, config),
         )
 
     def train_batch(self, epoch: int, index: int) -> Batch:

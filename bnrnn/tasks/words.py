@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from bnrnn.datasets import WordCorpus, load_ptb_words
 from bnrnn.datasets.words import cut, windows
 from bnrnn.errors import CheckpointError, DataError
-from bnrnn.nn import BNLSTM
+from bnrnn.nn.lstm import BNLSTM
+from bnrnn.nn.options import LSTMOptions, chosen
 from bnrnn.runs import checkpoint
 from bnrnn.runs.record import PERPLEXITY
 from bnrnn.settings.schema import NormConfig, WordConfig, WordModelConfig
@@ -44,16 +45,7 @@ class WordModel(nn.Module):
             config.hidden_size,
             config.num_layers,
             dropout=config.dropout,
-            input_norm=config.input_norm,  # type: ignore[arg-type]
-            recurrent_norm=config.recurrent_norm,  # type: ignore[arg-type]
-            cell_norm=config.cell_norm,  # type: ignore[arg-type]
-            gamma_init=config.gamma_init,
-            eps=config.eps,
-            sequence_eps=config.sequence_eps,
-            momentum=config.momentum,
-            max_length=config.max_length,
-            learned_state=config.learned_state,
-            forget_bias=config.forget_bias,
+            **chosen(LSTMOptions, config),
             kernel=kernel,
         )
         self.head = nn.Linear(config.hidden_size, words)

@@ -1,161 +1,434 @@
-// The operators that Python calls: bnrnn_cpu::forward, backward, multiply, packed_size and lanes.
-//
-// Tensors come by name, as bnrnn/kernels/cpu.py calls them; those left out are not there.
+// The operators that Python calls: bnrnn_cpu::forward, backward and multiply.
 
+#include <ATen/Dispatch.h>
+#include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
-#include <string>
+#include <algorithm>
+#include <optional>
+#include <tuple>
+#include <vector>
 
 #include "multiply.h"
 #include "recurrence.h"
 
 namespace {
 
-using Tensors = c10::Dict<std::string, at::Tensor>;
+using at::Tensor;
+using OptionalTensor = std::optional<Tensor>;
 
-class Named {
- public:
-  explicit Named(const Tensors& tensors) : tensors_(tensors) {}
+// Up to this many features it costs less to compute W_x x_t twice than to keep it.
+constexpr int64_t kNarrow = 4;
+// Multiply-adds below which another thread costs more than it brings.
+constexpr int64_t kWorkPerThread = 100'000;
 
-  bool has(const char* name) const { return tensors_.contains(name); }
-  at::Tensor at(const char* name) const { return tensors_.at(name); }
-
-  template <typename T>
-  T* data(const std::string& name) const {
-    if (!tensors_.contains(name)) return nullptr;
-    const at::Tensor tensor = tensors_.at(name);
-    TORCH_CHECK(tensor.is_contiguous() && tensor.is_cpu(), name, " must be contiguous, on the CPU");
-    return tensor.data_ptr<T>();
-  }
-
-  template <typename T>
-  bnrnn::Slot<T> slot(const std::string& term, double eps, bool per_step) const {
-    bnrnn::Slot<T> slot;
-    slot.eps = static_cast<T>(eps);
-    slot.gamma = data<T>("gamma_" + term);
-    slot.grad_gamma = data<T>("grad_gamma_" + term);
-    slot.mean = data<T>("mean_" + term);
-    slot.var = data<T>("var_" + term);
-    slot.rows = slot.mean == nullptr ? 0 : tensors_.at("mean_" + term).size(0);
-    slot.per_step = per_step && slot.gamma != nullptr;
-    return slot;
-  }
-
- private:
-  const Tensors& tensors_;
-};
-
-template <typename T>
-bnrnn::Problem<T> problem_of(const Named& tensors, int64_t steps, int64_t batch, double eps,
-                             double eps_ih, bool by_batch, bool keep, int64_t threads) {
-  bnrnn::Problem<T> p;
-  const at::Tensor states = tensors.at("states");
-  p.steps = steps, p.batch = batch;
-  p.hidden = states.size(1), p.width = states.size(2);
-  p.input_size = tensors.has("weight_ih") ? tensors.at("weight_ih").size(1) : 0;
-  p.threads = static_cast<int>(threads);
-  p.keep = keep;
-  p.term = tensors.data<T>("term");
-  p.index = tensors.data<int64_t>("index");
-  p.columns = tensors.data<T>("columns");
-  p.narrow = tensors.data<T>("narrow");
-  p.weight_ih = tensors.data<T>("weight_ih");
-  p.sequence_weights = tensors.data<T>("sequence_weights");
-  if (p.sequence_weights != nullptr) {
-    p.sequence_total = tensors.at("sequence_weights").sum(at::kDouble).item<double>();
-  }
-  p.weight_hh = tensors.data<T>("weight_hh");
-  p.bias = tensors.data<T>("bias");
-  p.beta_c = tensors.data<T>("beta_c");
-  p.ih = tensors.slot<T>("ih", eps_ih, by_batch && p.sequence_weights == nullptr);
-  p.hh = tensors.slot<T>("hh", eps, by_batch);
-  p.c = tensors.slot<T>("c", eps, by_batch);
-  p.live = tensors.data<T>("live");
-  p.counted = tensors.data<T>("counted");
-  p.inverse_count = tensors.data<T>("inverse_count");
-  p.mask_stride = tensors.at("live").size(0) == 1 ? 0 : p.width;
-  p.count_stride = tensors.at("inverse_count").size(0) == 1 ? 0 : 1;
-  p.recurrent = tensors.data<T>("recurrent");
-  p.states = tensors.data<T>("states");
-  p.cells = tensors.data<T>("cells");
-  p.output = tensors.data<T>("output");
-  p.grad_output = tensors.data<T>("grad_output");
-  p.grad_recurrent = tensors.data<T>("grad_recurrent");
-  p.grad_state = tensors.data<T>("grad_state");
-  p.grad_cell = tensors.data<T>("grad_cell");
-  p.grad_term = tensors.data<T>("grad_term");
-  p.grad_columns = tensors.data<T>("grad_columns");
-  p.grad_weight_ih = tensors.data<T>("grad_weight_ih");
-  p.grad_weight_hh = tensors.data<T>("grad_weight_hh");
-  if (p.grad_weight_hh != nullptr) p.grad_weight_columns = tensors.at("grad_weight_hh").size(1);
-  p.grad_bias = tensors.data<T>("grad_bias");
-  p.grad_beta_c = tensors.data<T>("grad_beta_c");
-  p.packed = tensors.data<T>("packed");
-  p.panels = tensors.data<T>("panels");
-  return p;
-}
-
-void forward(const Tensors& tensors, int64_t steps, int64_t batch, double eps, double eps_ih,
-             bool by_batch, bool keep, int64_t threads) {
-  const Named named(tensors);
-  if (named.at("states").scalar_type() == at::kDouble) {
-    bnrnn::forward(
-        problem_of<double>(named, steps, batch, eps, eps_ih, by_batch, keep, threads));
-  } else {
-    bnrnn::forward(
-        problem_of<float>(named, steps, batch, eps, eps_ih, by_batch, keep, threads));
-  }
-}
-
-void backward(const Tensors& tensors, int64_t steps, int64_t batch, double eps, double eps_ih,
-              bool by_batch, int64_t threads) {
-  const Named named(tensors);
-  if (named.at("states").scalar_type() == at::kDouble) {
-    bnrnn::backward(
-        problem_of<double>(named, steps, batch, eps, eps_ih, by_batch, true, threads));
-  } else {
-    bnrnn::backward(
-        problem_of<float>(named, steps, batch, eps, eps_ih, by_batch, true, threads));
-  }
+int threads_for(int64_t multiply_adds) {
+  const int64_t threads = std::min<int64_t>(at::get_num_threads(), multiply_adds / kWorkPerThread);
+  return static_cast<int>(std::max<int64_t>(1, threads));
 }
 
 template <typename T>
-bnrnn::Matrix<const T> matrix(const at::Tensor& m) {
+bnrnn::Matrix<const T> matrix(const Tensor& m) {
   return {m.const_data_ptr<T>(), m.size(0), m.size(1), m.stride(0), m.stride(1)};
 }
 
-at::Tensor multiply(const at::Tensor& a, const at::Tensor& b, int64_t threads) {
-  TORCH_CHECK(a.size(1) == b.size(0), "multiply: ", a.sizes(), " by ", b.sizes());
-  const at::Tensor c = at::empty({a.size(0), b.size(1)}, a.options());
-  const int n = static_cast<int>(threads);
-  if (a.scalar_type() == at::kDouble) {
-    bnrnn::multiply(matrix<double>(a), matrix<double>(b), c.data_ptr<double>(), n);
-  } else {
-    bnrnn::multiply(matrix<float>(a), matrix<float>(b), c.data_ptr<float>(), n);
-  }
+Tensor multiply(const Tensor& a, const Tensor& b) {
+  TORCH_CHECK_VALUE(a.dim() == 2 && b.dim() == 2 && a.size(1) == b.size(0),
+                    "multiply: ", a.sizes(), " by ", b.sizes());
+  TORCH_CHECK_TYPE(a.scalar_type() == b.scalar_type(), "multiply: ", a.scalar_type(), " by ",
+                   b.scalar_type());
+  const Tensor c = at::empty({a.size(0), b.size(1)}, a.options());
+  const int threads = threads_for(a.size(0) * b.numel());
+  AT_DISPATCH_FLOATING_TYPES(a.scalar_type(), "multiply", [&] {
+    bnrnn::multiply(matrix<scalar_t>(a), matrix<scalar_t>(b), c.data_ptr<scalar_t>(), threads);
+  });
   return c;
 }
 
-int64_t packed_size(int64_t hidden, int64_t threads) {
-  return bnrnn::packed_size(hidden, static_cast<int>(threads));
+// The arguments that forward and backward share, in the order of the schema.
+struct Layer {
+  const Tensor &input, &h_0, &c_0, &weight_ih, &weight_hh;
+  const OptionalTensor &bias, &gamma_ih, &gamma_hh, &gamma_c, &beta_c;
+  const OptionalTensor &mean_ih, &var_ih, &mean_hh, &var_hh, &mean_c, &var_c, &lengths;
+  bool count_padding, sequence;
+  double eps, eps_ih;
+  bool by_batch;  // whether the moments are the batch's own; the backward pass is given them too
+
+  int64_t steps() const { return input.size(0); }
+  int64_t batch() const { return input.size(1); }
+  int64_t hidden() const { return weight_hh.size(1); }
+  int64_t input_size() const { return weight_ih.size(1); }
+  bool one_hot() const { return !input.is_floating_point(); }
+  bool whole_sequence() const { return sequence && by_batch && gamma_ih; }
+  int64_t width() const {
+    const int64_t lanes = bnrnn::lanes(weight_hh.scalar_type() == at::kDouble);
+    return (batch() + lanes - 1) / lanes * lanes;
+  }
+
+  // Whether W_x x_t is computed for all steps at once, and kept for the backward pass.
+  bool has_term(bool grad_input) const {
+    return !one_hot() && (input_size() > kNarrow || whole_sequence() || grad_input);
+  }
+
+  void check() const {
+    TORCH_CHECK_VALUE(weight_hh.dim() == 2 && weight_ih.dim() == 2, "the weights must be matrices");
+    const int64_t H = hidden(), D = input_size();
+    expect("weight_hh", weight_hh, {4 * H, H});
+    expect("weight_ih", weight_ih, {4 * H, D});
+    TORCH_CHECK_VALUE(input.dim() == (one_hot() ? 2 : 3) && input.size(0) > 0 && input.size(1) > 0,
+                      "input must be (T, B, D), or integers (T, B), got ", input.sizes());
+    if (!one_hot()) expect("input", input, {steps(), batch(), D});
+    expect("h_0", h_0, {batch(), H});
+    expect("c_0", c_0, {batch(), H});
+    expect("bias", bias, {4 * H});
+    expect("gamma_ih", gamma_ih, {4 * H});
+    expect("gamma_hh", gamma_hh, {4 * H});
+    expect("gamma_c", gamma_c, {H});
+    expect("beta_c", beta_c, {H});
+    expect_moments("ih", gamma_ih, mean_ih, var_ih, 4 * H);
+    expect_moments("hh", gamma_hh, mean_hh, var_hh, 4 * H);
+    expect_moments("c", gamma_c, mean_c, var_c, H);
+    TORCH_CHECK(input.is_cpu(), "input must be on the CPU");
+    if (lengths) {
+      TORCH_CHECK(lengths->is_cpu(), "lengths must be on the CPU");
+      TORCH_CHECK_TYPE(lengths->scalar_type() == at::kLong, "lengths must be int64");
+      TORCH_CHECK_VALUE(lengths->sizes() == at::IntArrayRef({batch()}), "lengths must be (",
+                        batch(), ",), got ", lengths->sizes());
+    }
+  }
+
+ private:
+  void expect(const char* name, const Tensor& tensor, at::IntArrayRef shape) const {
+    TORCH_CHECK_VALUE(tensor.sizes() == shape, name, " must be ", shape, ", got ", tensor.sizes());
+    TORCH_CHECK_TYPE(tensor.scalar_type() == weight_hh.scalar_type(), name, " must be ",
+                     weight_hh.scalar_type(), ", got ", tensor.scalar_type());
+    TORCH_CHECK(tensor.is_cpu(), name, " must be on the CPU");
+  }
+
+  void expect(const char* name, const OptionalTensor& tensor, at::IntArrayRef shape) const {
+    if (tensor) expect(name, *tensor, shape);
+  }
+
+  void expect_moments(const char* term, const OptionalTensor& gamma, const OptionalTensor& mean,
+                      const OptionalTensor& var, int64_t features) const {
+    TORCH_CHECK_VALUE(mean.has_value() == var.has_value(), "mean_", term, " and var_", term,
+                      " go together");
+    const bool any = mean_ih || mean_hh || mean_c;
+    TORCH_CHECK_VALUE(mean.has_value() == (gamma.has_value() && any),
+                      "moments are given of all normalised terms or of none: see ", term);
+    if (!mean) return;
+    TORCH_CHECK_VALUE(mean->dim() == 2 && mean->size(0) > 0, "mean_", term, " has no rows");
+    expect("mean", *mean, {mean->size(0), features});
+    expect("var", *var, {mean->size(0), features});
+  }
+};
+
+// A `Problem` and the tensors that it points into.
+template <typename T>
+class Call {
+ public:
+  explicit Call(const Layer& layer) : l(layer), options(layer.weight_hh.options()) {
+    p.steps = l.steps(), p.batch = l.batch(), p.width = l.width();
+    p.hidden = l.hidden(), p.input_size = l.input_size();
+    p.threads =
+        static_cast<int>(std::min<int64_t>(threads_for(l.weight_hh.numel() * p.width), p.hidden));
+    p.weight_hh = data(l.weight_hh);
+    p.bias = data(l.bias);
+    p.beta_c = data(l.beta_c);
+    p.ih = slot(l.gamma_ih, l.mean_ih, l.var_ih, l.eps_ih, !l.whole_sequence());
+    p.hh = slot(l.gamma_hh, l.mean_hh, l.var_hh, l.eps, true);
+    p.c = slot(l.gamma_c, l.mean_c, l.var_c, l.eps, true);
+    p.packed = data(empty({bnrnn::packed_size(p.hidden, p.threads)}));
+    masks();
+  }
+
+  Tensor empty(at::IntArrayRef shape) const { return at::empty(shape, options); }
+  Tensor zeros(at::IntArrayRef shape) const { return at::zeros(shape, options); }
+
+  template <typename Element = T>
+  Element* data(const Tensor& tensor) {
+    held.push_back(tensor.contiguous());
+    return held.back().data_ptr<Element>();
+  }
+
+  T* data(const OptionalTensor& tensor) { return tensor ? data(*tensor) : nullptr; }
+
+  // `term` (T * B, 4H), where there is one.
+  void input_term(const OptionalTensor& term) {
+    if (term) {
+      p.term = data(*term);
+    } else if (l.one_hot()) {
+      const Tensor index = l.input.to(at::kLong).contiguous();
+      p.index = data<int64_t>(index);
+      const auto [low, high] = std::minmax_element(p.index, p.index + index.numel());
+      TORCH_CHECK_INDEX(*low >= 0 && *high < p.input_size, "one-hot indices must be in 0..",
+                        p.input_size - 1);
+      p.columns = data(l.weight_ih.t());
+    } else {
+      const Tensor narrow = zeros({p.steps, p.input_size, p.width});
+      narrow.narrow(2, 0, p.batch).copy_(l.input.transpose(1, 2));
+      p.narrow = data(narrow);
+      p.weight_ih = data(l.weight_ih);
+    }
+    if (l.whole_sequence()) sequence_weights();
+  }
+
+  // (H, W) from a state (B, H) or none; zero beyond B.
+  void feature_major(const OptionalTensor& state, const Tensor& to) const {
+    to.zero_();
+    if (state) to.narrow(1, 0, p.batch).copy_(state->t());
+  }
+
+  // (B, H) from (H, W).
+  Tensor batch_major(const Tensor& state) const {
+    return state.narrow(1, 0, p.batch).t().clone(at::MemoryFormat::Contiguous);
+  }
+
+  bnrnn::Problem<T> p;
+
+ private:
+  bnrnn::Slot<T> slot(const OptionalTensor& gamma, const OptionalTensor& mean,
+                      const OptionalTensor& var, double eps, bool per_step) {
+    bnrnn::Slot<T> slot;
+    if (!gamma) return slot;
+    slot.gamma = data(gamma);
+    slot.eps = static_cast<T>(eps);
+    slot.mean = data(mean);
+    slot.var = data(var);
+    slot.rows = mean ? mean->size(0) : 0;
+    slot.per_step = per_step && l.by_batch;
+    return slot;
+  }
+
+  // Which sequences run, and which count in statistics: a row for all steps, or one for each.
+  void masks() {
+    const int64_t rows = l.lengths ? p.steps : 1;
+    const Tensor live = zeros({rows, p.width}), inverse = empty({rows});
+    p.live = data(live);
+    p.inverse_count = data(inverse);
+    const bool all_count = !l.lengths || l.count_padding;
+    const Tensor counted = all_count && l.lengths ? zeros({rows, p.width}) : live;
+    p.counted = data(counted);
+    const Tensor lengths = l.lengths ? l.lengths->contiguous() : Tensor();
+    for (int64_t t = 0; t < rows; ++t) {
+      T count = 0;
+      for (int64_t b = 0; b < p.batch; ++b) {
+        const bool runs = !l.lengths || t < lengths.data_ptr<int64_t>()[b];
+        live.data_ptr<T>()[t * p.width + b] = runs;
+        counted.data_ptr<T>()[t * p.width + b] = runs || all_count;
+        count += runs || all_count;
+      }
+      inverse.data_ptr<T>()[t] = 1 / std::max<T>(count, 1);
+    }
+    p.mask_stride = l.lengths ? p.width : 0;
+    p.count_stride = all_count ? 0 : 1;
+  }
+
+  // How often each row counts whose statistics are the whole sequence's: frames, or symbols.
+  void sequence_weights() {
+    const int64_t frames = p.steps * p.batch;
+    const Tensor weights = zeros({l.one_hot() ? p.input_size : frames});
+    T* const weight = data(weights);
+    for (int64_t i = 0; i < frames; ++i) {
+      if (p.live[i / p.batch * p.mask_stride + i % p.batch] != 0) {
+        weight[l.one_hot() ? p.index[i] : i] += 1;
+        p.sequence_total += 1;
+      }
+    }
+    p.sequence_weights = weight;
+  }
+
+  const Layer& l;
+  const at::TensorOptions options;
+  std::vector<Tensor> held;
+};
+
+using Results = std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>, std::vector<Tensor>>;
+
+template <typename T>
+Results forward(const Layer& l, bool keep, bool grad_input) {
+  Call<T> call(l);
+  bnrnn::Problem<T>& p = call.p;
+  OptionalTensor term;
+  if (l.has_term(grad_input)) term = multiply(l.input.flatten(0, 1), l.weight_ih.t());
+  call.input_term(term);
+  std::vector<Tensor> moments;
+  for (auto [slot, features] : {std::pair(&p.ih, 4 * p.hidden), {&p.hh, 4 * p.hidden},
+                                {&p.c, p.hidden}}) {
+    if (slot->gamma == nullptr || slot->mean != nullptr) continue;
+    slot->rows = slot->per_step ? p.steps : 1;
+    for (T** of : {&slot->mean, &slot->var}) {
+      moments.push_back(call.empty({slot->rows, features}));
+      *of = call.data(moments.back());
+    }
+  }
+  p.keep = keep;
+  const Tensor recurrent = call.empty({keep ? p.steps : 1, 4 * p.hidden, p.width});
+  // Without a backward pass the hidden state alternates between two rows.
+  const Tensor states = call.empty({keep ? p.steps + 1 : 2, p.hidden, p.width});
+  const Tensor cells = call.empty({keep ? p.steps + 1 : 1, p.hidden, p.width});
+  const Tensor output = call.empty({p.steps, p.batch, p.hidden});
+  call.feature_major(l.h_0, states[0]);
+  call.feature_major(l.c_0, cells[0]);
+  p.recurrent = call.data(recurrent);
+  p.states = call.data(states);
+  p.cells = call.data(cells);
+  p.output = call.data(output);
+  p.panels = call.data(call.empty({2, p.hidden, p.width}));
+  bnrnn::forward(p);
+
+  std::vector<Tensor> saved;
+  if (keep) saved = {recurrent, states, cells};
+  if (keep && term) saved.push_back(*term);
+  return {output, call.batch_major(states[keep ? p.steps : p.steps % 2]),
+          call.batch_major(cells[cells.size(0) - 1]), moments, saved};
+}
+
+// In the order of the first ten arguments; empty where there is no such gradient.
+using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,
+                             Tensor, Tensor>;
+
+template <typename T>
+Gradients backward(const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
+                   const OptionalTensor& grad_c_n, const Layer& l, const Tensor& recurrent,
+                   const Tensor& states, const Tensor& cells, const OptionalTensor& term,
+                   const Tensor& grad_recurrent, bool grad_input, bool grad_weight_ih) {
+  Call<T> call(l);
+  bnrnn::Problem<T>& p = call.p;
+  const int64_t H = p.hidden, W = p.width, D = p.input_size;
+  call.input_term(term);
+  for (const bnrnn::Slot<T>* slot : {&p.ih, &p.hh, &p.c}) {
+    TORCH_CHECK_VALUE(slot->gamma == nullptr || slot->mean != nullptr, "moments are missing");
+  }
+  p.keep = true;
+  p.recurrent = call.data(recurrent);
+  p.states = call.data(states);
+  p.cells = call.data(cells);
+  p.grad_output = call.data(grad_output);
+  p.grad_recurrent = call.data(grad_recurrent);
+  const Tensor grad_state = call.empty({H, W}), grad_cell = call.empty({H, W});
+  call.feature_major(grad_h_n, grad_state);
+  call.feature_major(grad_c_n, grad_cell);
+  p.grad_state = call.data(grad_state);
+  p.grad_cell = call.data(grad_cell);
+  p.panels = call.data(call.empty({2, 4 * H, W}));
+
+  const auto gradient_of = [&](const OptionalTensor& parameter, T** to) {
+    const Tensor gradient = parameter ? call.zeros(parameter->sizes()) : call.empty({0});
+    *to = parameter ? call.data(gradient) : nullptr;
+    return gradient;
+  };
+  Tensor of_bias = call.zeros({4 * H});  // sequence_gradient reads it even without a bias
+  p.grad_bias = call.data(of_bias);
+  if (!l.bias) of_bias = call.empty({0});
+  const Tensor of_gamma_ih = gradient_of(l.gamma_ih, &p.ih.grad_gamma);
+  const Tensor of_gamma_hh = gradient_of(l.gamma_hh, &p.hh.grad_gamma);
+  const Tensor of_gamma_c = gradient_of(l.gamma_c, &p.c.grad_gamma);
+  const Tensor of_beta_c = gradient_of(l.beta_c, &p.grad_beta_c);
+
+  Tensor of_input = call.empty({0}), of_weight_ih = call.empty({0}), of_term;
+  if (term && (grad_input || grad_weight_ih)) {
+    of_term = call.empty({p.steps * p.batch, 4 * H});
+    p.grad_term = call.data(of_term);
+  } else if (l.one_hot() && grad_weight_ih) {
+    of_term = call.zeros({D, 4 * H});
+    p.grad_columns = call.data(of_term);
+  } else if (grad_weight_ih) {
+    of_weight_ih = call.zeros({4 * H, D});
+    p.grad_weight_ih = call.data(of_weight_ih);
+  }
+  const int64_t lanes = bnrnn::lanes(std::is_same_v<T, double>);
+  p.grad_weight_columns = (H + lanes - 1) / lanes * lanes;
+  const Tensor of_weight_hh = call.empty({4 * H, p.grad_weight_columns});
+  p.grad_weight_hh = call.data(of_weight_hh);
+  bnrnn::backward(p);
+
+  if (l.one_hot() && grad_weight_ih) of_weight_ih = of_term.t().contiguous();
+  if (term && grad_input) of_input = multiply(of_term, l.weight_ih).view_as(l.input);
+  if (term && grad_weight_ih) of_weight_ih = multiply(of_term.t(), l.input.flatten(0, 1));
+  return {of_input, call.batch_major(grad_state), call.batch_major(grad_cell), of_weight_ih,
+          of_weight_hh.narrow(1, 0, H).contiguous(), of_bias, of_gamma_ih, of_gamma_hh, of_gamma_c,
+          of_beta_c};
+}
+
+#define BNRNN_LAYER_ARGUMENTS                                                                     \
+  const Tensor &input, const Tensor &h_0, const Tensor &c_0, const Tensor &weight_ih,             \
+      const Tensor &weight_hh, const OptionalTensor &bias, const OptionalTensor &gamma_ih,        \
+      const OptionalTensor &gamma_hh, const OptionalTensor &gamma_c,                              \
+      const OptionalTensor &beta_c, const OptionalTensor &mean_ih, const OptionalTensor &var_ih,  \
+      const OptionalTensor &mean_hh, const OptionalTensor &var_hh, const OptionalTensor &mean_c,  \
+      const OptionalTensor &var_c, const OptionalTensor &lengths, bool count_padding,             \
+      bool sequence, double eps, double eps_ih
+#define BNRNN_LAYER                                                                               \
+  Layer{input,   h_0,    c_0,     weight_ih, weight_hh, bias,  gamma_ih,      gamma_hh,           \
+        gamma_c, beta_c, mean_ih, var_ih,    mean_hh,   var_hh, mean_c,       var_c,              \
+        lengths, count_padding, sequence, eps, eps_ih, by_batch}
+
+Results forward_operator(BNRNN_LAYER_ARGUMENTS, bool keep, bool grad_input, bool /*overwrite*/) {
+  const bool by_batch = !mean_ih && !mean_hh && !mean_c;
+  const Layer layer = BNRNN_LAYER;
+  layer.check();
+  return AT_DISPATCH_FLOATING_TYPES(weight_hh.scalar_type(), "bnrnn_cpu::forward", [&] {
+    return forward<scalar_t>(layer, keep, grad_input);
+  });
+}
+
+template <bool overwrite>
+Gradients backward_operator(const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
+                            const OptionalTensor& grad_c_n, BNRNN_LAYER_ARGUMENTS,
+                            bool by_batch, Tensor recurrent, const Tensor& states,
+                            const Tensor& cells, const OptionalTensor& term, bool grad_input,
+                            bool grad_weight_ih) {
+  const Layer layer = BNRNN_LAYER;
+  layer.check();
+  const Tensor grad_recurrent = overwrite ? recurrent : at::empty_like(recurrent);
+  return AT_DISPATCH_FLOATING_TYPES(weight_hh.scalar_type(), "bnrnn_cpu::backward", [&] {
+    return backward<scalar_t>(grad_output, grad_h_n, grad_c_n, layer, recurrent, states, cells,
+                              term, grad_recurrent, grad_input, grad_weight_ih);
+  });
 }
 
 int64_t lanes(bool is_double) { return bnrnn::lanes(is_double); }
+int64_t narrow() { return kNarrow; }
+
+#define BNRNN_LAYER_SCHEMA                                                                        \
+  "Tensor input, Tensor h_0, Tensor c_0, Tensor weight_ih, Tensor weight_hh, Tensor? bias, "      \
+  "Tensor? gamma_ih, Tensor? gamma_hh, Tensor? gamma_c, Tensor? beta_c, "                         \
+  "Tensor? mean_ih, Tensor? var_ih, Tensor? mean_hh, Tensor? var_hh, Tensor? mean_c, "            \
+  "Tensor? var_c, Tensor? lengths, bool count_padding, bool sequence, float eps, float eps_ih"
+
+#define BNRNN_BACKWARD_SCHEMA(RECURRENT)                                                          \
+  "(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, " BNRNN_LAYER_SCHEMA                 \
+  ", bool by_batch, " RECURRENT " recurrent, Tensor states, Tensor cells, Tensor? term, "         \
+  "bool grad_input, "                                                                             \
+  "bool grad_weight_ih) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, "     \
+  "Tensor, Tensor)"
 
 }  // namespace
 
 TORCH_LIBRARY(bnrnn_cpu, m) {
-  m.def(
-      "forward(Dict(str, Tensor) tensors, int steps, int batch, float eps, float eps_ih, "
-      "bool by_batch, bool keep, int threads) -> ()",
-      forward);
-  m.def(
-      "backward(Dict(str, Tensor) tensors, int steps, int batch, float eps, float eps_ih, "
-      "bool by_batch, int threads) -> ()",
-      backward);
-  m.def("multiply(Tensor a, Tensor b, int threads) -> Tensor", multiply);
-  m.def("packed_size(int hidden, int threads) -> int", packed_size);
+  // `moments`: mean and variance of each normalised term, where none are given. `saved`, for the
+  // backward pass alone: recurrent, states, cells and perhaps term; empty without `keep`.
+  // `overwrite`: autograd may use backward_, since the caller keeps no reference to them.
+  m.def("forward(" BNRNN_LAYER_SCHEMA ", bool keep, bool grad_input, bool overwrite)"
+        " -> (Tensor output, Tensor h_n, Tensor c_n, Tensor[] moments, Tensor[] saved)");
+  // The gradients of the first ten arguments of forward. If `by_batch`, mean_* and var_* are those
+  // that forward found. backward_ overwrites `recurrent` with its gradient.
+  m.def("backward" BNRNN_BACKWARD_SCHEMA("Tensor"));
+  m.def("backward_" BNRNN_BACKWARD_SCHEMA("Tensor(a!)"));
+  m.def("multiply(Tensor a, Tensor b) -> Tensor");
+  // For the shapes of `saved`: elements of a vector, and the most features of a narrow input.
   m.def("lanes(bool is_double) -> int", lanes);
+  m.def("narrow() -> int", narrow);
+}
+
+TORCH_LIBRARY_IMPL(bnrnn_cpu, CPU, m) {
+  m.impl("forward", forward_operator);
+  m.impl("backward", backward_operator<false>);
+  m.impl("backward_", backward_operator<true>);
+  m.impl("multiply", multiply);
 }

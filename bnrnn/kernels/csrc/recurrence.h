@@ -48,7 +48,7 @@ struct Problem {
   // Rows of W, one for each step or one for all (stride 0).
   const T* live;              // 1: this sequence still runs; 0: it keeps h and c
   const T* counted;           // 1: it counts in per-step statistics
-  const T* inverse_count;     // 1 / the sum of counted, an element a step
+  const T* inverse_count;     // 1 / the sum of counted, an element a step or one for all
   ptrdiff_t mask_stride, count_stride;
 
   // keep: (T, 4H, W), (T + 1, H, W), (T + 1, H, W). Else (4H, W), (2, H, W), (1, H, W).

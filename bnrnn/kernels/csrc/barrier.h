@@ -1,0 +1,45 @@
+#pragma once
+
+#if !defined(_WIN32)
+#include <sched.h>
+#endif
+
+#include <atomic>
+
+namespace bnrnn {
+
+// All threads wait for the last. It spins only briefly, then lets others run: on a machine that
+// is shared, waiting must not take the processor from the thread it waits for.
+class Barrier {
+ public:
+  void expect(int threads) { threads_ = threads; }
+
+  void wait() {
+    if (threads_ == 1) return;
+    const unsigned round = round_.load(std::memory_order_relaxed);
+    if (waiting_.fetch_add(1, std::memory_order_acq_rel) + 1 == threads_) {
+      waiting_.store(0, std::memory_order_relaxed);
+      round_.fetch_add(1, std::memory_order_release);
+      return;
+    }
+    for (int spins = 0; round_.load(std::memory_order_acquire) == round; ++spins) {
+      if (spins < kSpins) {
+#if defined(__x86_64__)
+        __builtin_ia32_pause();
+#endif
+      } else {
+#if !defined(_WIN32)
+        sched_yield();
+#endif
+      }
+    }
+  }
+
+ private:
+  static constexpr int kSpins = 2000;
+  int threads_ = 1;
+  alignas(64) std::atomic<int> waiting_{0};
+  alignas(64) std::atomic<unsigned> round_{0};
+};
+
+}  // namespace bnrnn

@@ -1,0 +1,91 @@
+// A thread's share of the problem: a range of hidden units, all four gates of each and the whole
+// batch.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+
+#include "products.h"
+#include "recurrence.h"
+
+namespace bnrnn {
+
+enum Gate { kInput, kForget, kCandidate, kOutput, kGates };
+constexpr ptrdiff_t kGroup = 16;  // hidden units worked on together
+
+// BN(y; gamma, 0) = (y - mean) * rstd * gamma.
+template <typename T>
+struct Standard {
+  T mean = 0, rstd = 1, gamma = 1;
+  T scale() const { return rstd * gamma; }
+};
+
+template <typename T>
+Standard<T> standard_at(const Slot<T>& slot, ptrdiff_t t, ptrdiff_t feature,
+                        ptrdiff_t features) {
+  if (slot.gamma == nullptr) return {};
+  const ptrdiff_t i = std::min(t, slot.rows - 1) * features + feature;
+  return {slot.mean[i], 1 / std::sqrt(slot.var[i] + slot.eps), slot.gamma[feature]};
+}
+
+// Rows of H elements that a thread of so many units needs for its packed part of W_h: tiles are
+// padded at the end of each group in the forward pass, and at the end of its units in the backward.
+inline ptrdiff_t packed_rows(ptrdiff_t units) {
+  return kGates * units + (ceil_div(units, kGroup) + kGates) * kTileRows;
+}
+
+template <typename T>
+struct Share {
+  Share(const Problem<T>& problem, int thread, int threads)
+      : p(problem),
+        H(p.hidden),
+        W(p.width),
+        units(part({0, H}, threads, thread)),
+        packed(p.packed + thread * packed_rows(ceil_div(H, threads)) * H) {}
+
+  T* recurrent_at(ptrdiff_t t) const { return p.recurrent + (p.keep ? t * kGates * H * W : 0); }
+  T* state_at(ptrdiff_t t) const { return p.states + (p.keep ? t : t % 2) * H * W; }
+  T* cell_at(ptrdiff_t t) const { return p.cells + (p.keep ? t * H * W : 0); }
+  const T* live_at(ptrdiff_t t) const { return p.live + t * p.mask_stride; }
+  const T* counted_at(ptrdiff_t t) const { return p.counted + t * p.mask_stride; }
+
+  // A single sequence has no variance: it takes the statistics of the step before, as constants.
+  bool is_lone(ptrdiff_t t) const {
+    return t > 0 && p.count_stride != 0 && p.inverse_count[t] == 1;
+  }
+
+  // Two take turns: a fast thread may write the next step's while a slow one still reads this one's.
+  T* panel_at(ptrdiff_t t, ptrdiff_t depth) const { return p.panels + t % 2 * depth * W; }
+
+  void put_state(ptrdiff_t t, ptrdiff_t j) const {
+    const T* state = state_at(t) + j * W;
+    if (p.batch == 1) {
+      panel_at(t, H)[j] = *state;
+      return;
+    }
+    pack_right_row(panel_at(t, H), H, W, j, [&](ptrdiff_t b) { return load(state + b); });
+  }
+
+  // Of the rows of a group, gate after gate: which feature of 4H.
+  ptrdiff_t feature(Range group, ptrdiff_t row) const {
+    return row / group.size() * H + group.begin + row % group.size();
+  }
+
+  template <typename Visit>
+  void for_groups(Visit&& visit) const {
+    T* panel = packed;
+    const ptrdiff_t groups = ceil_div(units.size(), kGroup);
+    for (ptrdiff_t i = 0; i < groups; ++i) {
+      const Range group = part(units, groups, i);
+      visit(group, panel);
+      panel += whole_tiles(kGates * group.size()) * H;
+    }
+  }
+
+  const Problem<T>& p;
+  const ptrdiff_t H, W;
+  const Range units;
+  T* const packed;  // this thread's part of W_h
+};
+
+}  // namespace bnrnn

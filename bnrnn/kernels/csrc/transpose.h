@@ -1,0 +1,46 @@
+// Between batch-major arrays, as PyTorch has them, and the kernel's feature-major ones.
+#pragma once
+
+#include <algorithm>
+
+#include "vectors.h"
+
+namespace bnrnn {
+
+// to[u][b] = from(b)[u] for `count` units and B of W columns, zero beyond: batch-major to
+// feature-major.
+template <typename T, typename From>
+void transpose_in(ptrdiff_t count, ptrdiff_t batch, ptrdiff_t width, T* to, From&& from) {
+  constexpr int lanes = kLanes<T>;
+  for (ptrdiff_t b0 = 0; b0 < width; b0 += lanes) {
+    for (ptrdiff_t u0 = 0; u0 < count; u0 += lanes) {
+      const int n = static_cast<int>(std::min<ptrdiff_t>(lanes, count - u0));
+      Vector<T> block[lanes];
+      for (int i = 0; i < lanes; ++i) {
+        block[i] = b0 + i < batch ? load_first(from(b0 + i) + u0, n) : zero<T>();
+      }
+      transpose<T>(block);
+      for (int i = 0; i < n; ++i) store(to + (u0 + i) * width + b0, block[i]);
+    }
+  }
+}
+
+// visit(b, u0, count, vector): the other way, vectors of the units of one sequence.
+template <typename T, typename Visit>
+void transpose_out(
+    ptrdiff_t count, ptrdiff_t batch, ptrdiff_t width, const T* from, Visit&& visit) {
+  constexpr int lanes = kLanes<T>;
+  for (ptrdiff_t b0 = 0; b0 < batch; b0 += lanes) {
+    for (ptrdiff_t u0 = 0; u0 < count; u0 += lanes) {
+      const int n = static_cast<int>(std::min<ptrdiff_t>(lanes, count - u0));
+      Vector<T> block[lanes];
+      for (int i = 0; i < lanes; ++i) {
+        block[i] = i < n ? load(from + (u0 + i) * width + b0) : zero<T>();
+      }
+      transpose<T>(block);
+      for (int i = 0; i < lanes && b0 + i < batch; ++i) visit(b0 + i, u0, n, block[i]);
+    }
+  }
+}
+
+}  // namespace bnrnn

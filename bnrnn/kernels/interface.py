@@ -1,0 +1,117 @@
+"""What every kernel of the recurrence takes, returns and says about itself."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+
+class Moments(NamedTuple):
+    """Mean and biased variance of one term: (T, features), or (1, features) if sequence-wise."""
+
+    mean: Tensor
+    var: Tensor
+
+
+class TermMoments(NamedTuple):
+    """The moments of the three terms that can be normalised; None where a term is not."""
+
+    ih: Moments | None = None
+    hh: Moments | None = None
+    c: Moments | None = None
+
+
+class Weights(NamedTuple):
+    """The parameters of one layer and direction; a γ or β is None where its slot is empty."""
+
+    weight_ih: Tensor  # (4H, D), gates in the order i, f, g, o
+    weight_hh: Tensor  # (4H, H)
+    bias: Tensor | None = None  # (4H,)
+    gamma_ih: Tensor | None = None  # (4H,)
+    gamma_hh: Tensor | None = None  # (4H,)
+    gamma_c: Tensor | None = None  # (H,)
+    beta_c: Tensor | None = None  # (H,)
+
+
+class Normalization(NamedTuple):
+    """What the three slots hold: "none", "frame" (each step by itself) or "sequence"."""
+
+    ih: str = "frame"
+    hh: str = "frame"
+    c: str = "frame"
+    eps: float = 1e-5
+    sequence_eps: float | None = None  # of sequence-wise statistics; None: eps
+
+    @property
+    def eps_ih(self) -> float:
+        if self.ih != "sequence" or self.sequence_eps is None:
+            return self.eps
+        return self.sequence_eps
+
+    def eps_of(self, term: str) -> float:
+        return self.eps_ih if term == "ih" else self.eps
+
+    @property
+    def is_empty(self) -> bool:
+        return (self.ih, self.hh, self.c) == ("none", "none", "none")
+
+
+class Recurrence(Protocol):
+    """One layer in one direction."""
+
+    def __call__(
+        self,
+        input: Tensor,
+        h_0: Tensor,
+        c_0: Tensor,
+        weights: Weights,
+        normalization: Normalization,
+        *,
+        population: TermMoments | None = None,
+        lengths: Tensor | None = None,
+        count_padding: bool = False,
+    ) -> tuple[Tensor, Tensor, Tensor, TermMoments]:
+        """Run all time steps.
+
+        Args:
+            input: (T, B, D), or (T, B) integers: the indices of one-hot vectors of size D.
+            h_0, c_0: (B, H).
+            population: normalise by these; step t uses row min(t, rows - 1). None: by the batch's
+                own.
+            lengths: (B,) int64 on the input's device, each in 1..T. A finished sequence keeps its
+                state and its output is zero. None: all are T long.
+            count_padding: whether finished sequences count in frame-wise batch statistics, those
+                of the two states with h and c as they ended.
+
+        Returns:
+            output (T, B, H); h_n, c_n (B, H); the batch's moments, detached (empty if given).
+
+        Where padding does not count and a single sequence is left, it has no variance: it is left
+        out of the statistics and normalised by those of the last step with two, taken as
+        constants. The moments of such a step repeat theirs.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be run, as far as a kernel may not be able to run it."""
+
+    device: str  # its type
+    dtype: torch.dtype
+    normalization: Normalization
+    cell_bias: bool = False  # β_c without a normalised cell
+    padded: bool = False  # sequences of different lengths
+
+    @property
+    def is_plain(self) -> bool:
+        """Nothing is normalised or added to the LSTM of `torch.nn.LSTM`."""
+        return self.normalization.is_empty and not self.cell_bias
+
+
+@dataclass(frozen=True)
+class Kernel:
+    run: Recurrence
+    why_not: Callable[[Request], str | None]  # why it cannot run a request, in words; None: it can

@@ -1,0 +1,55 @@
+"""PyTorch's own LSTM, for a layer in which nothing is normalised."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from bnrnn.kernels.interface import Normalization, Request, TermMoments, Weights
+
+
+def recurrence(
+    input: Tensor,
+    h_0: Tensor,
+    c_0: Tensor,
+    weights: Weights,
+    normalization: Normalization,
+    *,
+    population: TermMoments | None = None,
+    lengths: Tensor | None = None,
+    count_padding: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, TermMoments]:
+    """See `bnrnn.kernels.interface.Recurrence`."""
+    if not input.is_floating_point():
+        input = F.one_hot(input, weights.weight_ih.shape[1]).to(h_0.dtype)
+    flat = [weights.weight_ih, weights.weight_hh]
+    has_bias = weights.bias is not None
+    if weights.bias is not None:
+        flat += [weights.bias, torch.zeros_like(weights.bias)]  # it wants two
+    state = h_0[None].contiguous(), c_0[None].contiguous()
+    # For cuDNN: keep what a backward pass needs. A trace must not depend on it.
+    keep = torch.is_grad_enabled() and not torch.jit.is_tracing()
+    settings = has_bias, 1, 0.0, keep, False  # one layer, no dropout, one direction
+    if lengths is None:
+        output, h_n, c_n = torch.lstm(input, state, flat, *settings, False)
+        return output, h_n[0], c_n[0], TermMoments()
+    packed = pack_padded_sequence(input, lengths.cpu(), enforce_sorted=False)
+    order, back = packed.sorted_indices, packed.unsorted_indices
+    assert order is not None
+    assert back is not None
+    state = state[0][:, order], state[1][:, order]
+    data, h_n, c_n = torch.lstm(packed.data, packed.batch_sizes, state, flat, *settings)
+    output, _ = pad_packed_sequence(packed._replace(data=data), total_length=len(input))
+    return output, h_n[0, back], c_n[0, back], TermMoments()
+
+
+def why_not_padded(request: Request) -> str | None:
+    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():  # pyright: ignore
+        return "torch.func cannot map it"
+    return None if request.is_plain else "it normalises nothing"
+
+
+def why_not(request: Request) -> str | None:
+    if torch.compiler.is_compiling():
+        return "torch.compile would unroll it over the time steps"
+    return "it takes no padding" if request.padded else why_not_padded(request)

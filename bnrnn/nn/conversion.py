@@ -1,0 +1,185 @@
+"""Between `torch.nn.LSTM` and `BNLSTM`: modules that compute the same in evaluation.
+
+A normalised term is γ (y - mean) / sqrt(var + ε), an affine map of y where the population
+statistics are those of all time steps. With γ = sqrt(var + ε), and the mean added to b (or β_c),
+it is y; and the other way, the map can be folded into the weights.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from bnrnn.kernels import Moments, Weights, reference
+from bnrnn.kernels.reference import live_rows
+
+
+def check_source(lstm: nn.LSTM) -> None:
+    """
+    Raises:
+        ValueError: it has projections.
+    """
+    if lstm.proj_size != 0:
+        raise ValueError("an LSTM with proj_size cannot be converted: only one without projections")
+
+
+@torch.no_grad()
+def normalize_as_plain(module: Any, batches: Iterable[Any]) -> None:
+    """Give a `BNLSTM` the γ, b, β_c and statistics with which it computes, in evaluation, what its
+    weights compute without normalisation.
+
+    Raises:
+        ValueError: see `BNLSTM.from_lstm`.
+    """
+    if not module.bias:
+        raise ValueError("without a bias nothing can make up for the means: use bias=True")
+    found = {name: _Pooled() for name in module.statistics}
+
+    def observe(
+        x: Tensor, h_0: Tensor, c_0: Tensor, suffix: str, lengths: Tensor | None, first_step: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        output, h_n, c_n, terms = _plain_terms(x, h_0, c_0, module._weights(suffix), lengths)
+        for term, rows in terms.items():
+            if term + suffix in found:
+                found[term + suffix].add(rows)
+        return output, h_n, c_n
+
+    n = 0
+    module.eval()
+    module._run_direction = observe
+    try:
+        for batch in batches:
+            as_it_is = isinstance(batch, Tensor | PackedSequence)
+            module(batch) if as_it_is else module(*batch)
+            n += 1
+    finally:
+        del module._run_direction
+    if n == 0:
+        raise ValueError("from_lstm needs at least one batch to take moments from")
+    for name, pooled in found.items():
+        term, _, place = name.partition("_")
+        gamma = getattr(module, f"gamma_{name}")
+        moments = pooled.moments(gamma)
+        gamma.copy_(torch.sqrt(moments.var[0] + module.normalization.eps_of(term)))
+        shift = getattr(module, f"beta_c_{place}" if term == "c" else f"bias_{place}")
+        shift.add_(moments.mean[0])
+        module.statistics[name].set(moments, n)
+
+
+def _plain_terms(
+    x: Tensor, h: Tensor, c: Tensor, weights: Weights, lengths: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+    """A recurrence in which nothing is normalised, and the rows (n, features) of the three terms
+    that could be: W_x x_t, W_h h_{t-1} and c_t of all steps, without padding."""
+    steps, batch = x.shape[:2]
+    live = torch.ones(steps, batch, 1, dtype=torch.bool, device=x.device)
+    if lengths is not None:
+        live = live_rows(lengths, steps)
+    input_term = reference.input_term(x, weights.weight_ih)
+    bias = torch.zeros_like(input_term[0, 0]) if weights.bias is None else weights.bias
+    output, rows = [], {"ih": [], "hh": [], "c": []}
+    for t in range(steps):
+        recurrent_term = h @ weights.weight_hh.t()
+        i, f, g, o = (input_term[t] + recurrent_term + bias).chunk(4, dim=1)
+        c = torch.where(live[t], torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g), c)
+        h = torch.where(live[t], torch.sigmoid(o) * torch.tanh(c), h)
+        output.append(torch.where(live[t], h, 0.0))
+        for term, values in (("ih", input_term[t]), ("hh", recurrent_term), ("c", c)):
+            rows[term].append(values[live[t, :, 0]])
+    return torch.stack(output), h, c, {term: torch.cat(found) for term, found in rows.items()}
+
+
+@torch.no_grad()
+def folded(module: Any) -> nn.LSTM:
+    """See `BNLSTM.to_lstm`."""
+    if module.options.learned_state or module.options.init_noise > 0:
+        raise ValueError("torch.nn.LSTM starts from zeros: no learned_state, no init_noise")
+    weight = module.weight_hh_l0
+    lstm = nn.LSTM(
+        module.input_size, module.hidden_size, module.num_layers,
+        bias=module.bias or not module.normalization.is_empty, batch_first=module.batch_first,
+        dropout=module.dropout, bidirectional=module.bidirectional,
+        device=weight.device, dtype=weight.dtype,
+    )  # fmt: skip
+    for name, parameter in lstm.named_parameters():
+        if name.startswith("bias"):
+            parameter.zero_()
+        place = name.split("_", 2)[2]
+        if name.startswith("bias_ih") and module.bias:
+            parameter.copy_(getattr(module, f"bias_{place}"))
+    for name, parameter in lstm.named_parameters():
+        kind, term, place = name.split("_", 2)
+        if kind != "weight":
+            continue
+        scale, shift = _affine(module, term, place)
+        parameter.copy_(getattr(module, name) * scale[:, None])
+        if lstm.bias:
+            getattr(lstm, f"bias_ih_{place}").add_(shift)
+        if term == "hh":
+            _check_cell(module, place)
+    return lstm.train(module.training)
+
+
+def _affine(module: Any, term: str, place: str) -> tuple[Tensor, Tensor]:
+    """What a term is multiplied by, and what is added to it; (features,) each.
+
+    Raises:
+        ValueError: it differs between time steps, or is not known yet.
+    """
+    name = f"{term}_{place}"
+    if name not in module.statistics:
+        like = module.weight_hh_l0
+        features = like.shape[1] if term == "c" else like.shape[0]
+        return like.new_ones(features), like.new_zeros(features)
+    try:
+        mean, var = module.statistics[name].population()
+    except RuntimeError as error:
+        raise ValueError(str(error)) from error
+    if any(not torch.equal(rows, rows[:1].expand_as(rows)) for rows in (mean, var)):
+        raise ValueError(
+            f"statistics.{name} differ between time steps, and torch.nn.LSTM is the same at all of "
+            "them: only a module from BNLSTM.from_lstm, or with max_length=1, can be converted"
+        )
+    scale = getattr(module, f"gamma_{name}") * torch.rsqrt(
+        var[0] + module.normalization.eps_of(term)
+    )
+    return scale, -mean[0] * scale
+
+
+def _check_cell(module: Any, place: str) -> None:
+    """
+    Raises:
+        ValueError: the cell state is scaled or shifted before its tanh, as no LSTM's is.
+    """
+    scale, shift = _affine(module, "c", place)
+    if (beta := getattr(module, f"beta_c_{place}", None)) is not None:
+        shift = shift + beta
+    rounding = 8 * torch.finfo(scale.dtype).eps
+    largest = max(1.0, 0.0 if beta is None else float(beta.abs().max()))
+    if float((scale - 1).abs().max()) > rounding or float(shift.abs().max()) > rounding * largest:
+        raise ValueError(
+            f"the cell state of layer {place.removeprefix('l')} is normalised to another scale, "
+            "which torch.nn.LSTM cannot do"
+        )
+
+
+class _Pooled:
+    """Mean and variance over the rows of several batches, in float64."""
+
+    def __init__(self) -> None:
+        self.n, self.mean, self.square = 0, torch.zeros(()), torch.zeros(())
+
+    def add(self, rows: Tensor) -> None:
+        rows = rows.double()
+        mean, n = rows.mean(0), self.n + len(rows)
+        off = mean - self.mean
+        self.square = (
+            self.square + (rows - mean).square().sum(0) + off.square() * (self.n * len(rows) / n)
+        )
+        self.mean, self.n = self.mean + off * (len(rows) / n), n
+
+    def moments(self, like: Tensor) -> Moments:
+        """(1, features) each, of the dtype and on the device of a tensor."""
+        return Moments(self.mean[None].to(like), (self.square / self.n)[None].to(like))

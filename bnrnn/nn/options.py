@@ -1,0 +1,114 @@
+"""The options of the modules beyond those of `torch.nn.LSTM`: names, defaults, checks.
+
+Without torch, which the command line does not wait for to refuse a setting.
+"""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
+
+
+def require(condition: bool, name: str, value: Any, allowed: str) -> None:
+    """
+    Raises:
+        ValueError: the condition does not hold; in one form, whose first word is the name.
+    """
+    if not condition:
+        raise ValueError(f"{name} must be {allowed}, got {value!r}")
+
+
+def require_choice(name: str, value: str, *allowed: str) -> None:
+    require(value in allowed, name, value, "one of " + ", ".join(allowed))
+
+
+@dataclass
+class NormOptions:
+    """Of every model with batch-normalised LSTMs in it. `BNLSTM` documents each option.
+
+    Raises:
+        ValueError: an option is out of range.
+    """
+
+    input_norm: str = "frame"
+    recurrent_norm: str = "frame"
+    cell_norm: str = "frame"
+    gamma_init: float = 0.1
+    eps: float = 1e-5
+    sequence_eps: float | None = None
+    momentum: float = 0.1
+    max_length: int | None = None
+    learned_state: bool = False
+    forget_bias: float = 1.0
+
+    def __post_init__(self) -> None:
+        require_choice("input_norm", self.input_norm, "none", "frame", "sequence")
+        require_choice("recurrent_norm", self.recurrent_norm, "none", "frame")
+        require_choice("cell_norm", self.cell_norm, "none", "frame")
+        require(self.gamma_init != 0, "gamma_init", self.gamma_init, "non-zero")
+        for name in ("eps", "sequence_eps", "max_length"):
+            value = getattr(self, name)
+            require(value is None or value > 0, name, value, "positive")
+        require(0 < self.momentum <= 1, "momentum", self.momentum, "in (0, 1]")
+
+
+@dataclass
+class LSTMOptions(NormOptions):
+    """Of a `BNLSTM`, which documents each.
+
+    Raises:
+        ValueError: an option is out of range.
+    """
+
+    init_noise: float = 0.0
+    cell_bias: bool = False
+    count_padding: bool = False
+    recurrent_init: str = "orthogonal"
+    kernel: str = "auto"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.init_noise >= 0, "init_noise", self.init_noise, "0 or more")
+        require_choice("recurrent_init", self.recurrent_init, "orthogonal", "identity")
+
+
+@dataclass
+class ReaderOptions(NormOptions):
+    """Of an `AttentiveReader`, which documents each.
+
+    Raises:
+        ValueError: an option is out of range.
+    """
+
+    input_norm: str = "none"
+    recurrent_norm: str = "none"
+    cell_norm: str = "none"
+    learned_state: bool = True
+    forget_bias: float = 0.0
+    bidirectional: bool = False
+    attention_norm: bool = False
+    dropout: float = 0.5
+    mean_passage: bool = True
+    similarity: bool = True
+    mask_attention_statistics: bool = True
+    count_padding: bool = True
+    init: str = "sound"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 <= self.dropout < 1, "dropout", self.dropout, "in [0, 1)")
+        require_choice("init", self.init, "sound", "official_code")
+
+
+def chosen(options: type, config: Any) -> dict[str, Any]:
+    """The options of a dataclass that an object has as attributes, by name."""
+    return {f.name: getattr(config, f.name) for f in fields(options) if hasattr(config, f.name)}
+
+
+def spell_out_options(init: Callable[..., Any], options: type) -> None:
+    """Have `help` show the fields of a dataclass where a function takes them as `**options`."""
+    *arguments, _ = inspect.signature(init).parameters.values()
+    named = inspect.signature(options).parameters.values()
+    init.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [*arguments, *(p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in named)]
+    )

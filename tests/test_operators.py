@@ -1,0 +1,136 @@
+"""The C++ operators as PyTorch's autograd, compiler and `vmap` see them."""
+
+import pytest
+import torch
+import torch._dynamo.testing
+
+from bnrnn import kernels
+from bnrnn.kernels import Normalization, Weights, operators
+from bnrnn.kernels import cpu as compiled
+from tests.test_cpu_kernel import FRAME, NONE, leaves, problem
+
+OPTIONS = [
+    {}, {"constant_input": True}, {"one_hot": True}, {"lengths": True}, {"given": True},
+    {"lengths": True, "count_padding": True, "one_hot": True},
+]  # fmt: skip
+NORMS = [FRAME, NONE, ("sequence", "none", "frame")]
+
+
+@pytest.fixture(autouse=True)
+def _built():
+    operators.load()
+
+
+def arguments(case):
+    """A case as the operators take it."""
+    given = [t for moments in case["population"] or (None,) * 3 for t in moments or (None, None)]
+    kinds = case["normalization"]
+    return (
+        case["input"], case["h_0"], case["c_0"], *case["weights"], *given, case["lengths"],
+        case["count_padding"], kinds.ih == "sequence", kinds.eps, kinds.eps_ih,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("norms", NORMS)
+@pytest.mark.parametrize("features", [3, 9])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_opcheck(norms, options, features, dtype):
+    case = problem(5, 7, features, 6, norms, dtype, **options)
+    needs_input = case["input"].requires_grad
+    torch.library.opcheck(
+        torch.ops.bnrnn_cpu.forward.default, (*arguments(case), True, needs_input, False)
+    )
+    for tensor in leaves(case):
+        tensor.requires_grad_(False)
+    layer = arguments(case)
+    torch.library.opcheck(torch.ops.bnrnn_cpu.forward.default, (*layer, False, False, False))
+    output, h_n, _, moments, saved = torch.ops.bnrnn_cpu.forward(*layer, True, needs_input, False)
+    tensors, settings = list(layer[:17]), layer[17:]
+    for i, gamma in enumerate(case["weights"][3:6]):
+        if moments and gamma is not None:
+            tensors[10 + 2 * i : 12 + 2 * i] = moments[:2]
+            del moments[:2]
+    backward = (
+        torch.randn_like(output), torch.randn_like(h_n), None, *tensors, *settings,
+        not options.get("given") and norms != NONE, *saved, *[None] * (4 - len(saved)),
+        needs_input, True,
+    )  # fmt: skip
+    torch.library.opcheck(torch.ops.bnrnn_cpu.backward.default, backward)
+    torch.library.opcheck(torch.ops.bnrnn_cpu.backward_.default, backward)
+
+
+def test_multiply():
+    a, b = torch.randn(70, 30), torch.randn(90, 30)
+    torch.library.opcheck(torch.ops.bnrnn_cpu.multiply.default, (a, b.t()))
+    torch.testing.assert_close(torch.ops.bnrnn_cpu.multiply(a, b.t()), a @ b.t())
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # in torch's own compiler
+@pytest.mark.parametrize(
+    ("backend", "options"),
+    [("inductor", {}), ("aot_eager", {"lengths": True}), ("aot_eager", {"one_hot": True})],
+)
+def test_compiled_at_any_length(backend, options):
+    """One graph, without a break, and one compilation for all lengths."""
+
+    def loss(input, h_0, c_0, lengths, *weights):
+        output, h_n, c_n, _ = kernels.recurrence(
+            input, h_0, c_0, Weights(*weights), Normalization(), lengths=lengths
+        )
+        return output.square().sum() + (h_n * c_n).sum()
+
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounterWithBackend(backend)
+    faster = torch.compile(loss, backend=counter, fullgraph=True, dynamic=True)
+    counts = []
+    for steps, batch in ((5, 7), (9, 4), (12, 20)):
+        case = problem(steps, batch, 9, 6, FRAME, **options)
+        inputs = (case["input"], case["h_0"], case["c_0"], case["lengths"], *case["weights"])
+        expected = loss(*inputs)
+        found = faster(*inputs)
+        torch.testing.assert_close(found, expected)
+        wanted = leaves(case)
+        for ours, theirs in zip(
+            torch.autograd.grad(found, wanted), torch.autograd.grad(expected, wanted), strict=True
+        ):
+            torch.testing.assert_close(ours, theirs)
+        counts.append(counter.frame_count)
+    assert counts == counts[:1] * 3
+
+
+def test_batched_gradients():
+    """`vmap` over the backward pass, as `torch.autograd.functional.jacobian` does it."""
+    case = problem(4, 5, 3, 6)
+    output = compiled.recurrence(**case)[0]
+    directions = torch.randn(3, *output.shape, dtype=output.dtype)
+    batched = torch.autograd.grad(
+        output, leaves(case), directions, retain_graph=True, is_grads_batched=True
+    )
+    for i, direction in enumerate(directions):
+        each = torch.autograd.grad(output, leaves(case), direction, retain_graph=True)
+        for ours, theirs in zip(batched, each, strict=True):
+            assert torch.equal(ours[i], theirs)
+
+
+def test_gradients_are_contiguous():
+    case = problem(4, 5, 9, 7, dtype=torch.float32)
+    output, h_n, _, _ = compiled.recurrence(**case)
+    for gradient in torch.autograd.grad(output.sum() + h_n.sum(), leaves(case)):
+        assert gradient.is_contiguous()
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "message"),
+    [
+        ("h_0", torch.zeros(5, 7), r"h_0 must be \[5, 6\], got \[5, 7\]"),
+        ("c_0", torch.zeros(5, 6, dtype=torch.double), "c_0 must be Float, got Double"),
+        ("lengths", torch.zeros(4, dtype=torch.long), r"lengths must be \(5,\)"),
+        ("input", torch.zeros(4, 5, 2), r"input must be \[4, 5, 3\]"),
+        ("input", torch.zeros(4, 5), r"input must be \(T, B, D\)"),
+    ],
+)
+def test_what_does_not_fit_is_refused(name, wrong, message):
+    case = problem(4, 5, 3, 6, dtype=torch.float32) | {name: wrong, "count_padding": True}
+    with pytest.raises((ValueError, TypeError), match=message):
+        compiled.recurrence(**case)
