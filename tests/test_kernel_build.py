@@ -93,7 +93,9 @@ def test_a_run_without_a_compiler(tmp_path, no_compiler):
     process = in_a_clean_cache(tmp_path, *TINY, "kernel=cpu", **no_compiler)
     _, err = process.communicate(timeout=100)
     assert process.returncode == 2
-    assert err.splitlines()[-1].startswith("bnrnn: error: kernel=cpu: it takes a C++ compiler")
+    assert err.splitlines()[-1].startswith(
+        "bnrnn: error: kernel 'cpu' cannot run this: it takes a C++ compiler"
+    )
     assert "Traceback" not in err
 
 

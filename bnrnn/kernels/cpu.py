@@ -50,7 +50,9 @@ def recurrence(
     tensors = (input, h_0, c_0, *weights, *given, lengths)
     sequence = normalization.ih == "sequence"
     settings = (count_padding, sequence, normalization.eps, normalization.eps_ih)
-    keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    # A trace is for inference, and must not depend on whether gradients are wanted.
+    differentiable = torch.is_grad_enabled() and not torch.jit.is_tracing()  # pyright: ignore
+    keep = differentiable and any(t is not None and t.requires_grad for t in tensors)
     output, h_n, c_n, found, _ = torch.ops.bnrnn_cpu.forward(
         *tensors, *settings, keep, keep and input.requires_grad, True
     )

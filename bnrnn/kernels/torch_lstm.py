@@ -28,7 +28,7 @@ def recurrence(
         flat += [weights.bias, torch.zeros_like(weights.bias)]  # it wants two
     state = h_0[None].contiguous(), c_0[None].contiguous()
     # For cuDNN: keep what a backward pass needs. A trace must not depend on it.
-    keep = torch.is_grad_enabled() and not torch.jit.is_tracing()
+    keep = torch.is_grad_enabled() and not torch.jit.is_tracing()  # pyright: ignore
     settings = has_bias, 1, 0.0, keep, False  # one layer, no dropout, one direction
     if lengths is None:
         output, h_n, c_n = torch.lstm(input, state, flat, *settings, False)

@@ -62,6 +62,10 @@ class NormConfig(NormOptions):
 
     name: str = MISSING
     title: str = free("")  # for people; empty: the name
+    # A model normalises what its file in conf/model names.
+    input_norm: str = "none"
+    recurrent_norm: str = "none"
+    cell_norm: str = "none"
     hidden_size: int = 200
     dropout: float = 0.0
 
