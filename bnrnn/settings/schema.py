@@ -120,9 +120,6 @@ class AttentiveReaderConfig(NormConfig, ReaderOptions):
 class WordModelConfig(NormConfig):
     """Embeddings, a stack of LSTM layers and a softmax; see `bnrnn.tasks.words.WordModel`."""
 
-    input_norm: str = "none"
-    recurrent_norm: str = "none"
-    cell_norm: str = "none"
     size: str = "small"  # of the three, as which task=ptb_words trains it
     num_layers: int = 2
     init_range: float = 0.1
