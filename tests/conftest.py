@@ -30,7 +30,9 @@ def missing_data(*names: str) -> str:
     missing = [name for name in names if not (DATA / name).is_dir()]
     if not missing:
         return ""
-    fetched = [f"`bnrnn mode=data task={name}`" for name in missing if name != QUESTIONS]
+    fetched = [
+        f"`bnrnn mode=data task={name}`" for name in missing if name not in (QUESTIONS, "an4")
+    ]
     cure = "set BNRNN_TEST_DATA to a folder that has it"
     if fetched:
         cure += f" or run {' and '.join(fetched)}"

@@ -21,7 +21,10 @@ def names(group):
 
 
 def go_together(task, model):
-    kinds = {"cnn": "attentive", "cnn4": "attentive", "ptb_words": "words"}
+    kinds = {
+        "cnn": "attentive", "cnn4": "attentive", "ptb_words": "words", "frames": "speech",
+        "an4": "speech",
+    }  # fmt: skip
     kind = model.partition("_")[0]
     return kinds.get(task) == (kind if kind in kinds.values() else None)
 
@@ -93,7 +96,7 @@ def test_task_and_model_alone_are_the_papers_run(composed, task, model):
         }[task]  # fmt: skip
 
 
-TASK_OF = {"attentive": ["task=cnn"], "words": ["task=ptb_words"]}
+TASK_OF = {"attentive": ["task=cnn"], "words": ["task=ptb_words"], "speech": ["task=frames"]}
 
 
 def test_the_readers_are_the_librarys_variants(composed):
@@ -113,6 +116,9 @@ def test_the_slots_of_each_model(composed):
         "bnlstm": ("frame", "frame", "frame", 0.1),
         "bn_input": ("frame", "none", "none", 1.0),
         "bn_input_sequence": ("sequence", "none", "none", 1.0),
+        "speech_lstm": ("none", "none", "none", 1.0),
+        "speech_bn": ("sequence", "none", "none", 1.0),
+        "speech_bn_frame": ("frame", "none", "none", 1.0),
         "attentive_lstm": ("none", "none", "none", 0.1),
         "attentive_bnlstm": ("frame", "frame", "frame", 0.1),
         "attentive_bn_everywhere": ("frame", "frame", "frame", 0.1),

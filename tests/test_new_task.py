@@ -9,10 +9,10 @@ from bnrnn.report import compare
 from bnrnn.report.groups import order
 from bnrnn.runs.find import find_runs
 from bnrnn.tasks import _BUILDERS
-from tests import frames
+from tests import new_task
 
 SMALL = [
-    "task=frames", "model.hidden_size=8", "calibration_batches=2", "optimizer.lr=0.01",
+    "task=noisy", "model.hidden_size=8", "calibration_batches=2", "optimizer.lr=0.01",
     "validate_every=4",
 ]  # fmt: skip
 
@@ -20,9 +20,9 @@ SMALL = [
 @pytest.fixture(autouse=True)
 def _registered(monkeypatch):
     monkeypatch.setattr("bnrnn.tasks._BUILDERS", dict(_BUILDERS))
-    frames.add()
+    new_task.add()
     yield
-    del ConfigStore.instance().repo["task"]["frames.yaml"]
+    del ConfigStore.instance().repo["task"]["noisy.yaml"]
 
 
 def test_a_task_from_outside_is_trained_resumed_and_reported(bnrnn_here, tmp_path):
@@ -31,7 +31,7 @@ def test_a_task_from_outside_is_trained_resumed_and_reported(bnrnn_here, tmp_pat
     for model, title in (("bnlstm", "model.title='My own BN'"), ("lstm", "model.title=Plain")):
         done = bnrnn_here(*SMALL, f"model={model}", title, "max_steps=8")
         assert done.returncode == 0, done.stderr
-    (run,) = (tmp_path / "outputs" / "frames" / "bnlstm").iterdir()
+    (run,) = (tmp_path / "outputs" / "noisy" / "bnlstm").iterdir()
     assert json.loads((run / "run.json").read_text())["metric"] == {
         "name": "frame_error", "title": "frame error rate", "lower_is_better": True, "unit": "%",
         "factor": 100.0, "decimals": 1,

@@ -35,6 +35,9 @@ def arguments(command, run, reader):
         return words
     if any(word.startswith("resume=/") for word in words):
         return [*words, "max_steps=3"]
+    if any(word in ("task=frames", "task=an4") for word in words):
+        small = [*SMALL, "model.num_layers=2", f"data_dir={DATA}"]
+        return [*words, *small]
     if any(word.startswith("task=cnn") for word in words):
         # The corpus cannot be downloaded: generated questions stand for it.
         words = [word for word in words if not word.startswith("data.synthetic")]
@@ -84,6 +87,8 @@ def test_the_readme_has_the_commands_of_every_task():
         "cnn",
         "cnn4",
         "ptb_words",
+        "frames",
+        "an4",
     } <= {
         word.removeprefix("task=")
         for command in COMMANDS
@@ -93,7 +98,7 @@ def test_the_readme_has_the_commands_of_every_task():
 
 
 @pytest.mark.slow
-@needs_data("mnist", "ptb", "text8", QUESTIONS)
+@needs_data("mnist", "ptb", "text8", "an4", QUESTIONS)
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_bnrnn_command(command, run, reader, bnrnn_here):
     done = bnrnn_here(*arguments(command, run, reader))

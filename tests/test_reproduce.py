@@ -203,7 +203,7 @@ def test_a_run_that_fails_says_so_in_its_folder_and_in_the_report(bnrnn_here, tm
 @pytest.mark.parametrize(
     "targets",
     [
-        ["mnist"], ["pmnist"], ["text8"], ["cnn4"], ["cnn"], ["gamma"], ["words"],
+        ["mnist"], ["pmnist"], ["text8"], ["cnn4"], ["cnn"], ["gamma"], ["words"], ["frames"],
         ["gradient-flow", "tanh"],
         ["lengths", "population"],  # which come after ptb
     ],
@@ -224,6 +224,7 @@ def test_every_target_end_to_end(targets, tmp_path, monkeypatch):
     assert (outputs / "report" / "report.html").exists()
     results = list(outputs.glob("**/result.json"))
     expected = {"mnist": 2, "pmnist": 4, "text8": 2, "cnn4": 5, "cnn": 2, "gamma": 10,
-                "words": 6, "gradient-flow": 2, "lengths": 2 + 2 + 1}[targets[0]]  # fmt: skip
+                "words": 6, "frames": 3, "gradient-flow": 2,
+                "lengths": 2 + 2 + 1}[targets[0]]  # fmt: skip
     assert len(results) == expected
     assert len(list(outputs.glob("report/figures/*.png"))) > 0

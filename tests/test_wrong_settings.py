@@ -23,7 +23,7 @@ model.eps=inf                           | model.eps must be a finite number, got
 task=mnist task.init_noise=inf          | task.init_noise must be a finite number, got inf
 gradient_flow.gammas=[nan]              | gradient_flow.gammas must be positive, got nan
 checkpoint_minutes=nan                  | checkpoint_minutes must be a finite number, got nan
-task=null                               | there is no task=null; task may be cnn, cnn4
+task=null                               | there is no task=null; task may be an4, cnn, cnn4
 task=                                   | there is no task=; task may be
 model=1                                 | there is no model=1; model may be
 model=[lstm]                            | there is no model=['lstm']; did you mean lstm?

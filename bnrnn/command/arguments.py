@@ -16,6 +16,7 @@ from bnrnn.command.where import resumed_folder
 from bnrnn.errors import CheckpointError, ConfigError
 from bnrnn.runs.record import read_settings
 from bnrnn.runs.text import literal
+from bnrnn.settings import compose
 from bnrnn.settings.compose import GROUPS, keys, options
 from bnrnn.settings.same import flatten
 
@@ -23,8 +24,15 @@ FLAGS = {"-h", "--help", "--hydra-help", "--version", "-m", "--multirun", "--res
 WITH_VALUE = {"-c", "--cfg", "-cd", "--config-dir"}
 HYDRA_KEYS = ("hydra.launcher.", "hydra.verbose", "hydra.searchpath")
 SECTIONS = ("task", "model", "optimizer")  # the groups that every run chooses from
+_NAMES = tuple((section, "name") for section in SECTIONS)
 OF_THE_COMMAND = ("mode", "run", "resume", "outputs", "question")
+DATA_FILES = tuple(
+    f"data.{part}{name}"
+    for part in ("", "dev_", "test_")
+    for name in ("features", "targets", "utt2spk")
+)
 PLACES = ("data_dir", "task.path")
+PIPES = "data.pipes"  # what it allows is never taken from a file
 
 
 def check(arguments: list[str]) -> list[str]:
@@ -42,6 +50,7 @@ def check(arguments: list[str]) -> list[str]:
     overrides = _parse(words)
     for override in overrides:
         _check(override, arguments)
+    compose.allow_commands(any(override.key_or_group == PIPES for override in overrides))
     sweep = bool({"-m", "--multirun"} & set(arguments))
     return _settings_of_run(overrides, sweep) + arguments
 
@@ -147,7 +156,8 @@ def _settings_of_run(overrides: list[Override], sweep: bool) -> list[str]:
     """The overrides that compose the settings of the run that `run=DIR` or `resume=DIR` names.
 
     They are read as data from its config.yaml: each key must be a setting, each choice a name that
-    bnrnn has, so that a folder from a stranger can set numbers and names, and nothing else.
+    bnrnn has, so that a folder from a stranger can set numbers and names, and nothing else. It
+    cannot have commands run: `data.pipes` is not replayed, and where it is typed no file is.
     """
     given = {o.key_or_group: o.value() for o in overrides}
     folder = given.get("run") or given.get("resume")
@@ -174,7 +184,12 @@ def _settings_of_run(overrides: list[Override], sweep: bool) -> list[str]:
     known, replayed = keys(*chosen), []
     for key, value in flatten(saved).items():
         section, _, name = key.partition(".")
-        if key in (*given, *OF_THE_COMMAND) or name == "name":
+        if key in (*given, *OF_THE_COMMAND, PIPES) or (section, name) in _NAMES:
+            continue
+        if PIPES in given and key in (
+            *PLACES,
+            *DATA_FILES,
+        ):  # a stranger's files would bring their commands
             continue
         if section in SECTIONS and section not in choices:  # another was chosen
             continue

@@ -34,7 +34,7 @@ def reading(path: Path | str, advice: str, limit: int | None = None) -> Iterator
         DataError: it does not exist, is not a regular file, is larger than `limit`, or cannot be
             read or unpacked.
     """
-    with _open(path, advice) as file:
+    with open_regular(path, advice) as file:
         size = os.fstat(file.fileno()).st_size
         if limit is not None and size > limit:
             raise DataError(f"{path} has {size:,} bytes, more than {limit:,}; {advice}")
@@ -66,7 +66,12 @@ def gunzip(path: Path | str, limit: int, advice: str) -> bytes:
         return unpacked.read(limit + 1)
 
 
-def _open(path: Path | str, advice: str) -> BufferedReader:
+def open_regular(path: Path | str, advice: str) -> BufferedReader:
+    """The regular file at `path`, opened, for a caller that keeps it open.
+
+    Raises:
+        DataError: it does not exist, is not a regular file, or cannot be read.
+    """
     try:
         kind = stat.S_IFMT(os.stat(path).st_mode)
         if kind == stat.S_IFREG:

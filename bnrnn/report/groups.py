@@ -25,7 +25,7 @@ _NAMES = {
     "task.length": "length {}",
     "task.permutation_seed": "permutation {}",
     "task.init_noise": "noise {}",
-    "data.synthetic": "{} generated questions",
+    "data.synthetic": "{} generated examples",
     "validate_every": "validated every {} steps",
     "calibration_batches": "{} calibration batches",
     "max_valid_batches": "validated on {} batches",

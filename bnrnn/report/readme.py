@@ -47,7 +47,8 @@ def ours(runs: list[Run], data: str, model: str) -> str:
     if model.startswith("words_"):
         baseline = model.removesuffix("_bn_input")
     else:
-        baseline = "attentive_lstm" if model.startswith("attentive_") else "lstm"
+        kind = model.partition("_")[0]
+        baseline = f"{kind}_lstm" if kind in ("attentive", "speech") else "lstm"
     alike = [run for run in runs if run.data == data and run.result is not None and _usual(run)]
     found = {run.model: run for run in sorted(alike, key=lambda run: (run.step, -run.seed))}
     if model not in found or baseline not in found:

@@ -10,7 +10,7 @@ from typing import Any
 
 from bnrnn.errors import CheckpointError
 from bnrnn.plots.style import encode, plt
-from bnrnn.report import paper, words
+from bnrnn.report import laurent, paper, words
 from bnrnn.report.analyses import furthest
 from bnrnn.report.analysis_figures import FIGURES
 from bnrnn.report.document import (
@@ -135,6 +135,7 @@ def document(
         Paragraph(_counts(found)),
         Paragraph(_HOW_TO_READ),
         *_results(found.runs),
+        *laurent.speech(found.runs),
         *_not_run(found.runs),
         *_analyses(furthest(found.analyses)),
         *_unfinished(found, name, resume),

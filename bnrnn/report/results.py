@@ -127,6 +127,10 @@ def _without_places(settings: Settings) -> Settings:
     kept = settings | elsewhere | {"question": None}
     if settings["task"].get("path"):
         kept["task"] = settings["task"] | {"path": Path(settings["task"]["path"]).name}
+    kept["data"] = {
+        key: _without_paths(value) if isinstance(value, str) else value
+        for key, value in settings.get("data", {}).items()
+    }
     return kept
 
 
@@ -144,6 +148,7 @@ def command(result: Result | Analysis) -> str:
         if key in _ELSEWHERE or (cut_short and key in ("max_epochs", "max_steps")):
             continue
         in_place_of = {"task.path": f"task.path={Path(value).name}", "run": "run=auto"}
+        word = _without_paths(word) if key.startswith("data.") else word
         words.append(in_place_of.get(key, word))
     if cut_short and isinstance(result, Result):
         words.append(f"max_steps={result.steps}")

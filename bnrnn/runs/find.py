@@ -170,10 +170,18 @@ def _with_settings(outputs: Path, config: Config) -> Iterator[Path]:
             if _is_another(path, config):
                 continue
             raise _unsure(error) from error
-        # A text that was moved is the same to resume=DIR, which names the run.
-        same_text = getattr(config.task, "path", None) == saved["task"].get("path")
-        if same_text and not differences(config, saved):
+        if _same_files(config, saved) and not differences(config, saved):
             yield path
+
+
+def _same_files(config: Config, saved: dict[str, Any]) -> bool:
+    """Files that were moved are the same to resume=DIR only, which names the run."""
+    theirs = saved.get("data")
+    return getattr(config.task, "path", None) == saved["task"].get("path") and all(
+        value == (theirs.get(name) if isinstance(theirs, dict) else None)
+        for name, value in vars(config.data).items()
+        if name != "pipes"
+    )
 
 
 def _is_another(path: Path, config: Config) -> bool:

@@ -16,6 +16,10 @@ from bnrnn.settings.same import flatten, to_dict
 from bnrnn.settings.schema import Config
 
 CONF = "bnrnn.conf"
+# Whether `data.pipes` stands in the command line itself: only then may it be true. Another process,
+# such as a parallel launcher's, does not know, and refuses.
+_commands_typed = False
+
 GROUPS = ("model", "task", "optimizer", "experiment", "reproduce")
 
 
@@ -27,10 +31,12 @@ def register() -> None:
     add("base_model", schema.ModelConfig, "model")
     add("base_attentive", schema.AttentiveReaderConfig, "model")
     add("base_words", schema.WordModelConfig, "model")
+    add("base_speech", schema.SpeechConfig, "model")
     add("base_pixels", schema.PixelConfig, "task")
     add("base_questions", schema.QuestionConfig, "task")
     add("base_characters", schema.CharacterConfig, "task")
     add("base_words", schema.WordConfig, "task")
+    add("base_frames", schema.FrameConfig, "task")
     add("base_adam", schema.AdamConfig, "optimizer")
     add("base_rmsprop", schema.RMSPropConfig, "optimizer")
     add("base_sgd", schema.SGDConfig, "optimizer")
@@ -51,6 +57,12 @@ def _by_size(size: str, small: Any, medium: Any, large: Any) -> Any:
     return {"medium": medium, "large": large}.get(size, small)
 
 
+def allow_commands(typed: bool) -> None:
+    """Say whether `data.pipes` was typed in this very command."""
+    global _commands_typed
+    _commands_typed = typed
+
+
 def from_hydra(cfg: DictConfig) -> Config:
     """Plain objects, every range checked.
 
@@ -68,6 +80,11 @@ def from_hydra(cfg: DictConfig) -> Config:
     for key in flatten({str(key): value for key, value in given.items()}):
         if key not in flatten(to_dict(config)):
             raise ConfigError(f"there is no setting {key!r}")
+    if config.data.pipes and not _commands_typed:
+        raise ConfigError(
+            "data.pipes=true lets files run commands: it is obeyed only where it is typed in the "
+            "command line itself, of one run"
+        )
     for name in ("data_dir", "outputs", "run", "resume", "question"):
         if (path := getattr(config, name)) is not None:
             setattr(config, name, os.path.expanduser(path))  # the shell expands no outputs=~/x

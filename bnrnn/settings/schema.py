@@ -134,6 +134,23 @@ class WordModelConfig(NormConfig):
 
 
 @dataclass
+class SpeechConfig(NormConfig):
+    """Stacked LSTMs for frames of speech; see `bnrnn.tasks.frames.SpeechModel`."""
+
+    hidden_size: int = 250  # of each direction
+    num_layers: int = 5
+    bidirectional: bool = True
+    gamma_init: float = 1.0
+    learned_state: bool = False
+    forget_bias: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _positive("model.", self, "num_layers")
+        _require(self.num_layers <= 1000, "model.num_layers", self.num_layers, "1000 or less")
+
+
+@dataclass
 class TaskConfig:
     """Settings that all tasks share: batch size and number of epochs."""
 
@@ -226,6 +243,28 @@ class QuestionConfig(TaskConfig):
 
 
 @dataclass
+class FrameConfig(TaskConfig):
+    """The class of each frame of speech, from Kaldi archives (`data.features` …)."""
+
+    model_kind: ClassVar[type[NormConfig]] = SpeechConfig
+    models: ClassVar[str] = "speech_lstm, speech_bn, speech_bn_frame"
+
+    corpus: str | None = None  # a folder of data_dir with train, dev and test
+    cmvn: str = "global"  # over what features are normalised: see `bnrnn.datasets.frames`
+    classes: int | None = None  # null: as many as the training targets use
+    subsampling: int = 1  # frames a target stands for
+    loss: str = "frame"  # the mean over frames, or the sum over an utterance's, averaged
+    # Utterances of similar length share a batch: this many batches are sorted together.
+    buckets: int = 12
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _choice("task.cmvn", self.cmvn, "none", "utterance", "speaker", "global")
+        _choice("task.loss", self.loss, "frame", "utterance")
+        _positive("task.", self, "classes", "subsampling", "buckets")
+
+
+@dataclass
 class OptimizerConfig:
     name: str = MISSING
     lr: float = 1e-3
@@ -303,9 +342,22 @@ class SampleConfig:
 
 @dataclass
 class DataConfig:
-    """Data that are made, not fetched."""
+    """Data that are made, or that the user has; files are Kaldi archives or their .scp."""
 
-    synthetic: int | None = None  # so many questions for task=cnn and task=cnn4
+    # So many questions for task=cnn and task=cnn4, or utterances for task=frames and task=an4.
+    synthetic: int | None = None
+    features: str | None = free(None)
+    targets: str | None = free(None)
+    utt2spk: str | None = free(None)
+    dev_features: str | None = free(None)
+    dev_targets: str | None = free(None)
+    dev_utt2spk: str | None = free(None)
+    test_features: str | None = free(None)
+    test_targets: str | None = free(None)
+    test_utt2spk: str | None = free(None)
+    name: str | None = free(None)  # of the data, in the report
+    # Run what is a command to Kaldi, `cmd |`: only if it is typed in the command line itself.
+    pipes: bool = free(False)
 
     def __post_init__(self) -> None:
         _positive("data.", self, "synthetic")
@@ -422,8 +474,13 @@ class Config:
             self._check_model_of_task()
 
     def _check_model_of_task(self) -> None:
-        if self.data.synthetic is not None and not isinstance(self.task, QuestionConfig):
-            raise ConfigError("data.synthetic goes with task=cnn and task=cnn4")
+        makes_data = isinstance(self.task, QuestionConfig | FrameConfig)
+        if self.data.synthetic is not None and not makes_data:
+            raise ConfigError("data.synthetic goes with task=cnn, cnn4, frames and an4")
+        if not isinstance(self.task, FrameConfig):
+            for name, value in vars(self.data).items():
+                if name != "synthetic" and value:
+                    raise ConfigError(f"data.{name} goes with task=frames")
         if not isinstance(self.model, self.task.model_kind):
             raise ConfigError(
                 f"task={self.task.name} takes model={self.task.models}, not model={self.model.name}"

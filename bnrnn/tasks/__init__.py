@@ -7,6 +7,7 @@ from bnrnn.settings import compose, schema
 from bnrnn.settings.schema import Config, TaskConfig
 from bnrnn.tasks.base import Batch, Loss, Progress, Sums, Task, classify
 from bnrnn.tasks.characters import CharacterModel, CharacterTask
+from bnrnn.tasks.frames import FrameTask, SpeechModel
 from bnrnn.tasks.pixels import PixelModel, PixelTask
 from bnrnn.tasks.questions import QuestionTask
 from bnrnn.tasks.words import WordTask
@@ -18,6 +19,7 @@ _BUILDERS: dict[type[TaskConfig], Callable[[Config], Task]] = {
         c.task, c.seed, Path(c.data_dir), c.data.synthetic  # type: ignore
     ),
     schema.WordConfig: lambda c: WordTask(c.task, c.seed, Path(c.data_dir)),  # type: ignore
+    schema.FrameConfig: lambda c: FrameTask(c.task, c.data, c.seed, Path(c.data_dir)),  # type: ignore
 }  # fmt: skip
 
 
@@ -42,6 +44,7 @@ def build_task(config: Config) -> Task:
 
 
 __all__ = [
-    "Batch", "CharacterModel", "CharacterTask", "Loss", "PixelModel", "PixelTask", "Progress",
-    "QuestionTask", "Sums", "Task", "WordTask", "build_task", "classify", "register",
+    "Batch", "CharacterModel", "CharacterTask", "FrameTask", "Loss", "PixelModel", "PixelTask",
+    "Progress", "QuestionTask", "SpeechModel", "Sums", "Task", "WordTask", "build_task", "classify",
+    "register",
 ]  # fmt: skip

@@ -4,7 +4,7 @@ import itertools
 import zlib
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -82,7 +82,7 @@ class Task(ABC):
     def train_batch(self, epoch: int, index: int) -> Batch: ...
 
     @abstractmethod
-    def valid_batches(self) -> list[Batch]: ...
+    def valid_batches(self) -> Sequence[Batch]: ...
 
     @abstractmethod
     def loss(self, model: nn.Module, batch: Batch, carry: Any = None) -> Loss:

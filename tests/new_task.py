@@ -20,7 +20,7 @@ CLASSES, FEATURES = 5, 8
 
 @dataclass
 class FrameConfig(TaskConfig):
-    name: str = "frames"
+    name: str = "noisy"
     batch_size: int = 10
     max_epochs: int = 2
     sequences: int = 100

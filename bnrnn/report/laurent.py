@@ -1,0 +1,159 @@
+"""What Laurent et al. report on speech, and our runs on frames in the same form.
+
+Laurent, Pereyra, Brakel, Zhang, Bengio, "Batch Normalized Recurrent Neural Networks", ICASSP 2016
+(arXiv 1510.01378): table 1 and figure 2, on WSJ. No run here is on WSJ, so no number of theirs
+stands in a column or panel with one of ours.
+"""
+
+import functools
+import itertools
+import json
+import math
+from importlib import resources
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Picture
+
+from bnrnn.plots.style import colour, entry, plain, plt, tidy
+from bnrnn.report.document import Block, Figure, Heading, Paragraph, Table, Text
+from bnrnn.report.groups import cluster, label, mean, mean_curve, one_a_seed
+from bnrnn.runs.record import Run
+
+METRIC = "fer"  # of the runs that this part of the report is about
+# Model, training FCE and FER, dev FCE and FER: each the best over the run.
+TABLE_1 = [
+    ("BiRNN", 0.95, 0.28, 1.11, 0.33),
+    ("BiRNN (BN)", 0.73, 0.22, 1.19, 0.34),
+]
+TITLES = {"speech_lstm": "BiRNN", "speech_bn": "BiRNN (BN)"}
+COLUMNS = ["training FCE", "training FER, %", "dev FCE", "dev FER, %"]
+
+
+def speech(runs: list[Run]) -> list[Block]:
+    """Table 1 and figure 2 of all runs on frames; nothing where there are none."""
+    found = [run for run in runs if run.metric.name == METRIC and run.curve()[0]]
+    if not found:
+        return []
+    blocks: list[Block] = [
+        Heading(2, "Laurent et al. 2015: speech, table 1 and figure 2"),
+        Paragraph(
+            "Frame cross entropy (FCE, nats) and frame error rate (FER), as their table 1 has "
+            "them: each the best over the run by itself, in training the mean between two records "
+            "(dropout and batch statistics as in training), on dev with population statistics. "
+            "Test: the model with the best dev FER. A row is a group of runs that differ in their "
+            "seed only."
+        ),
+    ]
+    for _, grouped in itertools.groupby(sorted(found, key=_order), key=lambda run: run.data):
+        members = list(grouped)
+        title = members[0].subject.data_title
+        header = ["model", "settings", *COLUMNS, "test FER, %", "seeds", "steps"]
+        rows = _rows(members)
+        if all(row[1] == "-" for row in rows):
+            header.remove("settings")
+            rows = [[row[0], *row[2:]] for row in rows]
+        blocks += [
+            Heading(3, f"{title}: in the form of table 1"),
+            Table(header, "l" + "w" * ("settings" in header) + "r" * 7, rows),
+            Figure(
+                f"{members[0].data}-laurent-figure-2",
+                f"Frame cross entropy against batches, {title}, and figure 2 of Laurent et al.",
+                "Left: theirs, on WSJ, read off their figure 2. Right: ours, on other data: only "
+                "the order and the form of the curves compare. Dotted: training; solid: dev.",
+                functools.partial(figure_2, members, title),
+            ),
+        ]
+    theirs: list[list[Text]] = [
+        [model, *(f"{v:.2f}" if k % 2 == 0 else f"{100 * v:.0f}" for k, v in enumerate(values))]
+        for model, *values in TABLE_1
+    ]
+    return [
+        *blocks,
+        Heading(3, "Their table 1, on WSJ"),
+        Paragraph(
+            "80 hours of read news and 3546 classes, where guessing costs 8.17 nats: nothing here "
+            "is on WSJ, and no number above compares with one of these. What may be compared is "
+            "the order of the models: BN trains faster and generalises no better."
+        ),
+        Table(["model", *COLUMNS], "lrrrr", theirs),
+    ]
+
+
+def _order(run: Run) -> tuple[str, int, str]:
+    models = ["speech_lstm", "speech_bn", "speech_bn_frame"]
+    return run.data, models.index(run.model) if run.model in models else len(models), run.model
+
+
+def _rows(runs: list[Run]) -> list[list[Text]]:
+    clusters = cluster(runs)
+    rows: list[list[Text]] = []
+    for members in clusters:
+        siblings = [c[0] for c in clusters if c[0].model == members[0].model]
+        seeds = one_a_seed(members)
+        run = seeds[0]
+        values = [mean([_best(run, *which) for run in seeds]) for which in (
+            ("fce", "train"), ("fer", "train"), ("fce", "valid"), ("fer", "valid"),
+        )]  # fmt: skip
+        cells = [f"{v:.2f}" if k % 2 == 0 else f"{100 * v:.1f}" for k, v in enumerate(values)]
+        finished = [run.final("test") for run in seeds if run.result is not None]
+        test = f"{mean(finished):.1f}" if finished else "not finished"
+        steps = sorted({run.step for run in seeds})
+        shown = f"{steps[0]:,}" if len(steps) == 1 else f"{steps[0]:,} to {steps[-1]:,}"
+        settings = ", ".join(
+            filter(None, [label(run, siblings), f"scale={run.scale}" if run.scale else ""])
+        )
+        title = run.subject.model_title
+        rows.append([title, settings or "-", *cells, test, str(len(seeds)), shown])
+    return rows
+
+
+def _best(run: Run, name: str, split: str) -> float:
+    statistics = "population" if split == "valid" else None
+    values = [v for v in run.values(name, split, statistics).values() if math.isfinite(v)]
+    return min(values, default=math.nan)
+
+
+def figure_2(runs: list[Run], title: str) -> Picture:
+    """Theirs at the left, ours at the right."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 4), layout="constrained")
+    for model, curves in curves_of_figure_2().items():
+        for split, points in curves.items():
+            steps, values = zip(*points, strict=True)
+            _line(left, list(steps), list(values), model, split, TITLES[model])
+    for members in cluster(runs):
+        seeds = one_a_seed(members)
+        run = seeds[0]
+        siblings = [c[0] for c in cluster(runs) if c[0].model == run.model]
+        name = ", ".join(filter(None, [run.subject.model_title, label(run, siblings)]))
+        for split in ("train", "valid"):
+            steps, values = mean_curve(seeds, functools.partial(_curve, split=split))
+            _line(right, steps, values, run.model, split, name)
+    for axes, words in ((left, "Laurent et al., WSJ"), (right, plain(title))):
+        tidy(axes, "batches", "frame cross entropy, nats" if axes is left else "")
+        axes.set_title(words, fontsize=10, loc="left")
+        axes.set_ylim(bottom=0)
+        axes.xaxis.set_major_formatter(lambda step, _: f"{step:,.0f}")
+        axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _line(
+    axes: Axes, steps: list[int], values: list[float], model: str, split: str, name: str
+) -> None:
+    dotted = split == "train"
+    axes.plot(
+        steps, [v if abs(v) < 1e30 else math.nan for v in values], color=colour(model),
+        linestyle=":" if dotted else "-", linewidth=1.5, label=None if dotted else entry(name),
+    )  # fmt: skip
+
+
+def _curve(run: Run, split: str) -> tuple[list[int], list[float]]:
+    found = run.values("fce", split, "population" if split == "valid" else None)
+    return list(found), list(found.values())
+
+
+@functools.cache
+def curves_of_figure_2() -> dict[str, dict[str, list[tuple[int, float]]]]:
+    """Model -> "train" or "valid" -> [(batches, FCE in nats)]."""
+    file = resources.files("bnrnn.report").joinpath("laurent_figure2.json")
+    return json.loads(file.read_text(encoding="utf-8"))["curves"]
