@@ -36,7 +36,7 @@ def go_together(task, model):
         pytest.param(task, model, marks=[] if few else pytest.mark.slow)
         for task in names("task")
         for model in names("model")
-        for few in [go_together(task, model) or model in ("lstm", "attentive_lstm")]
+        for few in [go_together(task, model) or model in ("lstm", "attentive_lstm", "words_small")]
     ],
 )
 def test_every_model_composes_with_every_task(composed, task, model):

@@ -47,7 +47,8 @@ _TABLE = (
 _FIGURE = (
     "As figure 3. Dotted: training. Solid: validation, with batch statistics where the model "
     "normalises. Dashed: with population statistics. Wide and pale: the paper, which has the large "
-    "network only, read off its figure."
+    "network only, read off its figure. Its axis begins at 0 with a model that has learned "
+    "already: its epoch may be up to one behind ours."
 )
 
 
