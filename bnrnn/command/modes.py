@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from bnrnn.command.terminal import say
 from bnrnn.errors import CheckpointError, ConfigError, OutputError
 from bnrnn.evaluate import evaluate, load_best
 from bnrnn.nn.attentive_reader import AttentiveReader
+from bnrnn.nn.lstm import AlikeWarning
 from bnrnn.runs.analysis import write_analysis
 from bnrnn.runs.directory import RunDirectory
 from bnrnn.runs.files import write_atomic
@@ -57,7 +59,17 @@ def run_mode(config: Config) -> None:
         raise ConfigError("mode=answer run=DIR question=FILE answers the question in a file")
     if config.resume is not None and config.mode != "train":
         raise ConfigError(f"resume goes with mode=train, not mode={config.mode}")
-    mode.run(config)
+    with _warnings_logged():
+        mode.run(config)
+
+
+@contextlib.contextmanager
+def _warnings_logged() -> Iterator[None]:
+    """What the library warns of as a line of the log, without a line of its source."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("once", category=AlikeWarning)
+        warnings.showwarning = lambda message, *_: log.warning("%s", message)
+        yield
 
 
 def _train(config: Config) -> None:

@@ -21,6 +21,10 @@ from bnrnn.nn.statistics import StepStatistics
 State = tuple[Tensor, Tensor]
 
 
+class AlikeWarning(UserWarning):
+    """All sequences of a batch begin with the same frame."""
+
+
 class BNLSTM(nn.Module):
     """A drop-in for `torch.nn.LSTM` that can normalise its input term, recurrent term and cell.
 
@@ -36,7 +40,14 @@ class BNLSTM(nn.Module):
     With all three at "none" it runs on `torch.nn.LSTM`'s own code. In training each term is
     normalised by the minibatch's moments; in evaluation by population statistics, kept for each
     time step: see `bnrnn.calibrate`. Steps beyond the longest training sequence use the
-    statistics of its last step.
+    statistics of its last step. Where one sequence of a padded batch is left alone, which has no
+    variance, it is left out of the statistics and normalised by those of the last step with two,
+    taken as constants; a batch of one sequence is refused.
+
+    A drop-in: `load_state_dict` takes the state of a `torch.nn.LSTM`, `from_lstm` and `to_lstm`
+    convert; weights may be parametrised, pruned or replaced; autocast, `torch.compile`,
+    `torch.export`, ONNX, double differentiation and both kinds of checkpointing work. Not
+    supported: `proj_size`, quantisation, TorchScript other than a trace.
 
     Args:
         input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device,
@@ -51,7 +62,9 @@ class BNLSTM(nn.Module):
         sequence_eps: ε of sequence-wise statistics (1e-6 in the authors' code, where per-step ones
             have 1e-5). None: `eps`.
         momentum: weight of a minibatch in the running averages.
-        max_length: keep statistics for at most this many steps. None: for as many as training has.
+        max_length: keep statistics for this many steps, in buffers of constant shape, as
+            DistributedDataParallel, averages over buffers and `torch.compile` in training need
+            them. None: for as many as training has.
         init_noise: standard deviation of the noise on h_0 where the caller gives no state, in
             training and evaluation. Needed where the first frames are the same in all sequences:
             their variance is 0, each such step multiplies the gradient by up to γ / sqrt(ε), and
@@ -461,6 +474,7 @@ class BNLSTM(nn.Module):
                 "all sequences of this batch begin with the same frame, whose variance is 0: the "
                 "gradient grows by gamma / sqrt(eps) for each such step; init_noise=0.1 prevents "
                 "that",
+                AlikeWarning,
                 stacklevel=5,
             )
 
