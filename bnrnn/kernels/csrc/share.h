@@ -54,7 +54,7 @@ struct Share {
     return t > 0 && p.count_stride != 0 && p.inverse_count[t] == 1;
   }
 
-  // Two take turns: a fast thread may write the next step's while a slow one still reads this one's.
+  // Two take turns: a fast thread may write the next step's while a slow one reads this one's.
   T* panel_at(ptrdiff_t t, ptrdiff_t depth) const { return p.panels + t % 2 * depth * W; }
 
   void put_state(ptrdiff_t t, ptrdiff_t j) const {

@@ -67,7 +67,8 @@ class Step : public Share<T> {
                   (load(h[gate] + b) - of_h[gate].mean) * of_h[gate].scale() + bias[gate];
       }
       const Vector<T> before = load(c_before + b);
-      const Vector<T> c = sigmoid<T>(z[kForget]) * before + sigmoid<T>(z[kInput]) * tanh<T>(z[kCandidate]);
+      const Vector<T> c = sigmoid<T>(z[kForget]) * before +
+                          sigmoid<T>(z[kInput]) * tanh<T>(z[kCandidate]);
       const Integers<T> runs = load(live + b) != 0;
       store(c_after + b, runs ? c : before);
       store(o + b, sigmoid<T>(z[kOutput]));
@@ -141,7 +142,8 @@ class Step : public Share<T> {
         store(h[gate] + b, h_hat);
         z[gate] = x_hat * of_x[gate].gamma + h_hat * of_h[gate].gamma + bias[gate];
       }
-      const Vector<T> i = sigmoid<T>(z[kInput]), f = sigmoid<T>(z[kForget]), g = tanh<T>(z[kCandidate]);
+      const Vector<T> i = sigmoid<T>(z[kInput]), f = sigmoid<T>(z[kForget]);
+      const Vector<T> g = tanh<T>(z[kCandidate]);
       const Vector<T> o = sigmoid<T>(z[kOutput]);
       const Integers<T> runs = load(live + b) != 0;
       const Vector<T> before = load(c_before + b);
@@ -179,7 +181,8 @@ class Step : public Share<T> {
           (load(dy + b) - m * (mean_y + load(c_hat + b) * mean_y_hat)) * of_c.scale();
       const Vector<T> of_c_t = load(dc + b) + through;
       const Vector<T> grad = runs ? of_c_t : zero<T>();
-      const Vector<T> i = load(gates[kInput] + b), f = load(gates[kForget] + b), g = load(gates[kCandidate] + b);
+      const Vector<T> i = load(gates[kInput] + b), f = load(gates[kForget] + b);
+      const Vector<T> g = load(gates[kCandidate] + b);
       store(dc + b, runs ? of_c_t * f : of_c_t);
       const Vector<T> of_z[kGates] = {
           grad * g * i * (1 - i), grad * load(c_before + b) * f * (1 - f), grad * i * (1 - g * g),
@@ -228,7 +231,9 @@ class Step : public Share<T> {
           const T* row = input_row(grad_input, gate, u);
           for (ptrdiff_t d = 0; d < p.input_size; ++d) {
             Vector<T> total = zero<T>();
-            for (ptrdiff_t b = 0; b < W; b += kLanes<T>) total += load(row + b) * load(x + d * W + b);
+            for (ptrdiff_t b = 0; b < W; b += kLanes<T>) {
+              total += load(row + b) * load(x + d * W + b);
+            }
             p.grad_weight_ih[(first + u) * p.input_size + d] += sum<T>(total);
           }
         }
