@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
@@ -94,7 +95,7 @@ def work(rank: int, args: argparse.Namespace, meeting_point: str) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser()
     parser.add_argument("--data", type=Path, default="data/ptb/ptb.train.txt", help="any text")
     parser.add_argument("--lines", type=int, default=4000, help="of it, a tenth held out")
     parser.add_argument("--longest", type=int, default=100, help="characters of a line; then cut")
@@ -105,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--save", type=Path, help="a folder, for what each process ends with")
     args = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(work, (args, f"{folder}/meet"), nprocs=args.processes)
+        spawn(work, (args, f"{folder}/meet"), nprocs=args.processes)
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ def evaluate(model: LanguageModel, text: Tensor, args: argparse.Namespace) -> fl
 
 def main(arguments: Sequence[str] | None = None) -> tuple[list[float], float]:
     """Returns the training losses, in nats, and the bits per character of the held-out text."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser()
     parser.add_argument("--data", type=Path, default="data/ptb/ptb.train.txt", help="any text")
     parser.add_argument("--characters", type=int, default=500_000, help="of it, a tenth held out")
     parser.add_argument("--normalise", action="store_true", help="BNLSTM instead of nn.LSTM")

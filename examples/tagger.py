@@ -62,7 +62,7 @@ def batches(sentences: list[Sentence], size: int) -> Iterator[tuple[PackedSequen
 
 def main(arguments: Sequence[str] | None = None) -> tuple[list[float], float]:
     """Returns the training losses and the accuracy on held-out sentences."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser()
     parser.add_argument("--data", type=Path, default="data/ptb/ptb.train.txt", help="any text")
     parser.add_argument("--sentences", type=int, default=4000, help="of it, a tenth held out")
     parser.add_argument("--normalise", action="store_true", help="BNLSTM instead of nn.LSTM")

@@ -24,7 +24,7 @@ def assert_falls(losses):
 @NORMALISE
 @needs_data("ptb")
 def test_the_language_model_learns(normalise):
-    small = ["--characters=60000", "--hidden-size=64", "--epochs=1", *normalise]
+    small = ["--characters=60000", "--hidden-size=64", "--steps=20", "--epochs=1", *normalise]
     losses, bits = language_model.main([f"--data={TEXT}", *small])
     assert_falls(losses)
     assert bits < math.log2(50)  # a guess among the symbols of Penn Treebank
