@@ -125,9 +125,15 @@ bench: install  ## results/bench/: what a training step costs, ours against nn.L
 	$(BIN)/python -m bench.recurrence results/bench
 	$(BIN)/python -m bench.reader results/bench
 
-clean:  ## remove .venv, builds and caches; never data or runs
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
+DOCS ?= docs/api
+API := bnrnn.nn.lstm bnrnn.nn.statistics bnrnn.nn.attentive_reader bnrnn.nn.feature_norm bnrnn.kernels \
+	bnrnn.kernels.reference
+docs: install  ## docs/api/: the API reference, from the docstrings
+	$(BIN)/python -W error -m pdoc --docformat google --no-show-source --output-directory $(DOCS) $(API)
 
-.PHONY: help install demo test test-all test-portable stress lint format wheel results bench clean report reproduce \
+clean:  ## remove .venv, builds and caches; never data or runs
+	rm -rf $(VENV) build dist docs/api *.egg-info .pytest_cache .ruff_cache
+
+.PHONY: help install demo test test-all test-portable stress lint format wheel results bench docs clean report reproduce \
 	$(SWEEPS:%=reproduce-%) $(TRAINED:%=reproduce-%) $(ALONE:%=reproduce-%) \
 	$(TRAINED:%=expect-%) $(ALONE:%=expect-%)

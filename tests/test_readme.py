@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from bnrnn.report import readme
 from tests.conftest import DATA, QUESTIONS, ROOT, needs_data
@@ -105,11 +106,17 @@ def test_every_bnrnn_command(command, run, reader, bnrnn_here):
     assert done.returncode == 0, done.stderr
 
 
-def test_the_library_example():
-    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+@pytest.mark.filterwarnings("ignore")  # of the exporters
+def test_the_library_examples(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    first, second = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     scope = {}
-    exec(example, scope)
+    exec(first, scope)
     assert scope["output"].shape == (80, 1, 100)
+    exec(second, scope)
+    assert (tmp_path / "lstm.onnx").exists()
+    x = scope["x"]
+    torch.testing.assert_close(scope["program"].module()(x)[0], scope["lstm"](x)[0])
 
 
 def test_the_numbers_are_those_of_the_results():

@@ -1,0 +1,85 @@
+"""The programs in examples/, small, on real data, with `nn.LSTM` and with `BNLSTM`."""
+
+import math
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from examples import ctc, language_model, tagger
+from tests.conftest import DATA, ROOT, needs_data
+
+TEXT = DATA / "ptb" / "ptb.valid.txt"
+NORMALISE = pytest.mark.parametrize("normalise", [[], ["--normalise"]], ids=["lstm", "bnlstm"])
+
+
+def assert_falls(losses):
+    quarter = len(losses) // 4
+    assert all(map(math.isfinite, losses))
+    assert sum(losses[-quarter:]) < 0.9 * sum(losses[:quarter])
+
+
+@NORMALISE
+@needs_data("ptb")
+def test_the_language_model_learns(normalise):
+    small = ["--characters=60000", "--hidden-size=64", "--steps=20", "--epochs=1", *normalise]
+    losses, bits = language_model.main([f"--data={TEXT}", *small])
+    assert_falls(losses)
+    assert bits < math.log2(50)  # a guess among the symbols of Penn Treebank
+
+
+@NORMALISE
+@needs_data("ptb")
+def test_the_tagger_learns(normalise):
+    small = ["--sentences=400", "--hidden-size=32", "--epochs=2", *normalise]
+    losses, accuracy = tagger.main([f"--data={TEXT}", *small])
+    assert_falls(losses)
+    assert accuracy > 0.7
+
+
+@NORMALISE
+@needs_data("an4")
+def test_ctc_learns(normalise):
+    small = ["--utterances=64", "--hidden-size=32", "--batch-size=8", "--epochs=3", *normalise]
+    losses, rate = ctc.main([f"--data={DATA / 'an4'}", *small])
+    assert_falls(losses)
+    assert 0 < rate <= 1
+
+
+def test_edits_are_counted():
+    assert ctc.edits([], [1, 2]) == 2
+    assert ctc.edits([1, 2, 3], [1, 2, 3]) == 0
+    assert ctc.edits([1, 4, 3], [1, 2, 3, 3]) == 2
+    assert ctc.edits(list(b"kitten"), list(b"sitting")) == 3
+
+
+@NORMALISE
+@needs_data("ptb")
+def test_two_processes_learn_one_model_from_lines_of_different_lengths(normalise, tmp_path):
+    command = [sys.executable, "-W", "error", "examples/distributed.py", f"--data={TEXT}"]
+    small = ["--lines=500", "--longest=60", "--batch-size=16", f"--save={tmp_path}", *normalise]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, *small], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "bits per character" in done.stdout
+    first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1))
+    for rank in (first, second):
+        assert_falls(rank["losses"])
+    assert first["losses"] != second["losses"]  # of different lines
+    assert list(first["model"]) == list(second["model"])
+    statistics = [name for name in first["model"] if ".statistics." in name]
+    assert len(statistics) == (9 if normalise else 0)  # mean, var, num_batches of three terms
+    for name, of_first in first["model"].items():
+        of_second = second["model"][name]
+        if name not in statistics:
+            assert torch.equal(of_first, of_second), name
+            continue
+        assert of_first.shape == of_second.shape
+        assert len(of_first) == 60
+        for values in (of_first, of_second):
+            assert values.isfinite().all(), name
+            assert (values >= 0).all() or name.endswith("mean"), name
