@@ -32,7 +32,7 @@ class Recogniser(nn.Module):
     def __init__(self, features: int, hidden_size: int, phones: int, normalise: bool) -> None:
         super().__init__()
         self.lstm = nn.LSTM(features, hidden_size, num_layers=2)
-        if normalise:  # The one line that changes; the input terms only, as in Laurent et al. 2015
+        if normalise:  # The line that changes; the input terms only, as in Laurent et al. 2015
             self.lstm = bnrnn.BNLSTM(features, hidden_size, num_layers=2, **INPUT_TERMS)
         self.output = nn.Linear(hidden_size, 1 + phones)
 
@@ -109,8 +109,9 @@ def main(arguments: Sequence[str] | None = None) -> tuple[list[float], float]:
     corpus = load_frames(*corpus_sources(args.data))
     train = batches(read(corpus.train, args.utterances), args.batch_size)
     dev = batches(read(corpus.dev, args.utterances), args.batch_size)
-    phones = corpus.classes // STATES
-    model = Recogniser(STACKED * corpus.features, args.hidden_size, phones, args.normalise)
+    model = Recogniser(
+        STACKED * corpus.features, args.hidden_size, corpus.classes // STATES, args.normalise
+    )
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     losses = []
     for epoch in range(args.epochs):

@@ -1,6 +1,8 @@
 """Two processes train one character model, each on its own lines, whose lengths differ.
 
-python examples/distributed.py --data data/ptb/ptb.train.txt --normalise
+Gloo connects them, so that it runs on CPUs; a file is where they meet.
+
+    python examples/distributed.py --data data/ptb/ptb.train.txt --normalise
 """
 
 import argparse
@@ -81,13 +83,15 @@ def work(rank: int, args: argparse.Namespace, meeting_point: str) -> None:
         # takes them over its own lines, and tests with them.
         bnrnn.calibrate(model, (x for x, _ in batches(train, args.batch_size)))
     model.eval()
+    nats_and_characters = torch.zeros(2)
     with torch.no_grad():
-        total = sum(F.cross_entropy(model(x), y) for x, y in batches(valid, args.batch_size))
-    mean = torch.as_tensor(total) / (len(valid) // args.batch_size)
-    dist.all_reduce(mean)
+        for x, y in batches(valid, args.batch_size):
+            nats = F.cross_entropy(model(x), y, reduction="sum").item()
+            nats_and_characters += torch.tensor([nats, len(y)])
+    dist.all_reduce(nats_and_characters)
     if rank == 0:
-        bits = mean.item() / args.processes / math.log(2)
-        print(f"held-out lines: {bits:.3f} bits per character")
+        nats, characters = nats_and_characters.tolist()
+        print(f"held-out lines: {nats / characters / math.log(2):.3f} bits per character")
     if args.save:
         state = {"model": model.state_dict(), "losses": losses}
         torch.save(state, args.save / f"rank{rank}.pt")

@@ -1,6 +1,8 @@
 """A bidirectional tagger on packed sequences: it finds the spaces that were taken out of sentences.
 
-python examples/tagger.py --data data/ptb/ptb.train.txt --normalise
+Any text with a sentence on each line will do.
+
+    python examples/tagger.py --data data/ptb/ptb.train.txt --normalise
 """
 
 import argparse

@@ -1,15 +1,12 @@
 """The programs in examples/, small, on real data, with `nn.LSTM` and with `BNLSTM`."""
 
 import math
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
 
-from examples import ctc, language_model, tagger
-from tests.conftest import DATA, ROOT, needs_data
+from examples import ctc, distributed, language_model, tagger
+from tests.conftest import DATA, needs_data
 
 TEXT = DATA / "ptb" / "ptb.valid.txt"
 NORMALISE = pytest.mark.parametrize("normalise", [[], ["--normalise"]], ids=["lstm", "bnlstm"])
@@ -55,17 +52,19 @@ def test_edits_are_counted():
     assert ctc.edits(list(b"kitten"), list(b"sitting")) == 3
 
 
-@NORMALISE
+@pytest.mark.parametrize(
+    "normalise",
+    [pytest.param([], marks=pytest.mark.slow), ["--normalise"]],
+    ids=["lstm", "bnlstm"],
+)
 @needs_data("ptb")
-def test_two_processes_learn_one_model_from_lines_of_different_lengths(normalise, tmp_path):
-    command = [sys.executable, "-W", "error", "examples/distributed.py", f"--data={TEXT}"]
+def test_two_processes_learn_one_model_from_lines_of_different_lengths(
+    normalise, tmp_path, monkeypatch, capfd
+):
+    monkeypatch.setenv("PYTHONWARNINGS", "error")  # of the processes
     small = ["--lines=500", "--longest=60", "--batch-size=16", f"--save={tmp_path}", *normalise]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, *small], cwd=ROOT, env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert "bits per character" in done.stdout
+    distributed.main([f"--data={TEXT}", *small])
+    assert "bits per character" in capfd.readouterr().out
     first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1))
     for rank in (first, second):
         assert_falls(rank["losses"])
