@@ -491,7 +491,7 @@ def test_a_compiled_model(options, padded):
             lambda *arguments: model[0](*arguments)[0], backend="aot_eager", fullgraph=True,
             dynamic=True,
         )  # fmt: skip
-        for number, (steps, batch) in enumerate(((5, 7), (9, 4), (12, 20))):
+        for number, (steps, batch) in enumerate(((8, 7), (9, 4), (12, 18))):
             lengths = torch.randint(1, steps + 1, (batch,)) if padded else None
             if lengths is not None:
                 lengths[:2] = steps
@@ -524,15 +524,11 @@ def test_a_traced_model(options):
         torch.testing.assert_close(traced(input)[0], module(input)[0])
 
 
+@pytest.mark.slow  # test_readme.py has one of them
 @pytest.mark.filterwarnings("ignore")  # of the exporter
 @pytest.mark.parametrize(
     ("options", "padded"),
-    [
-        ({}, True),
-        pytest.param({}, False, marks=pytest.mark.slow),
-        pytest.param(NONE, True, marks=pytest.mark.slow),
-        pytest.param(NONE, False, marks=pytest.mark.slow),
-    ],
+    [({}, True), ({}, False), (NONE, True), (NONE, False)],
     ids=str,
 )
 def test_onnx_at_any_length(options, padded, tmp_path):

@@ -253,7 +253,7 @@ def test_a_row_alone_in_evaluation_is_the_row_in_its_batch(bidirectional):
         ({"recurrent_norm": "sequence"}, "recurrent_norm must be one of none, frame"),
         ({"dropout": 1.5}, "dropout should be a number in range"),
         ({"proj_size": 2}, "proj_size must be 0"),
-        ({"kernel": "fpga"}, "kernel must be one of auto, torch.lstm, cpu"),
+        ({"kernel": "fpga"}, "kernel must be one of auto, scan, torch.lstm"),
         ({"max_length": 0}, "max_length must be positive"),
     ],
 )
