@@ -483,7 +483,7 @@ def test_a_pickled_module_is_loaded_without_its_code(options):
 def test_a_compiled_model(options, padded):
     """In evaluation and in training, at any length, by one graph; with `max_length` in training."""
     torch._dynamo.reset()
-    model = nn.Sequential(BNLSTM(D, H, 2, bidirectional=True, max_length=30, **options))
+    model = nn.Sequential(BNLSTM(D, H, bidirectional=padded, max_length=30, **options))
     calibrate(model, [x()])
     for training in (False, True):
         model.train(training)
