@@ -10,7 +10,7 @@ from tests.conftest import ROOT
 
 def test_the_api_reference_is_built(tmp_path):
     made = subprocess.run(
-        ["make", "--dry-run", "--assume-old=install", f"DOCS={tmp_path}", "docs"],
+        ["make", "--dry-run", "--no-print-directory", "-o", "install", f"DOCS={tmp_path}", "docs"],
         cwd=ROOT, capture_output=True, text=True, check=True,
     )  # fmt: skip
     _, *options = shlex.split(made.stdout.splitlines()[-1])
