@@ -250,6 +250,7 @@ def begin(config: Config, task: Task, run: RunDirectory, device: torch.device) -
             )
     torch.manual_seed(config.seed)
     model = task.build_model(config.model, config.kernel).to(device)
+    kernel = task.kernel(model)  # refused before anything is written
     job = Job(config, task, run, device, model, LoopState())
     if resumed is not None:
         job = restore(job, resumed)
@@ -278,7 +279,7 @@ def begin(config: Config, task: Task, run: RunDirectory, device: torch.device) -
         f"{job.total:,}",
         f"{task.steps_per_epoch:,}",
         device,
-        task.kernel(model),
+        kernel,
         run.path,
     )
     return job

@@ -104,6 +104,8 @@ def main(arguments: Sequence[str] | None = None) -> tuple[list[float], float]:
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--epochs", type=int, default=5)
     args = parser.parse_args(arguments)
+    if not args.data.exists():
+        parser.error(f"there is no {args.data}: --data names it")
 
     torch.manual_seed(0)
     corpus = load_frames(*corpus_sources(args.data))

@@ -109,6 +109,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--save", type=Path, help="a folder, for what each process ends with")
     args = parser.parse_args(arguments)
+    if not args.data.exists():
+        parser.error(f"there is no {args.data}: --data names it")
     with tempfile.TemporaryDirectory() as folder:
         spawn(work, (args, f"{folder}/meet"), nprocs=args.processes)
 

@@ -63,6 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> tuple[list[float], float]:
     parser.add_argument("--steps", type=int, default=50, help="of a window")
     parser.add_argument("--epochs", type=int, default=2)
     args = parser.parse_args(arguments)
+    if not args.data.exists():
+        parser.error(f"there is no {args.data}: --data names it")
 
     torch.manual_seed(0)
     characters = args.data.read_text("utf-8")[: args.characters]

@@ -72,6 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> tuple[list[float], float]:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--epochs", type=int, default=2)
     args = parser.parse_args(arguments)
+    if not args.data.exists():
+        parser.error(f"there is no {args.data}: --data names it")
 
     torch.manual_seed(0)
     sentences, symbols = read(args.data, args.sentences)

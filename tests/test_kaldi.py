@@ -216,7 +216,7 @@ class Exploit:
 
 
 def test_nothing_in_an_archive_is_executed_or_given_to_another_reader(tmp_path):
-    """Whatever kaldiio would unpickle, load or hand to an audio library; in a process that ends
+    """Objects that kaldiio would unpickle, load or pass to an audio library; in a process that ends
     when a command is run, a pickle is loaded or such a library is imported."""
     npy = tmp_path / "object.npy"
     np.save(npy, np.array([Exploit()], dtype=object), allow_pickle=True)

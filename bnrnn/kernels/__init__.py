@@ -33,7 +33,7 @@ def check_name(kernel: str) -> None:
         ValueError: it is neither "auto" nor in `KERNELS`.
     """
     if kernel != "auto" and kernel not in KERNELS:
-        raise ValueError(f"kernel must be one of auto, {', '.join(KERNELS)}; got {kernel!r}")
+        raise ValueError(f"kernel must be one of auto, {', '.join(KERNELS)}, got {kernel!r}")
 
 
 def choose(kernel: str, request: Request) -> str:

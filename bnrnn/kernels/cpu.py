@@ -21,7 +21,14 @@ from torch import Tensor
 
 from bnrnn.kernels import operators, reference
 from bnrnn.kernels.build import BuildError
-from bnrnn.kernels.interface import Moments, Normalization, Request, TermMoments, Weights
+from bnrnn.kernels.interface import (
+    Moments,
+    Normalization,
+    Request,
+    TermMoments,
+    Weights,
+    in_functorch_transform,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -69,7 +76,7 @@ def recurrence(
 def why_not(request: Request) -> str | None:
     if request.device != "cpu" or request.dtype not in (torch.float32, torch.float64):
         return f"it is for float32 and float64 on the CPU, not {request.dtype} on {request.device}"
-    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():  # pyright: ignore
+    if in_functorch_transform():
         return "torch.func cannot transform it"
     return _why_unavailable()
 

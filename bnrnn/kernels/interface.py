@@ -112,6 +112,13 @@ class Request:
         return self.normalization.is_empty and not self.cell_bias
 
 
+def in_functorch_transform() -> bool:
+    """Whether `torch.func` maps or differentiates what runs now; never while it is compiled."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._are_functorch_transforms_active()  # pyright: ignore
+
+
 @dataclass(frozen=True)
 class Kernel:
     run: Recurrence

@@ -7,7 +7,13 @@ import torch
 from torch import Tensor
 
 from bnrnn.kernels import build, reference
-from bnrnn.kernels.interface import Moments, Normalization, TermMoments, Weights
+from bnrnn.kernels.interface import (
+    Moments,
+    Normalization,
+    TermMoments,
+    Weights,
+    in_functorch_transform,
+)
 
 _TENSORS, _DIFFERENTIABLE = 17, 10  # so many of the operators' arguments, from the first on
 _GAMMAS = slice(6, 9)
@@ -98,7 +104,7 @@ def _is_last_use(grads: Any, saved: Any) -> bool:
     mapped one does not."""
     if torch._C._autograd._get_current_graph_task_keep_graph():  # pyright: ignore
         return False
-    if torch._C._are_functorch_transforms_active():  # pyright: ignore
+    if in_functorch_transform():
         return False
     is_mapped = torch._C._functorch.is_legacy_batchedtensor  # pyright: ignore
     return all(t is None or (type(t) is Tensor and not is_mapped(t)) for t in (*grads, *saved))

@@ -5,7 +5,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from bnrnn.kernels.interface import Normalization, Request, TermMoments, Weights
+from bnrnn.kernels.interface import (
+    Normalization,
+    Request,
+    TermMoments,
+    Weights,
+    in_functorch_transform,
+)
 
 
 def recurrence(
@@ -44,7 +50,7 @@ def recurrence(
 
 
 def why_not_padded(request: Request) -> str | None:
-    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():  # pyright: ignore
+    if in_functorch_transform():
         return "torch.func cannot map it"
     return None if request.is_plain else "it normalises nothing"
 

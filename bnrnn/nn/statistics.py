@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from bnrnn.kernels import Moments
+from bnrnn.kernels.interface import in_functorch_transform
 
 Source = Literal["auto", "batch", "calibrate"]
 
@@ -24,8 +25,8 @@ _BUFFERS = ("mean", "var", "num_batches")
 class StepStatistics(nn.modules.batchnorm._BatchNorm):
     """Average mean and variance of one term, a row for each time step.
 
-    A kind of PyTorch's batch normalisation to whatever looks for those, such as
-    `torch.optim.swa_utils.update_bn`, which resets and averages it as it does them.
+    It derives from PyTorch's batch normalisation so that `torch.optim.swa_utils.update_bn` finds
+    it, resets it and averages it over a loader.
 
     Args:
         features: of the term.
@@ -114,8 +115,9 @@ class StepStatistics(nn.modules.batchnorm._BatchNorm):
         Raises:
             RuntimeError: no minibatch has been averaged yet.
         """
-        known = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()  # pyright: ignore
-        if len(self.mean) == 0 or not (known or bool(self.num_batches.any())):
+        # Neither a compiled graph nor a mapped one can look at a value.
+        cannot_look = torch.compiler.is_compiling() or in_functorch_transform()
+        if len(self.mean) == 0 or not (cannot_look or bool(self.num_batches.any())):
             raise RuntimeError(
                 "no population statistics: train this module or call bnrnn.calibrate(model, "
                 "batches) before evaluating it"

@@ -47,13 +47,13 @@ Pictures = dict[str, dict[str, bytes]]  # name -> kind -> encoded
 
 MOST_COLUMNS = 12
 _HOW_TO_READ = (
-    "Numbers are of the model with the best validation, or of the last where the settings say so, "
-    "tested with population statistics averaged over the training set, or over so many batches of "
-    "it as the settings say; those marked valid, where the paper has no other, are the best "
-    "validation with batch statistics. A row is a group of runs that differ in their seed only: "
-    "the mean with the standard deviation over three seeds or more (by n - 1), or the range of "
-    "two. Where the steps and settings are the paper's, the verdict says whether its number lies "
-    "within that spread; where a run is shorter, the difference is no verdict."
+    "Each number is a test of the model with the best validation (of the last model with "
+    "selection=last), with population statistics averaged over the training set, or over "
+    "test_calibration_batches batches of it. Numbers marked valid are the best validation with "
+    "batch statistics, where the paper has no test number. A row is a group of runs that differ "
+    "in their seed only: the mean with the standard deviation over three seeds or more (by n - 1), "
+    "or the range of two. Where steps and settings are the paper's, the verdict states whether "
+    "its number is within that spread; the difference of a shorter run is no verdict."
 )
 _STATES = ("finished", "running", "stopped", "unfinished", "failed", "unreadable")
 

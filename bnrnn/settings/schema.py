@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from omegaconf import MISSING
 
 from bnrnn.errors import ConfigError
-from bnrnn.nn.options import LSTMOptions, NormOptions, ReaderOptions
+from bnrnn.nn.options import LSTMOptions, NormOptions, ReaderOptions, require
 
 # In a field's metadata: a resumed run may change it, and is the same run.
 FREE = "free"
@@ -24,8 +24,10 @@ def free(default: Any) -> Any:
 
 
 def _require(condition: bool, key: str, value: Any, allowed: str) -> None:
-    if not condition:
-        raise ConfigError(f"{key} must be {allowed}, got {value!r}")
+    try:
+        require(condition, key, value, allowed)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _choice(key: str, value: str, *allowed: str) -> None:
