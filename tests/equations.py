@@ -76,8 +76,12 @@ def bn_lstm(
             from_input = sequence_term[t]
         else:
             from_input = normalize("ih", x[t] @ w["weight_ih"].T, w.get("gamma_ih"), 0, t, rows)
-        from_state = normalize("hh", h @ w["weight_hh"].T, w.get("gamma_hh"), 0, t, rows)
-        z = from_input + from_state + w.get("bias", 0)
+        if norms["hh"] == "sum":  # BN(W_h h_{t-1} + W_x x_t), the bias as β
+            both = h @ w["weight_hh"].T + x[t] @ w["weight_ih"].T
+            z = normalize("hh", both, w["gamma_hh"], w.get("bias", 0), t, rows)
+        else:
+            from_state = normalize("hh", h @ w["weight_hh"].T, w.get("gamma_hh"), 0, t, rows)
+            z = from_input + from_state + w.get("bias", 0)
         gate = dict(zip(GATES, np.split(z, 4, axis=1), strict=True))
         new_c = sigmoid(gate["f"]) * c + sigmoid(gate["i"]) * np.tanh(gate["g"])
         c = np.where(live[:, None], new_c, c)

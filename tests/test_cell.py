@@ -13,7 +13,11 @@ from tests.equations import bn_lstm
 
 pytestmark = pytest.mark.numeric
 T, B, D, H = 7, 5, 3, 4
-SLOTS = list(itertools.product(["none", "frame", "sequence"], ["none", "frame"], ["none", "frame"]))
+SLOTS = [
+    *itertools.product(["none", "frame", "sequence"], ["none", "frame"], ["none", "frame"]),
+    ("none", "sum", "none"),
+    ("none", "sum", "frame"),
+]
 
 
 @pytest.fixture(params=["reference", "cpu"])
@@ -100,14 +104,15 @@ def test_given_statistics_are_used_and_the_last_row_beyond_them(recurrence, norm
         assert_same(ours, theirs)
 
 
-def test_one_hot_indices_are_one_hot_vectors(recurrence):
+@pytest.mark.parametrize("norms", [("frame", "frame", "frame"), ("none", "sum", "frame")])
+def test_one_hot_indices_are_one_hot_vectors(recurrence, norms):
     _, h, c = inputs()
-    weights = make_weights(("frame", "frame", "frame"))
+    weights = make_weights(norms)
     indices = torch.randint(D, (T, B))
     vectors = torch.nn.functional.one_hot(indices, D).double()
     for ours, theirs in zip(
-        recurrence(indices, h, c, weights, Normalization())[:3],
-        recurrence(vectors, h, c, weights, Normalization())[:3],
+        recurrence(indices, h, c, weights, Normalization(*norms))[:3],
+        recurrence(vectors, h, c, weights, Normalization(*norms))[:3],
         strict=True,
     ):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
@@ -207,7 +212,10 @@ def test_dtype_is_kept(recurrence, dtype):
     assert moments.hh.mean.dtype == dtype
 
 
-@pytest.mark.parametrize("norms", [("frame", "frame", "frame"), ("sequence", "frame", "frame")])
+@pytest.mark.parametrize(
+    "norms",
+    [("frame", "frame", "frame"), ("sequence", "frame", "frame"), ("none", "sum", "frame")],
+)
 def test_padding_content_never_matters_where_padding_is_not_counted(recurrence, norms):
     x, h, c = inputs()
     weights = make_weights(norms)

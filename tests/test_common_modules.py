@@ -29,7 +29,10 @@ with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
 NONE = {"input_norm": "none", "recurrent_norm": "none", "cell_norm": "none"}
 FRAMES = {}
 SEQUENCES = {"input_norm": "sequence", "recurrent_norm": "none", "cell_norm": "none"}
-KINDS = pytest.mark.parametrize("options", [NONE, FRAMES, SEQUENCES], ids=["plain", "frame", "seq"])
+SUM = {"input_norm": "none", "recurrent_norm": "sum", "cell_norm": "none"}
+KINDS = pytest.mark.parametrize(
+    "options", [NONE, FRAMES, SEQUENCES, SUM], ids=["plain", "frame", "seq", "sum"]
+)
 
 
 def samples(dtype=torch.float64, requires_grad=True):

@@ -23,7 +23,12 @@ from tests.accuracy import assert_as_accurate, assert_rounded
 pytestmark = pytest.mark.numeric
 FRAME = ("frame", "frame", "frame")
 NONE = ("none", "none", "none")
-SLOTS = list(itertools.product(["none", "frame", "sequence"], ["none", "frame"], ["none", "frame"]))
+SUM = ("none", "sum", "frame")
+SLOTS = [
+    *itertools.product(["none", "frame", "sequence"], ["none", "frame"], ["none", "frame"]),
+    ("none", "sum", "none"),
+    ("none", "sum", "frame"),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -143,9 +148,10 @@ def test_random_problems(number, dtype, seed):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("hidden", [3, 70, 133])
-def test_a_single_sequence(dtype, hidden):
+@pytest.mark.parametrize("norms", [FRAME, SUM])
+def test_a_single_sequence(dtype, hidden, norms):
     assert_as_accurate_as_the_reference(
-        problem(6, 1, 5, hidden, dtype=dtype, given=True, one_hot=True)
+        problem(6, 1, 5, hidden, norms, dtype, given=True, one_hot=True)
     )
 
 
@@ -157,11 +163,13 @@ def test_a_single_sequence(dtype, hidden):
 @pytest.mark.parametrize("threads", [1, 3])
 def test_large_problems(shape, one_hot, threads):
     torch.set_num_threads(threads)
-    for norms in (FRAME, ("sequence", "frame", "none")):
+    for norms in (FRAME, ("sequence", "frame", "none"), SUM):
         assert_as_accurate_as_the_reference(problem(*shape, norms, one_hot=one_hot))
 
 
-@pytest.mark.parametrize("norms", [FRAME, ("sequence", "frame", "none"), ("none", "none", "frame")])
+@pytest.mark.parametrize(
+    "norms", [FRAME, ("sequence", "frame", "none"), ("none", "none", "frame"), SUM]
+)
 @pytest.mark.parametrize("options", [{}, {"one_hot": True}, {"constant_input": True}])
 @pytest.mark.parametrize("features", [2, 50])
 def test_the_same_bits_for_any_number_of_threads(norms, options, features):
@@ -175,10 +183,11 @@ def test_the_same_bits_for_any_number_of_threads(norms, options, features):
             assert torch.equal(alone[name], again[name]), (name, threads)
 
 
-def test_without_gradients_the_values_are_the_same_bits():
+@pytest.mark.parametrize("norms", [FRAME, SUM])
+def test_without_gradients_the_values_are_the_same_bits(norms):
     for options in ({}, {"lengths": True, "count_padding": True}, {"given": True}):
         for steps in (1, 6, 7):
-            case = problem(steps, 9, 3, 20, **options)
+            case = problem(steps, 9, 3, 20, norms, **options)
             kept = compiled.recurrence(**case)
             with torch.no_grad():
                 light = compiled.recurrence(**case)
@@ -208,7 +217,7 @@ def test_a_graph_that_is_kept_gives_the_same_gradients_twice():
         torch.autograd.grad(loss, leaves(case))
 
 
-@pytest.mark.parametrize("norms", [NONE, FRAME, ("sequence", "none", "frame")])
+@pytest.mark.parametrize("norms", [NONE, FRAME, ("sequence", "none", "frame"), SUM])
 @pytest.mark.parametrize("options", [{}, {"lengths": True}, {"given": True}, {"one_hot": True}])
 def test_differentiated_twice(norms, options):
     """A penalty on the norm of one gradient, by all parameters, and gradgradcheck."""
@@ -226,12 +235,15 @@ def test_differentiated_twice(norms, options):
         torch.testing.assert_close(ours, theirs)
 
 
-def test_gradgradcheck():
-    case = problem(2, 4, 3, 2)
+@pytest.mark.parametrize("norms", [FRAME, SUM])
+def test_gradgradcheck(norms):
+    case = problem(2, 4, 3, 2, norms)
+    present = [k for k, v in case["weights"]._asdict().items() if v is not None]
 
     def outputs(*tensors):
-        input, h_0, c_0, *weights = tensors
-        given = {**case, "input": input, "h_0": h_0, "c_0": c_0, "weights": Weights(*weights)}
+        input, h_0, c_0, *rest = tensors
+        weights = Weights(**dict(zip(present, rest, strict=True)))
+        given = {**case, "input": input, "h_0": h_0, "c_0": c_0, "weights": weights}
         return compiled.recurrence(**given)[:3]
 
     assert torch.autograd.gradgradcheck(outputs, leaves(case))
@@ -259,7 +271,7 @@ def test_an_index_out_of_range(index):
 
 
 def test_what_is_not_finite_shows():
-    for norms in (FRAME, ("none", "none", "none")):
+    for norms in (FRAME, ("none", "none", "none"), SUM):
         case = problem(4, 5, 3, 6, norms, torch.float32)
         with torch.no_grad():
             case["input"][1, 2, 0] = torch.nan

@@ -16,6 +16,7 @@ from bnrnn import BNLSTM, calibrate
 
 T, B, D, H = 6, 4, 3, 5
 NONE = {"input_norm": "none", "recurrent_norm": "none", "cell_norm": "none"}
+SUM = {"input_norm": "none", "recurrent_norm": "sum", "cell_norm": "frame"}
 PLAIN_AND_NORMALISING = pytest.mark.parametrize("options", [NONE, {}], ids=["plain", "norm"])
 
 
@@ -33,7 +34,7 @@ def evaluated(module, input=None):
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])
-@pytest.mark.parametrize("options", [NONE, {}, {"input_norm": "sequence"}], ids=str)
+@pytest.mark.parametrize("options", [NONE, {}, {"input_norm": "sequence"}, SUM], ids=str)
 def test_from_lstm_computes_the_same(options, bidirectional):
     lstm = nn.LSTM(D, H, 2, bidirectional=bidirectional, batch_first=True, dtype=torch.float64)
     batches = [x(B, T, D, dtype=torch.float64), x(7, 9, D, dtype=torch.float64)]
@@ -56,12 +57,17 @@ def test_from_lstm_takes_pooled_moments():
     rows = torch.cat([(b @ lstm.weight_ih_l0.t()).flatten(0, 1) for b in batches])
     torch.testing.assert_close(ours.statistics["ih_l0"].mean[0], rows.mean(0))
     torch.testing.assert_close(ours.statistics["ih_l0"].var[0], rows.var(0, correction=0))
+    with_sum = BNLSTM.from_lstm(lstm, batches, **SUM)
+    before = [torch.cat([torch.zeros_like(h[:1]), h[:-1]]) for h in (lstm(b)[0] for b in batches)]
+    rows += torch.cat([(h @ lstm.weight_hh_l0.t()).flatten(0, 1) for h in before])
+    torch.testing.assert_close(with_sum.statistics["hh_l0"].mean[0], rows.mean(0))
+    torch.testing.assert_close(with_sum.statistics["hh_l0"].var[0], rows.var(0, correction=0))
 
 
 def test_there_and_back():
     lstm = nn.LSTM(D, H, 2, bidirectional=True, dtype=torch.float64)
     input = x(dtype=torch.float64)
-    for options in (NONE, {}):
+    for options in (NONE, {}, SUM):
         back = BNLSTM.from_lstm(lstm, [input], **options).to_lstm()
         torch.testing.assert_close(back(input)[0], lstm(input)[0], rtol=1e-10, atol=1e-10)
 
@@ -82,8 +88,10 @@ def test_to_lstm_is_refused_where_there_is_none(options, prepare, reason):
         module.to_lstm()
 
 
-def test_to_lstm_folds_statistics_of_one_row():
-    module = evaluated(BNLSTM(D, H, max_length=1, cell_norm="none", dtype=torch.float64))
+@pytest.mark.parametrize("options", [{}, SUM], ids=["frame", "sum"])
+def test_to_lstm_folds_statistics_of_one_row(options):
+    options = {**options, "cell_norm": "none", "max_length": 1}
+    module = evaluated(BNLSTM(D, H, dtype=torch.float64, **options))
     input = x(dtype=torch.float64)
     torch.testing.assert_close(module.to_lstm()(input)[0], module(input)[0])
 
@@ -473,7 +481,7 @@ def test_a_pickled_module_is_loaded_without_its_code(options):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@PLAIN_AND_NORMALISING
+@pytest.mark.parametrize("options", [NONE, {}, SUM], ids=["plain", "norm", "sum"])
 @pytest.mark.parametrize("padded", [False, True])
 def test_a_compiled_model(options, padded):
     """In evaluation and in training, at any length, by one graph; with `max_length` in training."""
@@ -535,7 +543,7 @@ def test_onnx_of_a_cell_bias(tmp_path):
 @pytest.mark.filterwarnings("ignore")  # of the exporter
 @pytest.mark.parametrize(
     ("options", "padded"),
-    [({}, True), ({}, False), (NONE, True), (NONE, False)],
+    [({}, True), ({}, False), (NONE, True), (NONE, False), (SUM, True)],
     ids=str,
 )
 def test_onnx_at_any_length(options, padded, tmp_path):

@@ -223,6 +223,7 @@ def test_initialization():
         (("frame", "none", "none"), {"gamma_ih_l0"}),
         (("sequence", "none", "none"), {"gamma_ih_l0"}),
         (("none", "frame", "none"), {"gamma_hh_l0"}),
+        (("none", "sum", "none"), {"gamma_hh_l0"}),
         (("sequence", "frame", "frame"), {"gamma_ih_l0", "gamma_hh_l0", "gamma_c_l0", "beta_c_l0"}),
     ],
 )
@@ -230,6 +231,20 @@ def test_each_slot_has_its_parameters_and_no_other(norms, present):
     lstm = BNLSTM(D, H, input_norm=norms[0], recurrent_norm=norms[1], cell_norm=norms[2])
     always = {"weight_ih_l0", "weight_hh_l0", "bias_l0"}
     assert {name for name, _ in lstm.named_parameters()} == always | present
+
+
+def test_the_sum_says_what_it_is():
+    lstm = BNLSTM(D, H, input_norm="none", recurrent_norm="sum", cell_norm="none", gamma_init=1.0)
+    assert repr(lstm).startswith(
+        f"BNLSTM(\n  {D}, {H}, input_norm=none, recurrent_norm=sum, cell_norm=none\n"
+    )
+    assert torch.equal(lstm.gamma_hh_l0.detach(), torch.ones(4 * H))
+    assert lstm.active_kernel() == "cpu"
+    shapes = {name: tuple(buffer.shape) for name, buffer in lstm.named_buffers()}
+    assert shapes == {
+        "statistics.hh_l0.mean": (0, 4 * H), "statistics.hh_l0.var": (0, 4 * H),
+        "statistics.hh_l0.num_batches": (0,),
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])
@@ -250,7 +265,12 @@ def test_a_row_alone_in_evaluation_is_the_row_in_its_batch(bidirectional):
     [
         ({"hidden_size": 0}, "hidden_size must be greater than zero"),
         ({"input_norm": "layer"}, "input_norm must be one of none, frame, sequence, got 'layer'"),
-        ({"recurrent_norm": "sequence"}, "recurrent_norm must be one of none, frame"),
+        ({"recurrent_norm": "sequence"}, "recurrent_norm must be one of none, frame, sum"),
+        (
+            {"recurrent_norm": "sum"},
+            "input_norm must be none with recurrent_norm=sum, which normalises the input term as "
+            "well, got 'frame'",
+        ),
         ({"dropout": 1.5}, "dropout should be a number in range"),
         ({"proj_size": 2}, "proj_size must be 0"),
         ({"kernel": "fpga"}, "kernel must be one of auto, scan, torch.lstm"),
@@ -279,6 +299,8 @@ def test_bad_input():
     ):
         with pytest.raises((ValueError, RuntimeError), match=message):
             lstm(*arguments)
+    with pytest.raises(ValueError, match="a batch of one sequence has no per-step"):
+        BNLSTM(D, H, input_norm="none", recurrent_norm="sum", cell_norm="none")(x[:, :1])
     with pytest.raises(RuntimeError, match="size mismatch for weight_ih_l0"):
         lstm.load_state_dict(nn.LSTM(D, H + 1).state_dict())
     with pytest.raises(ValueError, match="first_step must be 0, or positive in a unidirectional"):

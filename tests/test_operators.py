@@ -7,13 +7,13 @@ import torch._dynamo.testing
 from bnrnn import kernels
 from bnrnn.kernels import Normalization, Weights, operators
 from bnrnn.kernels import cpu as compiled
-from tests.test_cpu_kernel import FRAME, NONE, leaves, problem
+from tests.test_cpu_kernel import FRAME, NONE, SUM, leaves, problem
 
 OPTIONS = [
     {}, {"constant_input": True}, {"one_hot": True}, {"lengths": True}, {"given": True},
     {"lengths": True, "count_padding": True, "one_hot": True},
 ]  # fmt: skip
-NORMS = [FRAME, NONE, ("sequence", "none", "frame")]
+NORMS = [FRAME, NONE, ("sequence", "none", "frame"), SUM]
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +27,7 @@ def arguments(case):
     kinds = case["normalization"]
     return (
         case["input"], case["h_0"], case["c_0"], *case["weights"], *given, case["lengths"],
-        case["count_padding"], kinds.ih == "sequence", kinds.eps, kinds.eps_ih,
+        case["count_padding"], kinds.ih == "sequence", kinds.sums, kinds.eps, kinds.eps_ih,
     )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ pytestmark = pytest.mark.numeric
 T, B, D, H = 6, 5, 3, 4
 NORMS = {"ih": "frame", "hh": "frame", "c": "frame"}
 TERMS = ("ih", "hh", "c")
+SUM = {"input_norm": "none", "recurrent_norm": "sum"}
 
 
 def make(**kwargs):
@@ -32,15 +33,18 @@ def moments_by_the_equations(lstm, x, norms=NORMS, **kwargs):
     weights = {name.removesuffix("_l0"): p.detach().numpy() for name, p in lstm.named_parameters()}
     zeros = np.zeros((x.shape[1], H))
     seen = bn_lstm(x.numpy(), zeros, zeros, weights, norms, **kwargs)[3]
-    return {term: tuple(np.stack(part) for part in seen[term]) for term in TERMS}
+    return {term: tuple(np.stack(part) for part in seen[term]) for term in TERMS if seen[term][0]}
 
 
-def test_calibration_is_the_plain_average_of_the_minibatch_moments():
-    lstm, data = make(), batches(4)
+@pytest.mark.parametrize(
+    ("options", "norms"), [({}, NORMS), (SUM, {"ih": "none", "hh": "sum", "c": "frame"})], ids=str
+)
+def test_calibration_is_the_plain_average_of_the_minibatch_moments(options, norms):
+    lstm, data = make(**options), batches(4)
     lstm(batches(1)[0])  # running averages, which must leave no trace
     assert calibrate(lstm, data) == 4
-    each = [moments_by_the_equations(lstm, x) for x in data]
-    for term in TERMS:
+    each = [moments_by_the_equations(lstm, x, norms) for x in data]
+    for term in each[0]:
         statistics = lstm.statistics[term + "_l0"]
         for k, ours in enumerate((statistics.mean, statistics.var)):
             expected = np.mean([moments[term][k] for moments in each], axis=0)
@@ -136,16 +140,19 @@ def test_calibration_runs_without_dropout_and_takes_any_call():
 
 
 @pytest.mark.parametrize("count_padding", [False, True])
-def test_padded_batches(count_padding):
-    lstm, (x,) = make(count_padding=count_padding), batches(1)
+@pytest.mark.parametrize(
+    ("options", "norms"), [({}, NORMS), (SUM, {"ih": "none", "hh": "sum", "c": "frame"})], ids=str
+)
+def test_padded_batches(options, norms, count_padding):
+    lstm, (x,) = make(count_padding=count_padding, **options), batches(1)
     lengths = torch.tensor([T, 2, 4, 4, 1])
     calibrate(lstm, [(x, None, lengths)])
     expected = moments_by_the_equations(
-        lstm, x, lengths=lengths.numpy(), count_padding=count_padding
+        lstm, x, norms, lengths=lengths.numpy(), count_padding=count_padding
     )
     # Only the longest sequence lives in the last two steps: nothing to estimate a variance from.
     steps = T if count_padding else 4
-    for term in TERMS:
+    for term in expected:
         statistics = lstm.statistics[term + "_l0"]
         assert statistics.num_batches.tolist() == [1] * steps + [0] * (T - steps)
         for ours, theirs in zip((statistics.mean, statistics.var), expected[term], strict=True):
@@ -189,10 +196,16 @@ def test_sequence_wise_statistics_are_one_row_over_all_real_frames():
     torch.testing.assert_close(statistics.var[0], frames.var(0, correction=0))
 
 
-@pytest.mark.parametrize("norms", [("frame", "frame"), ("sequence", "frame"), ("none", "none")])
+@pytest.mark.parametrize(
+    "norms",
+    [
+        ("frame", "frame", "frame"), ("sequence", "frame", "frame"), ("none", "sum", "frame"),
+        ("none", "none", "none"),
+    ],
+)  # fmt: skip
 @pytest.mark.parametrize("piece", [1, 3, 7, 100])
 def test_streamed_evaluation_equals_one_piece(norms, piece):
-    lstm = make(input_norm=norms[0], recurrent_norm=norms[1], cell_norm=norms[1], num_layers=2)
+    lstm = make(input_norm=norms[0], recurrent_norm=norms[1], cell_norm=norms[2], num_layers=2)
     lstm(batches(1)[0])
     lstm.eval()
     x = torch.randn(4 * T, 2, D, dtype=torch.float64)
@@ -205,14 +218,15 @@ def test_streamed_evaluation_equals_one_piece(norms, piece):
     torch.testing.assert_close(state, (h_n, c_n), rtol=1e-12, atol=1e-12)
 
 
-def test_state_dict_carries_the_statistics_to_a_fresh_module():
-    lstm = make()
+@pytest.mark.parametrize("options", [{}, SUM], ids=str)
+def test_state_dict_carries_the_statistics_to_a_fresh_module(options):
+    lstm = make(**options)
     calibrate(lstm, batches(2))
-    fresh = make()
+    fresh = make(**options)
     fresh.load_state_dict(lstm.state_dict())
     x = batches(1)[0]
     assert torch.equal(fresh.eval()(x)[0], lstm.eval()(x)[0])
-    shorter = make()
+    shorter = make(**options)
     calibrate(shorter, batches(1, steps=2))
     fresh.load_state_dict(shorter.state_dict())
     assert torch.equal(fresh(x)[0], shorter.eval()(x)[0])

@@ -16,7 +16,10 @@ class Moments(NamedTuple):
 
 
 class TermMoments(NamedTuple):
-    """The moments of the three terms that can be normalised; None where a term is not."""
+    """The moments of the three terms that can be normalised; None where a term is not.
+
+    With `Normalization.hh` "sum", `hh` has those of W_h h + W_x x.
+    """
 
     ih: Moments | None = None
     hh: Moments | None = None
@@ -30,19 +33,28 @@ class Weights(NamedTuple):
     weight_hh: Tensor  # (4H, H)
     bias: Tensor | None = None  # (4H,)
     gamma_ih: Tensor | None = None  # (4H,)
-    gamma_hh: Tensor | None = None  # (4H,)
+    gamma_hh: Tensor | None = None  # (4H,); of the sum, where that is normalised
     gamma_c: Tensor | None = None  # (H,)
     beta_c: Tensor | None = None  # (H,)
 
 
 class Normalization(NamedTuple):
-    """What the three slots hold: "none", "frame" (each step by itself) or "sequence"."""
+    """What the three slots hold: "none", "frame" (each step by itself) or "sequence".
+
+    `hh` may also be "sum": the sum of both terms is normalised, each step by itself, with
+    `gamma_hh` as γ and the bias as β; `ih` is "none" then.
+    """
 
     ih: str = "frame"
     hh: str = "frame"
     c: str = "frame"
     eps: float = 1e-5
     sequence_eps: float | None = None  # of sequence-wise statistics; None: eps
+
+    @property
+    def sums(self) -> bool:
+        """Whether W_h h + W_x x is normalised as one term."""
+        return self.hh == "sum"
 
     @property
     def eps_ih(self) -> float:

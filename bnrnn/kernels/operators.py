@@ -39,7 +39,7 @@ def _fake_forward(
     input: Tensor, h_0: Tensor, c_0: Tensor, weight_ih: Tensor, weight_hh: Tensor, *rest: Any
 ) -> Any:
     _, gamma_ih, gamma_hh, gamma_c, _, *given = rest[:11]
-    sequence, keep, grad_input = rest[13], rest[16], rest[17]
+    sequence, sums, keep, grad_input = rest[13], rest[14], rest[17], rest[18]
     (steps, batch), hidden = input.shape[:2], weight_hh.shape[1]
     by_batch = all(moments is None for moments in given)
     sequence = sequence and by_batch and gamma_ih is not None
@@ -52,7 +52,8 @@ def _fake_forward(
         width = (batch + lanes - 1) // lanes * lanes
         saved = [new(steps, 4 * hidden, width), *(new(steps + 1, hidden, width) for _ in range(2))]
         narrow = weight_ih.shape[1] <= torch.ops.bnrnn_cpu.narrow()
-        if input.is_floating_point() and (sequence or grad_input or not narrow):
+        wide = sequence or grad_input or not narrow
+        if input.is_floating_point() and wide and not sums:
             saved.append(new(steps * batch, 4 * hidden))
     return new(steps, batch, hidden), new(batch, hidden), new(batch, hidden), moments, saved
 
@@ -69,7 +70,7 @@ def _fake_backward(*arguments: Any) -> Any:
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     *_, moments, saved = output
     ctx.save_for_backward(*inputs[:_TENSORS], *moments, *saved)
-    ctx.settings, ctx.found = inputs[_TENSORS : _TENSORS + 4], len(moments)
+    ctx.settings, ctx.found = inputs[_TENSORS : _TENSORS + 5], len(moments)
     ctx.overwrite = inputs[-1]
     ctx.set_materialize_grads(False)
 
@@ -117,10 +118,11 @@ def _backward_of_reference(
     aliases: list[Any] = [t if t is None else t.view_as(t) for t in layer]
     input, h_0, c_0, *weights = aliases[:_DIFFERENTIABLE]
     given, lengths = aliases[_DIFFERENTIABLE:-1], aliases[-1]
-    count_padding, sequence, eps, eps_ih = settings
+    count_padding, sequence, sums, eps, eps_ih = settings
     w = Weights(*weights)
     ih, hh, c = ("none" if g is None else "frame" for g in (w.gamma_ih, w.gamma_hh, w.gamma_c))
-    normalization = Normalization("sequence" if sequence else ih, hh, c, eps, eps_ih)
+    ih, hh = "sequence" if sequence else ih, "sum" if sums else hh
+    normalization = Normalization(ih, hh, c, eps, eps_ih)
     moments = [Moments(*given[i : i + 2]) if given[i] is not None else None for i in (0, 2, 4)]
     results = reference.recurrence(
         input, h_0, c_0, w, normalization,

@@ -7,9 +7,13 @@ Every other kernel is tested to equal this one. Dimensions: T time, B batch, D i
     h_t = σ(o) ⊙ tanh(BN(c_t; γ_c, β_c))
     BN(y; γ, β) = β + γ ⊙ (y − mean) / sqrt(var + ε)
 
+or, where the two terms are normalised as one, each step by itself,
+
+    z_t = BN(W_h h_{t-1} + W_x x_t; γ_h, b)
+
 Cooijmans et al., "Recurrent Batch Normalization", ICLR 2017, equations 6 to 8; the sequence-wise
 statistics of the input term are those of Laurent et al., "Batch Normalized Recurrent Neural
-Networks", 2015.
+Networks", 2015, and so is the sum, which they tried first (section "Batch Normalization for RNNs").
 """
 
 import torch
@@ -40,8 +44,9 @@ def recurrence(
 
     w, kinds, eps = weights, normalization, normalization.eps
     given = population or TermMoments()
-    bn_ih = _Norm(kinds.ih, w.gamma_ih, w.bias, kinds.eps_ih, given.ih)  # b takes the place of β
-    bn_hh = _Norm(kinds.hh, w.gamma_hh, None, eps, given.hh)
+    b_x, b_h = (None, w.bias) if kinds.sums else (w.bias, None)  # b takes the place of β
+    bn_ih = _Norm(kinds.ih, w.gamma_ih, b_x, kinds.eps_ih, given.ih)
+    bn_hh = _Norm(kinds.hh, w.gamma_hh, b_h, eps, given.hh)
     bn_c = _Norm(kinds.c, w.gamma_c, w.beta_c, eps, given.c)
 
     x_terms = input_term(input, w.weight_ih)  # (T, B, 4H)
@@ -56,7 +61,8 @@ def recurrence(
         rows = None if counted is None else counted[t]
         if not whole_sequence:
             x = bn_ih(x, t, rows)
-        z = x + bn_hh(h @ w.weight_hh.t(), t, rows)
+        y = h @ w.weight_hh.t()
+        z = bn_hh(x + y, t, rows) if kinds.sums else x + bn_hh(y, t, rows)
         i, f, g, o = z.chunk(4, dim=1)
         c_t = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
         c = c_t if live is None else torch.where(live[t], c_t, c)

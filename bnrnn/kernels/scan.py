@@ -39,11 +39,13 @@ def recurrence(
         rows = torch.arange(steps, device=input.device).clamp(max=len(scale) - 1)
         return [scale[rows], shift[rows]]
 
-    scale, shift = affine("ih", w.gamma_ih, w.bias, w.weight_hh[:, 0])
+    sums = normalization.sums
+    b_x, b_h = (None, w.bias) if sums else (w.bias, None)
+    scale, shift = affine("ih", w.gamma_ih, b_x, w.weight_hh[:, 0])
     x = input_term(input, w.weight_ih) * scale[:, None] + shift[:, None]
     live = torch.ones_like(x[:, :, :1]) > 0 if lengths is None else live_rows(lengths, steps)
     by_step = (
-        x, live, *affine("hh", w.gamma_hh, None, w.weight_hh[:, 0]),
+        x, live, *affine("hh", w.gamma_hh, b_h, w.weight_hh[:, 0]),
         *affine("c", w.gamma_c, w.beta_c, w.weight_hh[0]),
     )  # fmt: skip
 
@@ -51,7 +53,9 @@ def recurrence(
         state: tuple[Tensor, Tensor], now: tuple[Tensor, ...]
     ) -> tuple[tuple[Tensor, Tensor], Tensor]:
         (h, c), (x, live, scale_h, shift_h, scale_c, shift_c) = state, now
-        i, f, g, o = (x + (h @ w.weight_hh.t()) * scale_h + shift_h).chunk(4, dim=1)
+        y = h @ w.weight_hh.t()
+        z = (x + y) * scale_h + shift_h if sums else x + y * scale_h + shift_h
+        i, f, g, o = z.chunk(4, dim=1)
         new_c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
         new_h = torch.sigmoid(o) * torch.tanh(new_c * scale_c + shift_c)
         output = torch.where(live, new_h, 0.0)

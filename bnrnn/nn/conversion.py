@@ -40,7 +40,8 @@ def normalize_as_plain(module: Any, batches: Iterable[Any]) -> None:
     def observe(
         x: Tensor, h_0: Tensor, c_0: Tensor, suffix: str, lengths: Tensor | None, first_step: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        output, h_n, c_n, terms = _plain_terms(x, h_0, c_0, module._weights(suffix), lengths)
+        weights, sums = module._weights(suffix), module.normalization.sums
+        output, h_n, c_n, terms = _plain_terms(x, h_0, c_0, weights, lengths, sums)
         for term, rows in terms.items():
             if term + suffix in found:
                 found[term + suffix].add(rows)
@@ -69,10 +70,11 @@ def normalize_as_plain(module: Any, batches: Iterable[Any]) -> None:
 
 
 def _plain_terms(
-    x: Tensor, h: Tensor, c: Tensor, weights: Weights, lengths: Tensor | None
+    x: Tensor, h: Tensor, c: Tensor, weights: Weights, lengths: Tensor | None, sums: bool
 ) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
     """A recurrence in which nothing is normalised, and the rows (n, features) of the three terms
-    that could be: W_x x_t, W_h h_{t-1} and c_t of all steps, without padding."""
+    that could be: W_x x_t, W_h h_{t-1} (if `sums`, both added) and c_t of all steps, without
+    padding."""
     steps, batch = x.shape[:2]
     live = torch.ones(steps, batch, 1, dtype=torch.bool, device=x.device)
     if lengths is not None:
@@ -82,11 +84,13 @@ def _plain_terms(
     output, rows = [], {"ih": [], "hh": [], "c": []}
     for t in range(steps):
         recurrent_term = h @ weights.weight_hh.t()
-        i, f, g, o = (input_term[t] + recurrent_term + bias).chunk(4, dim=1)
+        total = input_term[t] + recurrent_term
+        i, f, g, o = (total + bias).chunk(4, dim=1)
         c = torch.where(live[t], torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g), c)
         h = torch.where(live[t], torch.sigmoid(o) * torch.tanh(c), h)
         output.append(torch.where(live[t], h, 0.0))
-        for term, values in (("ih", input_term[t]), ("hh", recurrent_term), ("c", c)):
+        of_hh = total if sums else recurrent_term
+        for term, values in (("ih", input_term[t]), ("hh", of_hh), ("c", c)):
             rows[term].append(values[live[t, :, 0]])
     return torch.stack(output), h, c, {term: torch.cat(found) for term, found in rows.items()}
 
@@ -114,6 +118,8 @@ def folded(module: Any) -> nn.LSTM:
         if kind != "weight":
             continue
         scale, shift = _affine(module, term, place)
+        if term == "ih" and module.normalization.sums:
+            scale, _ = _affine(module, "hh", place)  # which has the sum's shift
         parameter.copy_(getattr(module, name) * scale[:, None])
         if lstm.bias:
             getattr(lstm, f"bias_ih_{place}").add_(shift)

@@ -36,6 +36,7 @@ class BNLSTM(nn.Module):
     | BN-LSTM, Cooijmans et al. 2017 | frame | frame | frame | 0.1 |
     | BN-e*, ibid., section 5.4 | sequence | frame | frame | 0.1 |
     | Laurent et al. 2015 | frame or sequence | none | none | 1 |
+    | ibid., their first attempt, on the sum | none | sum | none | 1 |
 
     With all three at "none" it runs on `torch.nn.LSTM`'s own code. In training each term is
     normalised by the minibatch's moments; in evaluation by population statistics, kept for each
@@ -55,7 +56,9 @@ class BNLSTM(nn.Module):
         proj_size: must be 0.
         input_norm: statistics of W_x x: "none", "frame" (over the batch, each step by itself) or
             "sequence" (over batch and time, where the whole sequence is known).
-        recurrent_norm: statistics of W_h h: "none" or "frame".
+        recurrent_norm: statistics of W_h h: "none" or "frame"; or "sum": of W_h h + W_x x together,
+            over the batch, each step by itself, as BN(W_h h + W_x x; γ, b) with one γ and the bias
+            as β. Then `input_norm` must be "none".
         cell_norm: statistics of the cell state before the output tanh: "none" or "frame".
         gamma_init: initial γ of every slot. The paper: 0.1; 1 makes gradients vanish.
         eps: ε, added to the variance.
@@ -88,7 +91,8 @@ class BNLSTM(nn.Module):
         weight_ih_l{k}: (4H, D), or (4H, num_directions * H) for k > 0; orthogonal.
         weight_hh_l{k}: (4H, H); see `recurrent_init`.
         bias_l{k}: (4H,); 0, `forget_bias` for f. One bias: `torch.nn.LSTM` has two to add.
-        gamma_ih_l{k}, gamma_hh_l{k}: (4H,); `gamma_init`. Where that slot normalises.
+        gamma_ih_l{k}, gamma_hh_l{k}: (4H,); `gamma_init`. Where that slot normalises; of the sum it
+            is gamma_hh_l{k}.
         gamma_c_l{k}, beta_c_l{k}: (H,); `gamma_init` and 0. Where the cell is normalised.
         initial_hidden, initial_cell: (num_layers * num_directions, H); 0. If `learned_state`.
 
@@ -176,7 +180,7 @@ class BNLSTM(nn.Module):
     @property
     def normalizes_frames(self) -> bool:
         """Some term needs more than one sequence in a training batch."""
-        return "frame" in self.normalization[:3]
+        return self.options.normalizes_steps
 
     @property
     def all_weights(self) -> list[list[Tensor]]:

@@ -43,13 +43,22 @@ class NormOptions:
 
     def __post_init__(self) -> None:
         require_choice("input_norm", self.input_norm, "none", "frame", "sequence")
-        require_choice("recurrent_norm", self.recurrent_norm, "none", "frame")
+        require_choice("recurrent_norm", self.recurrent_norm, "none", "frame", "sum")
         require_choice("cell_norm", self.cell_norm, "none", "frame")
+        alone = self.recurrent_norm != "sum" or self.input_norm == "none"
+        with_sum = "none with recurrent_norm=sum, which normalises the input term as well"
+        require(alone, "input_norm", self.input_norm, with_sum)
         require(self.gamma_init != 0, "gamma_init", self.gamma_init, "non-zero")
         for name in ("eps", "sequence_eps", "max_length"):
             value = getattr(self, name)
             require(value is None or value > 0, name, value, "positive")
         require(0 < self.momentum <= 1, "momentum", self.momentum, "in (0, 1]")
+
+    @property
+    def normalizes_steps(self) -> bool:
+        """Some statistics are of each step by itself: of one sequence there are none."""
+        kinds = {self.input_norm, self.recurrent_norm, self.cell_norm}
+        return bool(kinds & {"frame", "sum"})
 
 
 @dataclass

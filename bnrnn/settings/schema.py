@@ -78,7 +78,7 @@ class NormConfig(NormOptions):
     @property
     def needs_batch(self) -> bool:
         """Whether it takes statistics over a batch at each step: of one row there are none."""
-        return "frame" in (self.input_norm, self.recurrent_norm, self.cell_norm)
+        return self.normalizes_steps
 
     def __post_init__(self) -> None:
         try:
@@ -132,6 +132,22 @@ class WordModelConfig(NormConfig):
         super().__post_init__()
         _choice("model.size", self.size, *SIZES)
         _positive("model.", self, "num_layers", "init_range")
+        _require(self.num_layers <= 1000, "model.num_layers", self.num_layers, "1000 or less")
+
+
+@dataclass
+class CharacterStackConfig(NormConfig):
+    """A lookup table and stacked LSTMs; see `bnrnn.tasks.characters.CharacterStack`."""
+
+    hidden_size: int = 250
+    num_layers: int = 3
+    gamma_init: float = 1.0
+    learned_state: bool = False
+    forget_bias: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _positive("model.", self, "num_layers")
         _require(self.num_layers <= 1000, "model.num_layers", self.num_layers, "1000 or less")
 
 
@@ -207,6 +223,14 @@ class CharacterConfig(TaskConfig):
             raise ConfigError("task=text needs the file to learn from: add task.path=FILE")
         if self.path and self.corpus != "text":
             raise ConfigError(f"task.path={self.path} is the text of task=text: add task=text")
+
+
+@dataclass
+class CharacterStackTaskConfig(CharacterConfig):
+    """The same for stacked LSTMs, as Laurent et al. have them."""
+
+    model_kind: ClassVar[type[NormConfig]] = CharacterStackConfig
+    models: ClassVar[str] = "characters_lstm, characters_bn_sum"
 
 
 @dataclass

@@ -32,8 +32,8 @@ class WordModel(nn.Module):
     layers, never on the recurrence.
 
     All parameters are drawn from U(-r, r), r = `init_range`, but for γ and the shifts β of what is
-    normalised: the initial states, β_c, and the bias where the input term is normalised, start as
-    in `BNLSTM`. `forget_bias` is added to the bias of the forget gate.
+    normalised: the initial states, β_c, and the bias where the input term or the sum is normalised,
+    start as in `BNLSTM`. `forget_bias` is added to the bias of the forget gate.
     """
 
     def __init__(self, config: WordModelConfig, words: int, kernel: str) -> None:
@@ -53,7 +53,8 @@ class WordModel(nn.Module):
 
     @torch.no_grad()
     def _initialise(self, config: WordModelConfig) -> None:
-        drawn = ["weight"] + ["bias"] * (config.input_norm == "none")
+        is_shift = config.input_norm != "none" or config.recurrent_norm == "sum"
+        drawn = ["weight"] if is_shift else ["weight", "bias"]
         for name, parameter in self.named_parameters():
             if not name.startswith("lstm.") or name.removeprefix("lstm.").startswith(tuple(drawn)):
                 parameter.uniform_(-config.init_range, config.init_range)

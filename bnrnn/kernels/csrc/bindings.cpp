@@ -54,7 +54,7 @@ struct Layer {
   const Tensor &input, &h_0, &c_0, &weight_ih, &weight_hh;
   const OptionalTensor &bias, &gamma_ih, &gamma_hh, &gamma_c, &beta_c;
   const OptionalTensor &mean_ih, &var_ih, &mean_hh, &var_hh, &mean_c, &var_c, &lengths;
-  bool count_padding, sequence;
+  bool count_padding, sequence, sums;
   double eps, eps_ih;
   bool by_batch;  // whether the moments are the batch's own; the backward pass is given them too
 
@@ -69,7 +69,8 @@ struct Layer {
     return (batch() + lanes - 1) / lanes * lanes;
   }
 
-  // Whether W_x x_t is computed for all steps at once, and kept for the backward pass.
+  // Whether W_x x_t is computed for all steps at once; it is kept for the backward pass, unless the
+  // sum that it is in is.
   bool has_term(bool grad_input) const {
     return !one_hot() && (input_size() > kNarrow || whole_sequence() || grad_input);
   }
@@ -92,6 +93,8 @@ struct Layer {
     expect_moments("ih", gamma_ih, mean_ih, var_ih, 4 * H);
     expect_moments("hh", gamma_hh, mean_hh, var_hh, 4 * H);
     expect_moments("c", gamma_c, mean_c, var_c, H);
+    TORCH_CHECK_VALUE(!sums || (gamma_hh && !gamma_ih),
+                      "where the sum is normalised, gamma_hh is its gamma, and gamma_ih is none");
     TORCH_CHECK(input.is_cpu(), "input must be on the CPU");
     if (lengths) {
       TORCH_CHECK(lengths->is_cpu(), "lengths must be on the CPU");
@@ -136,6 +139,7 @@ class Call {
     p.hidden = l.hidden(), p.input_size = l.input_size();
     p.threads =
         static_cast<int>(std::min<int64_t>(threads_for(l.weight_hh.numel() * p.width), p.hidden));
+    p.sums = l.sums;
     p.weight_hh = data(l.weight_hh);
     p.bias = data(l.bias);
     p.beta_c = data(l.beta_c);
@@ -283,7 +287,7 @@ Results forward(const Layer& l, bool keep, bool grad_input) {
 
   std::vector<Tensor> saved;
   if (keep) saved = {recurrent, states, cells};
-  if (keep && term) saved.push_back(*term);
+  if (keep && term && !l.sums) saved.push_back(*term);
   return {output, call.batch_major(states[keep ? p.steps : p.steps % 2]),
           call.batch_major(cells[cells.size(0) - 1]), moments, saved};
 }
@@ -300,7 +304,9 @@ Gradients backward(const OptionalTensor& grad_output, const OptionalTensor& grad
   Call<T> call(l);
   bnrnn::Problem<T>& p = call.p;
   const int64_t H = p.hidden, W = p.width, D = p.input_size;
-  call.input_term(term);
+  // Of a sum, only its gradient is needed.
+  const bool has_term = l.sums ? l.has_term(grad_input) : term.has_value();
+  if (term || !has_term) call.input_term(term);
   for (const bnrnn::Slot<T>* slot : {&p.ih, &p.hh, &p.c}) {
     TORCH_CHECK_VALUE(slot->gamma == nullptr || slot->mean != nullptr, "moments are missing");
   }
@@ -331,7 +337,7 @@ Gradients backward(const OptionalTensor& grad_output, const OptionalTensor& grad
   const Tensor of_beta_c = gradient_of(l.beta_c, &p.grad_beta_c);
 
   Tensor of_input = call.empty({0}), of_weight_ih = call.empty({0}), of_term;
-  if (term && (grad_input || grad_weight_ih)) {
+  if (has_term && (grad_input || grad_weight_ih)) {
     of_term = call.empty({p.steps * p.batch, 4 * H});
     p.grad_term = call.data(of_term);
   } else if (l.one_hot() && grad_weight_ih) {
@@ -348,8 +354,8 @@ Gradients backward(const OptionalTensor& grad_output, const OptionalTensor& grad
   bnrnn::backward(p);
 
   if (l.one_hot() && grad_weight_ih) of_weight_ih = of_term.t().contiguous();
-  if (term && grad_input) of_input = multiply(of_term, l.weight_ih).view_as(l.input);
-  if (term && grad_weight_ih) of_weight_ih = multiply(of_term.t(), l.input.flatten(0, 1));
+  if (has_term && grad_input) of_input = multiply(of_term, l.weight_ih).view_as(l.input);
+  if (has_term && grad_weight_ih) of_weight_ih = multiply(of_term.t(), l.input.flatten(0, 1));
   return {of_input, call.batch_major(grad_state), call.batch_major(grad_cell), of_weight_ih,
           of_weight_hh.narrow(1, 0, H).contiguous(), of_bias, of_gamma_ih, of_gamma_hh, of_gamma_c,
           of_beta_c};
@@ -362,11 +368,11 @@ Gradients backward(const OptionalTensor& grad_output, const OptionalTensor& grad
       const OptionalTensor &beta_c, const OptionalTensor &mean_ih, const OptionalTensor &var_ih,  \
       const OptionalTensor &mean_hh, const OptionalTensor &var_hh, const OptionalTensor &mean_c,  \
       const OptionalTensor &var_c, const OptionalTensor &lengths, bool count_padding,             \
-      bool sequence, double eps, double eps_ih
+      bool sequence, bool sums, double eps, double eps_ih
 #define BNRNN_LAYER                                                                               \
   Layer{input,   h_0,    c_0,     weight_ih, weight_hh, bias,  gamma_ih,      gamma_hh,           \
         gamma_c, beta_c, mean_ih, var_ih,    mean_hh,   var_hh, mean_c,       var_c,              \
-        lengths, count_padding, sequence, eps, eps_ih, by_batch}
+        lengths, count_padding, sequence, sums, eps, eps_ih, by_batch}
 
 Results forward_operator(BNRNN_LAYER_ARGUMENTS, bool keep, bool grad_input, bool /*overwrite*/) {
   const bool by_batch = !mean_ih && !mean_hh && !mean_c;
@@ -399,7 +405,8 @@ int64_t narrow() { return kNarrow; }
   "Tensor input, Tensor h_0, Tensor c_0, Tensor weight_ih, Tensor weight_hh, Tensor? bias, "      \
   "Tensor? gamma_ih, Tensor? gamma_hh, Tensor? gamma_c, Tensor? beta_c, "                         \
   "Tensor? mean_ih, Tensor? var_ih, Tensor? mean_hh, Tensor? var_hh, Tensor? mean_c, "            \
-  "Tensor? var_c, Tensor? lengths, bool count_padding, bool sequence, float eps, float eps_ih"
+  "Tensor? var_c, Tensor? lengths, bool count_padding, bool sequence, bool sums, float eps, "      \
+  "float eps_ih"
 
 #define BNRNN_BACKWARD_SCHEMA(RECURRENT)                                                          \
   "(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, " BNRNN_LAYER_SCHEMA                 \

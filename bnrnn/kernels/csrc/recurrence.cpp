@@ -1,7 +1,7 @@
 // The two loops over the time steps. In the notation of reference.py, for each hidden unit and
 // sequence, with the gates i, f, o = sigmoid(z_i), sigmoid(z_f), sigmoid(z_o) and g = tanh(z_g):
 //
-//   z       = BN(W_x x_t; γ_x, b) + BN(W_h h_{t-1}; γ_h, 0)
+//   z       = BN(W_x x_t; γ_x, b) + BN(W_h h_{t-1}; γ_h, 0)    or BN(W_h h_{t-1} + W_x x_t; γ_h, b)
 //   c_t     = f c_{t-1} + i g
 //   y       = BN(c_t; γ_c, β_c)
 //   h_t     = o tanh(y)
@@ -22,7 +22,10 @@
 //   BN'(∂)   = γ / sqrt(var + ε) ∂                                 of given ones
 //   ∂γ       = Σ ∂ v̂                           ∂β = Σ ∂
 //
-// Gates and v̂ are computed again from W_h h_{t-1}, which the forward pass keeps.
+// and of a sum ∂(W_x x_t) = ∂(W_h h_{t-1}) = BN'(∂z).
+//
+// Gates and v̂ are computed again from W_h h_{t-1}, which the forward pass keeps; or from the sum,
+// which stands in the same place: the product is added to the input term there.
 #include "recurrence.h"
 
 #include <omp.h>
@@ -57,16 +60,17 @@ void forward_steps(Step<T>& step, Barrier& barrier) {
       for (ptrdiff_t row = 0; row < kGates * group.size(); ++row) {
         rows[row] = step.recurrent_at(t) + step.feature(group, row) * W;
       }
+      if (p.sums) step.input_term(t, group);
       if (p.batch > 1) {
-        packed_product(panel, kGates * group.size(), H, step.panel_at(t, H), W, rows, false);
+        packed_product(panel, kGates * group.size(), H, step.panel_at(t, H), W, rows, p.sums);
       } else {
         for (ptrdiff_t row = 0; row < kGates * group.size(); ++row) {
           const T* weights = p.weight_hh + step.feature(group, row) * H;
-          store(rows[row], zero<T>());
-          rows[row][0] = dot(weights, step.panel_at(t, H), H);
+          if (!p.sums) store(rows[row], zero<T>());
+          rows[row][0] += dot(weights, step.panel_at(t, H), H);
         }
       }
-      step.input_term(t, group);
+      if (!p.sums) step.input_term(t, group);
       for (ptrdiff_t j = group.begin; j < group.end; ++j) step.forward_unit(t, group, j);
       step.put_output(t, group);
     });
@@ -88,7 +92,7 @@ void backward_steps(Step<T>& step, Barrier& barrier) {
   for (ptrdiff_t t = p.steps - 1; t >= 0; --t) {
     step.for_groups([&](Range group, T*) {
       step.get_grad_output(t, group);
-      step.input_term(t, group);
+      if (!p.sums) step.input_term(t, group);
       for (ptrdiff_t j = group.begin; j < group.end; ++j) step.backward_unit(t, group, j);
       step.put_grad_input(t, group);
     });

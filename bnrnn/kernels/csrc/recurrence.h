@@ -30,6 +30,10 @@ struct Problem {
   int threads;
   bool keep;  // for a backward pass: keep every step, not just the current one
 
+  // Whether hh normalises W_h h_{t-1} + W_x x_t, and ih nothing: then `recurrent` is that sum,
+  // and the backward pass needs no input term.
+  bool sums = false;
+
   // The input term W_x x_t, one of three:
   const T* term = nullptr;         // (T, B, 4H), computed already
   const int64_t* index = nullptr;  // (T, B) one-hot inputs, with columns (D, 4H): W_x transposed
@@ -52,7 +56,7 @@ struct Problem {
   ptrdiff_t mask_stride, count_stride;
 
   // keep: (T, 4H, W), (T + 1, H, W), (T + 1, H, W). Else (4H, W), (2, H, W), (1, H, W).
-  T* recurrent;  // W_h h_{t-1}
+  T* recurrent;  // W_h h_{t-1}; see `sums`
   T* states;     // h_{t-1}, the last one h_n
   T* cells;      // c_{t-1}, the last one c_n
 

@@ -22,19 +22,21 @@ class Step : public Share<T> {
     unit.resize(kUnitArrays * W);
   }
 
-  // The group's rows of W_x x_t into `input`.
+  // The group's rows of W_x x_t into `input`, which stays zero where there are sums: then to where
+  // the product will be added.
   void input_term(ptrdiff_t t, Range group) {
     for (int gate = 0; gate < kGates; ++gate) {
       const ptrdiff_t first = gate * H + group.begin;
+      T* const rows = p.sums ? recurrent_at(t) + first * W : input_row(input, gate, 0);
       if (p.narrow == nullptr) {
-        transpose_in(group.size(), p.batch, W, input_row(input, gate, 0),
+        transpose_in(group.size(), p.batch, W, rows,
              [&](ptrdiff_t b) { return term_row(t, b) + first; });
         continue;
       }
       const T* x = p.narrow + t * p.input_size * W;
       for (ptrdiff_t u = 0; u < group.size(); ++u) {
         const T* weights = p.weight_ih + (first + u) * p.input_size;
-        T* row = input_row(input, gate, u);
+        T* row = rows + u * W;
         for (ptrdiff_t b = 0; b < W; b += kLanes<T>) {
           Vector<T> total = load(x + b) * weights[0];
           for (ptrdiff_t d = 1; d < p.input_size; ++d) total += load(x + d * W + b) * weights[d];
@@ -221,14 +223,16 @@ class Step : public Share<T> {
     }
   }
 
-  // The gradient of W_x x_t, in `grad_input`, to where it is wanted.
+  // The gradient of W_x x_t, in `grad_input`, or that of the sum, to where it is wanted.
   void put_grad_input(ptrdiff_t t, Range group) {
     for (int gate = 0; gate < kGates; ++gate) {
       const ptrdiff_t first = gate * H + group.begin;
+      const T* const rows = p.sums ? p.grad_recurrent + (t * kGates * H + first) * W
+                                   : input_row(grad_input, gate, 0);
       if (p.grad_weight_ih != nullptr) {
         const T* x = p.narrow + t * p.input_size * W;
         for (ptrdiff_t u = 0; u < group.size(); ++u) {
-          const T* row = input_row(grad_input, gate, u);
+          const T* row = rows + u * W;
           for (ptrdiff_t d = 0; d < p.input_size; ++d) {
             Vector<T> total = zero<T>();
             for (ptrdiff_t b = 0; b < W; b += kLanes<T>) {
@@ -238,13 +242,13 @@ class Step : public Share<T> {
           }
         }
       } else if (p.grad_columns != nullptr) {
-        transpose_out(group.size(), p.batch, W, input_row(grad_input, gate, 0),
+        transpose_out(group.size(), p.batch, W, rows,
                   [&](ptrdiff_t b, ptrdiff_t u0, int n, Vector<T> grad) {
                     T* to = p.grad_columns + p.index[t * p.batch + b] * kGates * H + first + u0;
                     store_first(to, load_first(to, n) + grad, n);
                   });
       } else if (p.grad_term != nullptr) {
-        transpose_out(group.size(), p.batch, W, input_row(grad_input, gate, 0),
+        transpose_out(group.size(), p.batch, W, rows,
                   [&](ptrdiff_t b, ptrdiff_t u0, int n, Vector<T> grad) {
                     store_first(p.grad_term + (t * p.batch + b) * kGates * H + first + u0, grad, n);
                   });
