@@ -59,7 +59,7 @@ wheel: install  ## dist/bnrnn-*.whl
 SCALE ?= full
 SEEDS ?= 0
 ARGS ?=
-SWEEPS := mnist pmnist ptb text8 cnn4 cnn gamma words frames
+SWEEPS := mnist pmnist ptb text8 cnn4 cnn gamma sum words frames
 TRAINED := lengths population
 ALONE := gradient-flow tanh
 # The report takes no settings of runs. Also after a run that failed: the report lists it.
@@ -73,6 +73,7 @@ reproduce-text8:  ## table 3
 reproduce-cnn4:  ## figure 4 left
 reproduce-cnn:  ## figure 4 right, table 4
 reproduce-gamma:  ## figure 6: other initial values of gamma
+reproduce-sum:  ## Laurent et al.: figure 1, the attempt that failed
 reproduce-words:  ## Laurent et al.: table 2, figure 3
 reproduce-frames:  ## Laurent et al. 2015, frames of speech: table 1 and figure 2, on AN4
 reproduce-lengths:  ## figure 3b: test strings of other lengths, after reproduce-ptb

@@ -22,8 +22,8 @@ def names(group):
 
 def go_together(task, model):
     kinds = {
-        "cnn": "attentive", "cnn4": "attentive", "ptb_words": "words", "frames": "speech",
-        "an4": "speech",
+        "cnn": "attentive", "cnn4": "attentive", "ptb_characters": "characters",
+        "ptb_words": "words", "frames": "speech", "an4": "speech",
     }  # fmt: skip
     kind = model.partition("_")[0]
     return kinds.get(task) == (kind if kind in kinds.values() else None)
@@ -96,7 +96,21 @@ def test_task_and_model_alone_are_the_papers_run(composed, task, model):
         }[task]  # fmt: skip
 
 
-TASK_OF = {"attentive": ["task=cnn"], "words": ["task=ptb_words"], "speech": ["task=frames"]}
+TASK_OF = {
+    "attentive": ["task=cnn"], "characters": ["task=ptb_characters"], "words": ["task=ptb_words"],
+    "speech": ["task=frames"],
+}  # fmt: skip
+
+
+def test_figure_1_of_laurent_et_al(composed):
+    config = composed("task=ptb_characters")
+    assert (config.model.name, config.model.num_layers, config.model.hidden_size) == (
+        "characters_bn_sum", 3, 250,
+    )  # fmt: skip
+    assert (config.optimizer.name, config.task.max_epochs) == ("sgd", 20)
+    assert config.optimizer.momentum in (0.5, 0.8, 0.9, 0.95, 0.995)
+    assert 1e-4 <= config.optimizer.lr <= 1
+    assert config.task.batch_size in (32, 64, 128)
 
 
 def test_the_readers_are_the_librarys_variants(composed):
@@ -116,6 +130,9 @@ def test_the_slots_of_each_model(composed):
         "bnlstm": ("frame", "frame", "frame", 0.1),
         "bn_input": ("frame", "none", "none", 1.0),
         "bn_input_sequence": ("sequence", "none", "none", 1.0),
+        "bn_sum": ("none", "sum", "none", 1.0),
+        "characters_lstm": ("none", "none", "none", 1.0),
+        "characters_bn_sum": ("none", "sum", "none", 1.0),
         "speech_lstm": ("none", "none", "none", 1.0),
         "speech_bn": ("sequence", "none", "none", 1.0),
         "speech_bn_frame": ("frame", "none", "none", 1.0),

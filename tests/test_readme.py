@@ -87,6 +87,7 @@ def test_the_readme_has_the_commands_of_every_task():
         "text",
         "cnn",
         "cnn4",
+        "ptb_characters",
         "ptb_words",
         "frames",
         "an4",

@@ -17,7 +17,7 @@ from tests.conftest import DATA, ROOT, needs_data
 
 FOLDER = ROOT / "conf" / "reproduce"
 EXPERIMENTS = sorted(file.stem for file in FOLDER.glob("*.yaml"))
-AS_BY_THEMSELVES = ["mnist", "pmnist", "ptb", "text8", "words"]
+AS_BY_THEMSELVES = ["mnist", "pmnist", "ptb", "text8", "sum", "words"]
 
 
 def jobs(experiment):
@@ -53,7 +53,7 @@ def test_scales_differ_in_their_steps(composed, experiment):
 def test_in_full_it_is_the_run_of_task_and_model_alone(composed, experiment):
     for job in jobs(experiment):
         ours = to_dict(composed(f"reproduce={experiment}", *job))
-        task = {"words": "ptb_words"}.get(experiment, experiment)
+        task = {"sum": "ptb_characters", "words": "ptb_words"}.get(experiment, experiment)
         task = [] if job[0].startswith("task=") else [f"task={task}"]
         plain = to_dict(composed(*task, *job))
         assert ours == plain
@@ -67,6 +67,7 @@ def test_which_models_and_data_are_compared():
         for model in ("lstm", "bnlstm")
     }
     assert len(jobs("cnn4")) == 5
+    assert [job[0] for job in jobs("sum")] == ["model=characters_lstm", "model=characters_bn_sum"]
     assert {job[0] for job in jobs("words")} == {
         f"model=words_{size}{kind}"
         for size in ("small", "medium", "large")
@@ -203,7 +204,8 @@ def test_a_run_that_fails_says_so_in_its_folder_and_in_the_report(bnrnn_here, tm
 @pytest.mark.parametrize(
     "targets",
     [
-        ["mnist"], ["pmnist"], ["text8"], ["cnn4"], ["cnn"], ["gamma"], ["words"], ["frames"],
+        ["mnist"], ["pmnist"], ["text8"], ["cnn4"], ["cnn"], ["gamma"], ["sum"], ["words"],
+        ["frames"],
         ["gradient-flow", "tanh"],
         ["lengths", "population"],  # which come after ptb
     ],
@@ -224,7 +226,7 @@ def test_every_target_end_to_end(targets, tmp_path, monkeypatch):
     assert (outputs / "report" / "report.html").exists()
     results = list(outputs.glob("**/result.json"))
     expected = {"mnist": 2, "pmnist": 4, "text8": 2, "cnn4": 5, "cnn": 2, "gamma": 10,
-                "words": 6, "frames": 3, "gradient-flow": 2,
+                "sum": 2, "words": 6, "frames": 3, "gradient-flow": 2,
                 "lengths": 2 + 2 + 1}[targets[0]]  # fmt: skip
     assert len(results) == expected
     assert len(list(outputs.glob("report/figures/*.png"))) > 0

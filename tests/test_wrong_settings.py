@@ -75,6 +75,9 @@ scale=hour                              | scale=hour goes with reproduce=
 question=x                              | mode=answer run=DIR question=FILE
 run=auto                                | run=DIR goes with mode=evaluate
 task.path=book.txt                      | add task=text
+model.recurrent_norm=sum                | model.input_norm must be none with recurrent_norm=sum
+model=bn_sum task.batch_size=1          | task.batch_size must be 2 or more for model=bn_sum
+task=ptb_characters model=lstm          | task=ptb_characters takes model=characters_lstm
 task=cnn model=lstm                     | task=cnn takes model=attentive_…, not model=lstm
 task=mnist model=attentive_lstm         | task=mnist takes model=lstm, bnlstm, bn_input…
 """

@@ -51,6 +51,9 @@ DATA = {
     "text8": Data("text8", BITS_PER_CHARACTER, COOIJMANS),
     "cnn4": Data("CNN questions, four sentences", ERROR, COOIJMANS),
     "cnn": Data("CNN questions, whole articles", ERROR, COOIJMANS),
+    "ptb_characters": Data(
+        "Penn Treebank, characters, stacked layers", BITS_PER_CHARACTER, LAURENT
+    ),
     "ptb_words": Data("Penn Treebank, words", PERPLEXITY, LAURENT),
 }
 MODELS = {
@@ -61,6 +64,8 @@ MODELS = {
     "attentive_bn_everywhere": "BN-everywhere",
     "attentive_bne_star": "BN-e*",
     "attentive_bne_star_star": "BN-e**",
+    "characters_lstm": "LSTM",
+    "characters_bn_sum": "LSTM, BN on the sum of both terms",
     "words_small": "Small LSTM",
     "words_small_bn_input": "Small LSTM, BN on the input term",
     "words_medium": "Medium LSTM",
@@ -103,9 +108,8 @@ GAMMA = 0.1  # its initial value in all of them
 
 def family(data: str) -> str:
     """What data have in common with the paper's: "text8-part" -> "text8"."""
-    if data == "ptb_words":
-        return "words"
-    return re.split("[-_]", data, maxsplit=1)[0]
+    named = {"ptb_words": "words", "ptb_characters": "sum"}.get(data.partition("-")[0])
+    return named or re.split("[-_]", data, maxsplit=1)[0]
 
 
 def paper_of(data: str) -> Paper | None:
@@ -174,6 +178,11 @@ def validation(data: str) -> dict[str, Points]:
 def words() -> dict[str, dict[str, Points]]:
     """Laurent et al., figure 3: model -> "train" or "valid" -> [[epoch, perplexity]]."""
     return _curves()["words"]
+
+
+def sums() -> dict[str, Points]:
+    """Laurent et al., figure 1: model -> [[epoch, cross entropy in training, nats]]."""
+    return _curves()["sums"]
 
 
 def gradient_flow() -> dict[float, Points]:

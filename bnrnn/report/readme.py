@@ -48,7 +48,7 @@ def ours(runs: list[Run], data: str, model: str) -> str:
         baseline = model.removesuffix("_bn_input")
     else:
         kind = model.partition("_")[0]
-        baseline = f"{kind}_lstm" if kind in ("attentive", "speech") else "lstm"
+        baseline = f"{kind}_lstm" if kind in ("attentive", "speech", "characters") else "lstm"
     alike = [run for run in runs if run.data == data and run.result is not None and _usual(run)]
     found = {run.model: run for run in sorted(alike, key=lambda run: (run.step, -run.seed))}
     if model not in found or baseline not in found:

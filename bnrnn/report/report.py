@@ -10,7 +10,7 @@ from typing import Any
 
 from bnrnn.errors import CheckpointError
 from bnrnn.plots.style import encode, plt
-from bnrnn.report import laurent, paper, words
+from bnrnn.report import first_attempt, laurent, paper, words
 from bnrnn.report.analyses import furthest
 from bnrnn.report.analysis_figures import FIGURES
 from bnrnn.report.document import (
@@ -278,7 +278,9 @@ def _figures(runs: list[Run]) -> list[Block]:
 
 
 # Of these data the paper's figure has another form.
-_OWN_FIGURES: dict[str, Callable[[list[Run]], list[Block]]] = {"words": words.blocks}
+_OWN_FIGURES: dict[str, Callable[[list[Run]], list[Block]]] = {
+    "sum": first_attempt.blocks, "words": words.blocks,
+}  # fmt: skip
 
 
 def _curve_caption(runs: list[Run]) -> str:

@@ -96,14 +96,20 @@ def validation(run: Run, statistics: str | None = None) -> Curve:
 
 
 def training(run: Run) -> Curve:
-    """At each validation: the perplexity of the mean loss since the one before, by the records
-    there are. Where validation is at the end of each epoch, that is the mean over the epoch."""
-    losses = run.values("cross_entropy", "train", None)
+    """At each validation: the perplexity of the mean loss since the one before."""
+    losses = means_in_training(run, "cross_entropy")
+    return {epoch: math.exp(mean) for epoch, mean in losses.items() if mean < 700}
+
+
+def means_in_training(run: Run, name: str) -> Curve:
+    """At each validation: the mean of what was recorded since the one before. Where validation is
+    at the end of each epoch, that is the mean over the epoch."""
+    recorded = run.values(name, "train", None)
     each, found = _steps_per_epoch(run), {}
     for before, step in itertools.pairwise([0, *run.paper_like_curve()[0]]):
-        since = [value for at, value in losses.items() if before < at <= step]
-        if since and (mean := sum(since) / len(since)) < 700:
-            found[step / each] = math.exp(mean)
+        since = [value for at, value in recorded.items() if before < at <= step]
+        if since:
+            found[step / each] = sum(since) / len(since)
     return found
 
 
@@ -118,7 +124,7 @@ def curves(runs: list[Run], title: str) -> Figure:
     for model, by_split in paper.words().items():
         if model in {run.model for run in runs}:
             for split, points in by_split.items():
-                shown = {epoch: v for epoch, v in _by_epoch(points).items() if epoch <= longest}
+                shown = {epoch: v for epoch, v in by_epoch(points).items() if epoch <= longest}
                 style: dict[str, Any] = {"linestyle": ":"} if split == "train" else {}
                 _draw(axes, shown, color=colour(model), alpha=0.3, linewidth=4, **style)
     clusters = cluster(runs, MEASURED)
@@ -146,7 +152,7 @@ def curves(runs: list[Run], title: str) -> Figure:
     return figure
 
 
-def _by_epoch(points: paper.Points) -> Curve:
+def by_epoch(points: paper.Points) -> Curve:
     return {point[0]: point[1] for point in points}
 
 
@@ -158,7 +164,7 @@ def _same_epoch(runs: list[Run]) -> list[Block]:
     """Ours and the paper's at the same epochs, where the paper has curves."""
     found: list[Block] = []
     for run in runs:
-        theirs = {split: _by_epoch(p) for split, p in paper.words().get(run.model, {}).items()}
+        theirs = {split: by_epoch(p) for split, p in paper.words().get(run.model, {}).items()}
         ours = {"train": training(run), "valid": validation(run)}
         epochs = [epoch for epoch in ours["valid"] if epoch in theirs.get("valid", {})]
         if not epochs:
@@ -177,4 +183,4 @@ def _same_epoch(runs: list[Run]) -> list[Block]:
     return found
 
 
-__all__ = ["blocks", "curves", "table", "training", "validation"]
+__all__ = ["blocks", "by_epoch", "curves", "means_in_training", "table", "training", "validation"]

@@ -6,7 +6,7 @@ from pathlib import Path
 from bnrnn.settings import compose, schema
 from bnrnn.settings.schema import Config, TaskConfig
 from bnrnn.tasks.base import Batch, Loss, Progress, Sums, Task, classify
-from bnrnn.tasks.characters import CharacterModel, CharacterTask
+from bnrnn.tasks.characters import CharacterModel, CharacterStackTask, CharacterTask
 from bnrnn.tasks.frames import FrameTask, SpeechModel
 from bnrnn.tasks.pixels import PixelModel, PixelTask
 from bnrnn.tasks.questions import QuestionTask
@@ -15,6 +15,9 @@ from bnrnn.tasks.words import WordTask
 _BUILDERS: dict[type[TaskConfig], Callable[[Config], Task]] = {
     schema.PixelConfig: lambda c: PixelTask(c.task, c.seed, Path(c.data_dir)),  # type: ignore
     schema.CharacterConfig: lambda c: CharacterTask(c.task, c.seed, Path(c.data_dir)),  # type: ignore
+    schema.CharacterStackTaskConfig: lambda c: CharacterStackTask(
+        c.task, c.seed, Path(c.data_dir)  # type: ignore
+    ),
     schema.QuestionConfig: lambda c: QuestionTask(
         c.task, c.seed, Path(c.data_dir), c.data.synthetic  # type: ignore
     ),
@@ -44,7 +47,7 @@ def build_task(config: Config) -> Task:
 
 
 __all__ = [
-    "Batch", "CharacterModel", "CharacterTask", "FrameTask", "Loss", "PixelModel", "PixelTask",
-    "Progress", "QuestionTask", "SpeechModel", "Sums", "Task", "WordTask", "build_task", "classify",
-    "register",
+    "Batch", "CharacterModel", "CharacterStackTask", "CharacterTask", "FrameTask", "Loss",
+    "PixelModel", "PixelTask", "Progress", "QuestionTask", "SpeechModel", "Sums", "Task",
+    "WordTask", "build_task", "classify", "register",
 ]  # fmt: skip

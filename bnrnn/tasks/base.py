@@ -197,6 +197,18 @@ def build_head(hidden_size: int, classes: int) -> nn.Linear:
     return head
 
 
+@torch.no_grad()
+def glorot_(lstm: BNLSTM, head: nn.Linear) -> None:
+    """Every gate's W_x and W_h, and the softmax, uniform in ±sqrt(6 / (inputs + outputs)) (Glorot
+    and Bengio 2010); the softmax's bias zero."""
+    for name, parameter in lstm.named_parameters():
+        if name.startswith("weight"):
+            for gate in parameter.chunk(4):
+                nn.init.xavier_uniform_(gate)
+    nn.init.xavier_uniform_(head.weight)
+    nn.init.zeros_(head.bias)
+
+
 def checksums(*arrays: np.ndarray) -> str:
     """Lengths and check sums."""
     return ", ".join(f"{len(a)} {zlib.crc32(a.tobytes()):08x}" for a in arrays)

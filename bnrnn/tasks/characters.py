@@ -2,6 +2,9 @@
 
 Paper, sections 5.2 and 5.3: training on non-overlapping sequences whose offset is drawn afresh each
 epoch, state reset to the learned one before each; test on the whole string as one sequence.
+
+`CharacterStackTask` is the same with the network of Laurent et al., "Batch Normalized Recurrent
+Neural Networks", ICASSP 2016, figure 1.
 """
 
 from collections import Counter
@@ -14,8 +17,10 @@ from torch import Tensor, nn
 
 from bnrnn.datasets import CharacterCorpus, load_ptb, load_pydocs, load_text, load_text8
 from bnrnn.errors import CheckpointError, DataError
+from bnrnn.nn.lstm import BNLSTM
+from bnrnn.nn.options import LSTMOptions, chosen
 from bnrnn.runs.record import BITS_PER_CHARACTER
-from bnrnn.settings.schema import CharacterConfig, ModelConfig, NormConfig
+from bnrnn.settings.schema import CharacterConfig, CharacterStackConfig, ModelConfig, NormConfig
 from bnrnn.tasks.base import (
     Batch,
     Loss,
@@ -27,6 +32,7 @@ from bnrnn.tasks.base import (
     checksums,
     classify,
     even_batches,
+    glorot_,
 )
 
 State = tuple[Tensor, Tensor]
@@ -52,6 +58,30 @@ class CharacterModel(nn.Module):
         """characters (T, B) -> logits (T, B, symbols) of the character that follows each."""
         output, last = self.lstm(characters, state, first_step=first_step)
         return self.head(output), last
+
+
+class CharacterStack(CharacterModel):
+    """A lookup table, layers of LSTMs and a softmax at every step.
+
+    The lookup table, as wide as a layer, is drawn from N(0, 1), the other weights as in `glorot_`;
+    biases are zero.
+    """
+
+    def __init__(self, config: CharacterStackConfig, symbols: int, kernel: str) -> None:
+        nn.Module.__init__(self)
+        size = config.hidden_size
+        self.embedding = nn.Embedding(symbols, size)
+        self.lstm = BNLSTM(
+            size, size, config.num_layers, dropout=config.dropout, kernel=kernel,
+            **chosen(LSTMOptions, config),
+        )  # fmt: skip
+        self.head = nn.Linear(size, symbols)
+        glorot_(self.lstm, self.head)
+
+    def forward(
+        self, characters: Tensor, state: State | None = None, first_step: int = 0
+    ) -> tuple[Tensor, State]:
+        return super().forward(self.embedding(characters), state, first_step)
 
 
 class CharacterTask(Task):
@@ -158,6 +188,27 @@ class CharacterTask(Task):
         """rows (B, length) -> input and target (length - 1, B)."""
         characters = torch.from_numpy(np.ascontiguousarray(rows.T).astype(np.int64))
         return Batch(characters[:-1], characters[1:])
+
+
+class CharacterStackTask(CharacterTask):
+    """Laurent et al. on the characters of Penn Treebank.
+
+    What they print is the cross-entropy in training. Neither their length of a sequence nor what
+    becomes of the state between two is known: they are those of the other tasks here.
+    """
+
+    @property
+    def data_name(self) -> str:
+        corpus, dash, rest = super().data_name.partition("-")
+        return f"{corpus}_characters{dash}{rest}"
+
+    @property
+    def data_title(self) -> str:
+        return f"{super().data_title}, stacked layers"
+
+    def build_model(self, config: NormConfig, kernel: str) -> CharacterStack:
+        assert isinstance(config, CharacterStackConfig)
+        return CharacterStack(config, len(self.corpus.symbols), kernel)
 
 
 def load_corpus(config: CharacterConfig, data_dir: Path) -> CharacterCorpus:

@@ -30,7 +30,7 @@ from bnrnn.nn.lstm import BNLSTM
 from bnrnn.nn.options import LSTMOptions, chosen
 from bnrnn.runs.record import Metric
 from bnrnn.settings.schema import DataConfig, FrameConfig, NormConfig, SpeechConfig
-from bnrnn.tasks.base import IGNORED, Batch, Loss, Progress, Sums, Task, classify
+from bnrnn.tasks.base import IGNORED, Batch, Loss, Progress, Sums, Task, classify, glorot_
 
 FRAME_ERROR = Metric("fer", "frame error rate", True, "%", 100.0, 2)
 TITLES = {"an4": "AN4, 102 states of a monophone alignment"}
@@ -39,8 +39,7 @@ TITLES = {"an4": "AN4, 102 states of a monophone alignment"}
 class SpeechModel(nn.Module):
     """Layers of LSTMs and a softmax at every frame.
 
-    Every gate's W_x and W_h, and the softmax, are uniform in ±sqrt(6 / (inputs + outputs)) (Glorot
-    and Bengio 2010); biases are zero.
+    Weights are drawn as in `glorot_`; biases are zero.
     """
 
     def __init__(self, config: SpeechConfig, features: int, classes: int, kernel: str) -> None:
@@ -56,12 +55,7 @@ class SpeechModel(nn.Module):
         )
         width = config.hidden_size * self.lstm.num_directions
         self.head = nn.Linear(width, classes)
-        for name, parameter in self.lstm.named_parameters():
-            if name.startswith("weight"):
-                for gate in parameter.detach().chunk(4):
-                    nn.init.xavier_uniform_(gate)
-        nn.init.xavier_uniform_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        glorot_(self.lstm, self.head)
 
     def forward(self, frames: Tensor, lengths: Tensor) -> Tensor:
         """frames (T, B, D), lengths (B,) -> logits (T, B, classes)."""

@@ -1,0 +1,110 @@
+"""Laurent et al., 2015: figure 1, the sum of both terms normalised; cross entropy in training."""
+
+import functools
+import math
+from collections.abc import Sequence
+
+from matplotlib.figure import Figure
+
+from bnrnn.plots.style import colour, entry, plt, tidy
+from bnrnn.report import document, paper
+from bnrnn.report.document import Block, Paragraph, Table, Text
+from bnrnn.report.groups import MEASURED, cluster, kind, label, one_a_seed, order
+from bnrnn.report.words import by_epoch, means_in_training
+from bnrnn.runs.record import Run
+
+Curve = dict[float, float]  # epoch -> nats
+_EPOCHS = (1, 2, 5, 10, 15, 20)  # columns of the table, of those that a run has reached
+_RANGE = (1.5, 4.5)  # of the paper's axis
+
+
+def blocks(runs: list[Run]) -> list[Block]:
+    """What stands below the results of runs with stacked layers on Penn Treebank by characters."""
+    shown = [run for run in sorted(runs, key=order) if training(run)]
+    if not shown:
+        return []
+    title = f"Cross entropy in training against epochs, {shown[0].subject.data_title}"
+    draw = functools.partial(figure, shown, title)
+    name = f"{shown[0].data}-laurent-figure-1"
+    return [Paragraph(_TABLE), table(shown), document.Figure(name, title, _FIGURE, draw)]
+
+
+_TABLE = (
+    "Figure 1: cross entropy in training, in nats a character. Ours at an epoch is the mean over "
+    "the epoch that ends there, with the batch's own statistics. The paper's are the best plain "
+    "and the best normalised run of a random search over rate, momentum and batch size, without "
+    "their values; whether its units were LSTMs, as ours are, and how long its sequences were is "
+    "not known. So the order of the models compares, and the numbers only roughly."
+)
+_FIGURE = (
+    "As figure 1. Wide and pale: the paper, read off its figure, where the curves begin before any "
+    "training. Thin lines are single seeds."
+)
+
+
+def training(run: Run) -> Curve:
+    """At each validation: the mean cross entropy since the one before, in nats."""
+    bits = means_in_training(run, "bpc")
+    return {epoch: value * math.log(2) for epoch, value in bits.items()}
+
+
+def table(runs: Sequence[Run]) -> Table:
+    ours = {run.path: training(run) for run in runs}
+    epochs = [k for k in _EPOCHS if any(k in curve for curve in ours.values())]
+    firsts = [members[0] for members in cluster(runs, MEASURED)]
+    rows: list[list[Text]] = []
+    for run in runs:
+        curve, siblings = ours[run.path], [r for r in firsts if kind(r) == kind(run)]
+        settings = label(run, siblings, MEASURED)
+        shown = filter(None, [settings, f"scale={run.scale}" if run.scale else ""])
+        last = max(curve)
+        rows.append([
+            run.subject.model_title, ", ".join(shown) or "-", str(run.seed),
+            *_cells(curve, epochs), f"{curve[last]:.3f} at {last:.3g}",
+        ])  # fmt: skip
+    for model in dict.fromkeys(run.model for run in runs):
+        if theirs := by_epoch(paper.sums().get(model, [])):
+            last = max(theirs)
+            cells = [*_cells(theirs, epochs), f"{theirs[last]:.3f} at {last:g}"]
+            rows.append([f"{paper.MODELS[model]}: the paper", "-", "-", *cells])
+    header = ["model", "settings", "seed", *(f"epoch {k}" for k in epochs), "last, at epoch"]
+    return Table(header, "lwr" + "r" * (len(epochs) + 1), rows)
+
+
+def _cells(curve: Curve, epochs: Sequence[float]) -> list[Text]:
+    return [f"{curve[k]:.3f}" if k in curve else "-" for k in epochs]
+
+
+def figure(runs: list[Run], title: str) -> Figure:
+    """Cross entropy in training by epoch, the paper's curves behind."""
+    picture, axes = plt.subplots(figsize=(7.2, 4.5), layout="constrained")
+    for model, points in paper.sums().items():
+        if model in {run.model for run in runs}:
+            theirs = by_epoch(points)
+            axes.plot(
+                list(theirs), list(theirs.values()), color=colour(model), alpha=0.3, linewidth=4
+            )
+    clusters = cluster(runs, MEASURED)
+    for k, members in enumerate(clusters):
+        siblings = [c[0] for c in clusters if kind(c[0]) == kind(members[0])]
+        name = ", ".join(
+            filter(None, [members[0].subject.model_title, label(members[0], siblings, MEASURED)])
+        )
+        seeds = one_a_seed(members)
+        for run in seeds:
+            ours = training(run)
+            axes.plot(
+                list(ours), list(ours.values()), color=colour(run.model), markersize=3.5,
+                marker="os^Dv"[k % 5], linewidth=1.5 if len(seeds) == 1 else 0.9,
+                label=entry(name) if run is seeds[0] else None,
+            )  # fmt: skip
+    tidy(axes, "epochs", "cross entropy, nats")
+    values = [value for run in runs for value in training(run).values()]
+    if _RANGE[0] < min(values) < _RANGE[1]:
+        axes.set_ylim(*_RANGE)
+    axes.legend(frameon=False, loc="best", fontsize=9)
+    axes.set_title(title, fontsize=10, loc="left")
+    return picture
+
+
+__all__ = ["blocks", "figure", "table", "training"]
