@@ -4,6 +4,7 @@ import json
 import math
 
 import numpy as np
+import pytest
 import torch
 
 from bnrnn.report import report
@@ -14,6 +15,7 @@ from tests.equations import bn_lstm
 from tests.run_folders import change, make_run
 
 
+@pytest.mark.numeric
 def test_stacked_layers_over_a_lookup_table(composed):
     config = composed("task=ptb_characters", "model.hidden_size=8").model
     model = CharacterStack(config, 50, "auto").double()
