@@ -90,8 +90,9 @@ def test_the_paper_and_the_tasks_have_one_title_for_one_data_set():
     of_tasks = TITLES | {name: title for name, title, _ in ORDERS.values()}
     for data, entry in paper.DATA.items():
         assert of_tasks.get(data, entry.title) == entry.title
-    assert {data for data, _ in paper.RESULTS} == paper.DATA.keys()
-    assert {model for _, model in paper.RESULTS} == paper.MODELS.keys()
+    # Of these there is a figure of the training, and neither a validation nor a test.
+    assert {data for data, _ in paper.RESULTS} == paper.DATA.keys() - {"ptb_characters"}
+    assert {model for _, model in paper.RESULTS} == paper.MODELS.keys() - paper.sums().keys()
 
 
 @pytest.mark.parametrize(("data", "model"), paper.RESULTS)
