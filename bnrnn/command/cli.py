@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import hydra
+from hydra._internal.hydra import Hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -173,6 +174,19 @@ def _config(cfg: DictConfig) -> Config:
         raise ConfigError(explain(error, sys.argv[1:])) from error
 
 
+_composed_mode = Hydra.get_mode
+
+
+def _mode(self: Hydra, config_name: str | None, overrides: list[str]) -> RunMode | None:
+    """What sets `hydra.mode`, as `Hydra.get_mode`: that composes all settings once more for it."""
+    words = (*sys.argv[1:], *overrides)
+    if any(
+        word.startswith(("reproduce=", "hydra.searchpath", "-cd", "--config-dir")) for word in words
+    ):
+        return _composed_mode(self, config_name, overrides)
+    return None
+
+
 def _sweep_dir(outputs: str) -> str:
     """Where Hydra leaves multirun.yaml, and a Slurm launcher its own files."""
     folder = Path(outputs).expanduser() / "sweeps"
@@ -192,4 +206,5 @@ def _clean_sweeps() -> None:
 
 # At import, because the processes of a parallel launcher import this module and call `_job`.
 compose.register()
+Hydra.get_mode = _mode
 OmegaConf.register_new_resolver("bnrnn.sweep_dir", _sweep_dir, replace=True)

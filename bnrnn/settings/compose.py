@@ -1,6 +1,7 @@
 """From `conf/` and the command line to a `Config`, by Hydra; nothing else sees a DictConfig."""
 
 import contextlib
+import functools
 import os
 from importlib import resources
 from typing import Any
@@ -23,6 +24,7 @@ _commands_typed = False
 GROUPS = ("model", "task", "optimizer", "experiment", "reproduce")
 
 
+@functools.cache
 def register() -> None:
     """Make known to Hydra the schemas, `base_*` in each group of `conf/`, and the resolvers."""
     OmegaConf.register_new_resolver("bnrnn.by_scale", _by_scale, replace=True)
@@ -46,6 +48,7 @@ def register() -> None:
 
 def add(name: str, node: Any, group: str | None = None) -> None:
     """Let `group=name` choose settings that are in no file; `node`: a dataclass or its object."""
+    _composed.cache_clear()
     ConfigStore.instance().store(name=name, node=node, group=group)
 
 
@@ -79,8 +82,9 @@ def from_hydra(cfg: DictConfig) -> Config:
     # Hydra's +key=value adds keys that no schema knows.
     given = OmegaConf.to_container(cfg)
     assert isinstance(given, dict)
+    known = flatten(to_dict(config))
     for key in flatten({str(key): value for key, value in given.items()}):
-        if key not in flatten(to_dict(config)):
+        if key not in known:
             raise ConfigError(f"there is no setting {key!r}")
     if config.data.pipes and not _commands_typed:
         raise ConfigError(
@@ -109,10 +113,7 @@ def keys(*choices: str) -> list[str]:
 
     Raises: as `compose_config`, but for impossible values.
     """
-    with _hydra():
-        settings = OmegaConf.to_container(compose("config", list(choices)), resolve=False)
-    assert isinstance(settings, dict)
-    return list(flatten({str(key): value for key, value in settings.items()}))
+    return list(_flat(choices, resolve=False))
 
 
 def defaults(*choices: str) -> dict[str, Any]:
@@ -120,10 +121,20 @@ def defaults(*choices: str) -> dict[str, Any]:
 
     Raises: as `compose_config`, but for impossible values.
     """
-    with _hydra():
-        settings = OmegaConf.to_container(compose("config", list(choices)), resolve=True)
+    return _flat(choices, resolve=True)
+
+
+def _flat(choices: tuple[str, ...], resolve: bool) -> dict[str, Any]:
+    settings = OmegaConf.to_container(_composed(*choices), resolve=resolve)
     assert isinstance(settings, dict)
     return flatten({str(key): value for key, value in settings.items()})
+
+
+@functools.cache
+def _composed(*choices: str) -> DictConfig:
+    """Only read: the report asks for the same settings once for each run."""
+    with _hydra():
+        return compose("config", list(choices))
 
 
 def options(group: str) -> list[str]:
