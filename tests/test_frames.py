@@ -551,30 +551,30 @@ def test_the_model_is_the_papers(composed):
 # ------------------------------------------------------------------------------------ the command
 
 
-def test_a_run_is_resumed_bit_for_bit_and_tested_again(bnrnn_here, tmp_path):
+@pytest.mark.parametrize("cmvn", ["global", pytest.param("speaker", marks=pytest.mark.slow)])
+def test_a_run_is_resumed_bit_for_bit_and_tested_again(bnrnn_here, tmp_path, cmvn):
     make(tmp_path, sizes=(20, 6, 6))
-    for cmvn in ("global", "speaker"):
-        arguments = [*SMALL, "validate_every=7", *settings(tmp_path), f"task.cmvn={cmvn}",
-                     *(f"data.{p}utt2spk={tmp_path}/{p}utt2spk" for p in PARTS)]  # fmt: skip
-        done = bnrnn_here(*arguments, f"outputs=whole-{cmvn}")
-        assert done.returncode == 0, done.stderr
-        assert bnrnn_here(*arguments, f"outputs=parts-{cmvn}", "max_steps=7").returncode == 0
-        (run,) = (tmp_path / f"parts-{cmvn}" / "frames" / "speech_bn").iterdir()
-        done = bnrnn_here(f"resume={run}", "max_steps=null")
-        assert done.returncode == 0, done.stderr
-        (whole,) = (tmp_path / f"whole-{cmvn}" / "frames" / "speech_bn").iterdir()
-        a, b = (torch.load(path / "last.pt", weights_only=True) for path in (whole, run))
-        for key, value in a["model"].items():
-            assert torch.equal(value, b["model"][key]), key
-        ours, theirs = (find_runs(path)[0] for path in (whole, run))
-        assert ours.curve() == theirs.curve()
-        assert ours.result.test == theirs.result.test
-        assert {"fer", "fce"} <= set(ours.result.test)
-        tested = bnrnn_here("mode=evaluate", f"run={run}")
-        assert tested.returncode == 0, tested.stderr
-        assert f"fer {ours.result.test['fer']:.4f}" in tested.stdout
-        train = [r for r in ours.records if r.split == "train"]
-        assert {"fer", "fce", "grad_norm"} <= set(train[0].values)
+    arguments = [*SMALL, "validate_every=7", *settings(tmp_path), f"task.cmvn={cmvn}",
+                 *(f"data.{p}utt2spk={tmp_path}/{p}utt2spk" for p in PARTS)]  # fmt: skip
+    done = bnrnn_here(*arguments, f"outputs=whole-{cmvn}")
+    assert done.returncode == 0, done.stderr
+    assert bnrnn_here(*arguments, f"outputs=parts-{cmvn}", "max_steps=7").returncode == 0
+    (run,) = (tmp_path / f"parts-{cmvn}" / "frames" / "speech_bn").iterdir()
+    done = bnrnn_here(f"resume={run}", "max_steps=null")
+    assert done.returncode == 0, done.stderr
+    (whole,) = (tmp_path / f"whole-{cmvn}" / "frames" / "speech_bn").iterdir()
+    a, b = (torch.load(path / "last.pt", weights_only=True) for path in (whole, run))
+    for key, value in a["model"].items():
+        assert torch.equal(value, b["model"][key]), key
+    ours, theirs = (find_runs(path)[0] for path in (whole, run))
+    assert ours.curve() == theirs.curve()
+    assert ours.result.test == theirs.result.test
+    assert {"fer", "fce"} <= set(ours.result.test)
+    tested = bnrnn_here("mode=evaluate", f"run={run}")
+    assert tested.returncode == 0, tested.stderr
+    assert f"fer {ours.result.test['fer']:.4f}" in tested.stdout
+    train = [r for r in ours.records if r.split == "train"]
+    assert {"fer", "fce", "grad_norm"} <= set(train[0].values)
 
 
 def test_auto_finds_the_run_on_the_same_files_only(bnrnn_here, tmp_path):

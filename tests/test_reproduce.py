@@ -29,15 +29,21 @@ def jobs(experiment):
     return [list(job) for job in itertools.product(*values)]
 
 
-# Of the longer scales, the jobs that the tests below do not compose take a minute.
-@pytest.mark.parametrize(
-    "scale",
-    [pytest.param(scale, marks=[] if scale == "minutes" else pytest.mark.slow) for scale in SCALES],
-)
+def ends(experiment):
+    """The first job and the last: those between share their settings, and all take seconds."""
+    first, *_, last = jobs(experiment)
+    return [first, last]
+
+
+SOME_JOBS = pytest.mark.parametrize("some", [ends, pytest.param(jobs, marks=pytest.mark.slow)])
+
+
+@SOME_JOBS
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_every_job_of_every_scale_composes(composed, experiment, scale):
-    for job in jobs(experiment):
-        assert composed(f"reproduce={experiment}", f"scale={scale}", *job).scale == scale
+def test_every_job_of_every_scale_composes(composed, experiment, some):
+    for scale in ["minutes"] if some is ends else SCALES:  # see the tests below for the others
+        for job in some(experiment):
+            assert composed(f"reproduce={experiment}", f"scale={scale}", *job).scale == scale
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
@@ -49,9 +55,10 @@ def test_scales_differ_in_their_steps(composed, experiment):
     assert steps["minutes"] != steps["hour"]
 
 
+@SOME_JOBS
 @pytest.mark.parametrize("experiment", AS_BY_THEMSELVES)
-def test_in_full_it_is_the_run_of_task_and_model_alone(composed, experiment):
-    for job in jobs(experiment):
+def test_in_full_it_is_the_run_of_task_and_model_alone(composed, experiment, some):
+    for job in some(experiment):
         ours = to_dict(composed(f"reproduce={experiment}", *job))
         task = {"sum": "ptb_characters", "words": "ptb_words"}.get(experiment, experiment)
         task = [] if job[0].startswith("task=") else [f"task={task}"]
@@ -81,9 +88,10 @@ def test_which_models_and_data_are_compared():
     }
 
 
-def test_question_answering_in_full(composed):
+@SOME_JOBS
+def test_question_answering_in_full(composed, some):
     """Sizes, rates and batches as in the authors' runs; the shorter scales make their own data."""
-    for model, *_ in jobs("cnn4"):
+    for model, *_ in [*some("cnn4"), ["model=attentive_bne_star"]]:
         hour = composed("reproduce=cnn4", "scale=hour", model)
         assert (hour.data.synthetic, hour.model.hidden_size) == (20000, 100)
         assert (hour.task.batch_size, hour.optimizer.lr) == (40, 8e-4)

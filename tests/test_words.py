@@ -352,8 +352,15 @@ ZAREMBA = {
 }
 
 
-@pytest.mark.parametrize("size", ZAREMBA)
-@pytest.mark.parametrize("kind", ["", "_bn_input", "_bnlstm"])
+@pytest.mark.parametrize(
+    ("size", "kind"),
+    [
+        # By default each size with one of the kinds.
+        pytest.param(size, kind, marks=[] if i == j else pytest.mark.slow)
+        for i, size in enumerate(ZAREMBA)
+        for j, kind in enumerate(["", "_bn_input", "_bnlstm"])
+    ],
+)
 def test_the_three_networks(composed, size, kind):
     config = composed("task=ptb_words", f"model=words_{size}{kind}")
     model, task, optimizer = config.model, config.task, config.optimizer
@@ -440,7 +447,13 @@ def bnrnn(bnrnn_here, data_dir):
     return run
 
 
-@pytest.mark.parametrize("model", ["words_medium", "words_medium_bn_input", "words_large_bnlstm"])
+@pytest.mark.parametrize(
+    "model",
+    [
+        "words_medium", pytest.param("words_medium_bn_input", marks=pytest.mark.slow),
+        "words_large_bnlstm",
+    ],
+)  # fmt: skip
 def test_resumed_in_mid_epoch_equals_uninterrupted(bnrnn, tmp_path, model):
     """With dropout, carried states, and a rate that decays within the run."""
     arguments = [*SMALL, f"model={model}", "optimizer.lr_decay_after=1", "max_epochs=4"]
@@ -575,8 +588,15 @@ def test_both_kinds_of_statistics_are_validated(bnrnn, tmp_path):
                                  "lower_is_better": True, "unit": "", "factor": 1.0}  # fmt: skip
 
 
-@pytest.mark.parametrize("content", [b"\xff\xfe not UTF-8", b" other words \n", b""])
-@pytest.mark.parametrize("part", ["train", "valid", "test"])
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        # By default each once: only the sum is looked at.
+        pytest.param(content, part, marks=[] if i == j else pytest.mark.slow)
+        for i, content in enumerate([b"\xff\xfe not UTF-8", b" other words \n", b""])
+        for j, part in enumerate(["train", "valid", "test"])
+    ],
+)
 def test_a_wrong_file_is_one_line(bnrnn, data_dir, content, part):
     (data_dir / "ptb" / f"ptb.{part}.txt").write_bytes(content)
     done = bnrnn(*SMALL, "model=words_small", check=False)
@@ -595,18 +615,18 @@ def test_another_vocabulary_is_one_line(bnrnn, tmp_path):
     assert_error(bnrnn("mode=evaluate", f"run={run}", check=False), 4, message)
 
 
-@pytest.mark.parametrize(
-    "carry", [7, [torch.zeros(2, 4, 8)] * 3, (torch.zeros(2, 4, 9), torch.zeros(2, 4, 8)), "h",
-              (torch.zeros(2, 4, 8, dtype=torch.long),) * 2]
-)  # fmt: skip
-def test_a_carried_state_that_is_none_is_one_line(bnrnn, tmp_path, carry):
+def test_a_carried_state_that_is_none_is_one_line(bnrnn, tmp_path):
     bnrnn(*SMALL, "model=words_small", "max_steps=2")
     run = only_run(tmp_path / "outputs")
     content = torch.load(run / "last.pt", weights_only=True)
-    content["training"]["carry"] = carry
-    torch.save(content, run / "last.pt")
-    done = bnrnn(f"resume={run}", "max_steps=3", check=False)
-    assert_error(done, 4, "its carried state is not that of such a model")
+    for carry in (
+        7, [torch.zeros(2, 4, 8)] * 3, (torch.zeros(2, 4, 9), torch.zeros(2, 4, 8)), "h",
+        (torch.zeros(2, 4, 8, dtype=torch.long),) * 2,
+    ):  # fmt: skip
+        content["training"]["carry"] = carry
+        torch.save(content, run / "last.pt")
+        done = bnrnn(f"resume={run}", "max_steps=3", check=False)
+        assert_error(done, 4, "its carried state is not that of such a model")
 
 
 def test_a_task_without_a_carried_state_takes_none(data_dir):
@@ -616,10 +636,21 @@ def test_a_task_without_a_carried_state_takes_none(data_dir):
         Task.load_carry(task_of(data_dir), nn.Linear(1, 1), torch.zeros(1), data_dir)
 
 
-def test_every_word_model_in_the_command(bnrnn, tmp_path):
-    models = [f"words_{s}{k}" for s in ZAREMBA for k in ("", "_bn_input", "_bnlstm")]
+@pytest.mark.parametrize(
+    "models",
+    [
+        # By default each kind of model and each size once.
+        ["words_small_bnlstm", "words_medium_bn_input", "words_large"],
+        pytest.param(
+            [f"words_{s}{k}" for s in ZAREMBA for k in ("", "_bn_input", "_bnlstm")],
+            marks=pytest.mark.slow,
+        ),
+    ],
+    ids=len,
+)
+def test_every_word_model_in_the_command(bnrnn, tmp_path, models):
     bnrnn("-m", f"model={','.join(models)}", *SMALL, "max_steps=2")
-    assert len(list(tmp_path.glob("outputs/ptb_words/*/*/result.json"))) == 9
+    assert len(list(tmp_path.glob("outputs/ptb_words/*/*/result.json"))) == len(models)
 
 
 # ---------------------------------------------------------------- the report
