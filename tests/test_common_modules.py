@@ -81,11 +81,18 @@ def test_forward(options):
 
 
 @KINDS
-@pytest.mark.parametrize("check", [torch.autograd.gradcheck, torch.autograd.gradgradcheck])
-def test_gradients(options, check):
+@pytest.mark.parametrize(
+    ("check", "every"),
+    [
+        # Each kind of arguments comes up by default: all take seconds.
+        (torch.autograd.gradcheck, 3), (torch.autograd.gradgradcheck, 8),
+        pytest.param(torch.autograd.gradcheck, 1, marks=pytest.mark.slow),
+    ],
+)  # fmt: skip
+def test_gradients(options, check, every):
     for number, (module, _, (input, *hx)) in enumerate(modules(options)):
-        if check is torch.autograd.gradgradcheck and number % 8:
-            continue  # each kind of arguments comes up once: they take seconds
+        if number % every:
+            continue
         parameters = dict(module.named_parameters())
 
         def call(input, *rest, module=module, names=tuple(parameters), hx=hx):
