@@ -481,12 +481,22 @@ def test_a_pickled_module_is_loaded_without_its_code(options):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize("options", [NONE, {}, SUM], ids=["plain", "norm", "sum"])
-@pytest.mark.parametrize("padded", [False, True])
-def test_a_compiled_model(options, padded):
+@pytest.mark.parametrize(
+    ("options", "padded", "bidirectional"),
+    [
+        # The slow ones compile the same code without padding, or twice in one graph.
+        *((options, True, False) for options in (NONE, {}, SUM)),
+        *(
+            pytest.param(options, padded, padded, marks=pytest.mark.slow)
+            for options in (NONE, {}, SUM)
+            for padded in (False, True)
+        ),
+    ],
+)  # fmt: skip
+def test_a_compiled_model(options, padded, bidirectional):
     """In evaluation and in training, at any length, by one graph; with `max_length` in training."""
     torch._dynamo.reset()
-    model = nn.Sequential(BNLSTM(D, H, bidirectional=padded, max_length=30, **options))
+    model = nn.Sequential(BNLSTM(D, H, bidirectional=bidirectional, max_length=30, **options))
     calibrate(model, [x()])
     for training in (False, True):
         model.train(training)

@@ -361,7 +361,15 @@ PARTS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("part", "value"), [(p, v) for p in PARTS for v in PARTS[p]])
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        # By default the first and the last of each.
+        pytest.param(p, v, marks=[] if v in (PARTS[p][0], PARTS[p][-1]) else pytest.mark.slow)
+        for p in PARTS
+        for v in PARTS[p]
+    ],
+)
 def test_a_checkpoint_with_parts_of_a_wrong_kind(part, value, run, bnrnn_here):
     content = torch.load(run / "last.pt", weights_only=True)
     torch.save(content | {part: value}, run / "last.pt")
@@ -491,10 +499,13 @@ def test_names_that_the_terminal_cannot_print(trained, tmp_path):
     arguments = [*TINY, f"task.path={trained / 'book.txt'}"]
     code, _, errors = ended(started(Path(folder), *arguments, env=locale))
     assert code == 0, errors
-    run = only_run(Path(folder))
-    assert read_run(run).state == "finished"
-    sampled = started(
-        Path(folder), "mode=sample", f"run={os.path.relpath(run, folder)}",
-        env={"PYTHONIOENCODING": "ascii"},
-    )  # fmt: skip
-    assert ended(sampled)[0] == 0
+    assert read_run(only_run(Path(folder))).state == "finished"
+
+
+@pytest.mark.slow
+def test_text_for_a_terminal_of_ascii(trained, tmp_path):
+    folder = os.fsdecode(os.fsencode(str(tmp_path)) + b"/caf\xe9-\xc3\xa9")
+    shutil.copytree(trained / "outputs", Path(folder) / "outputs")
+    run = os.path.relpath(only_run(Path(folder)), folder)
+    ascii_only = {"PYTHONIOENCODING": "ascii"}
+    assert ended(started(Path(folder), "mode=sample", f"run={run}", env=ascii_only))[0] == 0

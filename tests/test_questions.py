@@ -20,7 +20,7 @@ from tests.question_corpora import baselines, four_sentence_items, question_corp
 SAMPLES = DATA / "cnn_qa"
 SMALL = [
     "task=cnn4", "data.synthetic=300", "model.hidden_size=8", "threads=1", "task.batch_size=20",
-    "calibration_batches=2", "max_valid_batches=2",
+    "calibration_batches=2", "test_calibration_batches=2", "max_valid_batches=2",
 ]  # fmt: skip
 
 

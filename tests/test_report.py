@@ -95,7 +95,13 @@ def test_the_paper_and_the_tasks_have_one_title_for_one_data_set():
     assert {model for _, model in paper.RESULTS} == paper.MODELS.keys() - paper.sums().keys()
 
 
-@pytest.mark.parametrize(("data", "model"), paper.RESULTS)
+@pytest.mark.parametrize(
+    ("data", "model"),
+    [  # By default a third of them.
+        pytest.param(*key, marks=[] if number % 3 == 0 else pytest.mark.slow)
+        for number, key in enumerate(paper.RESULTS)
+    ],
+)
 def test_the_papers_settings_are_those_of_task_and_model(composed, data, model):
     theirs = paper.settings(data, model)
     config = composed(f"task={data}", f"model={model}")
