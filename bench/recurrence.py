@@ -4,7 +4,9 @@
 
 A training step is the module's forward and backward pass with all gradients, one layer, float32.
 All run in one process, in turn, so that ratios mean something on a machine that others use too;
-what is written is the median and the range. Peak memory is of one step in a process of its own.
+what is written is the median and the range, and the ratio of medians and of minima: where they
+differ, the machine has two speeds. The floor is the time of the matrix products alone at the rate
+of a large one. Peak memory is of one step in a process of its own.
 """
 
 import argparse
@@ -40,6 +42,13 @@ class Shape:
     batch: int
     features: int  # 1: pixels; more: one-hot characters
     hidden: int
+    dense: bool = False  # whether the features are real vectors, with a gradient
+
+    @property
+    def flops(self) -> float:
+        """Operations of a training step's matrix products; a one-hot or narrow input needs none."""
+        forward = 2 * self.steps * self.batch * 4 * self.hidden
+        return 3 * forward * (self.hidden + self.features * self.dense)
 
     def __str__(self) -> str:
         return f"T {self.steps}, B {self.batch}, D {self.features}, H {self.hidden}"
@@ -49,9 +58,10 @@ PAPER = {
     "pMNIST": Shape(784, 100, 1, 100),
     "PTB": Shape(100, 64, 50, 1000),
     "text8": Shape(180, 128, 27, 2000),
+    "reader": Shape(130, 64, 240, 240, dense=True),
 }
 _WARM_UP = 2
-ROUNDS = {"pMNIST": 15, "PTB": 9, "text8": 3}
+ROUNDS = {"pMNIST": 15, "PTB": 9, "text8": 3, "reader": 15}
 MIDDLE = Shape(200, 64, 50, 256)
 GROWTH = {
     "steps": (25, 50, 100, 200, 400, 800),
@@ -73,8 +83,9 @@ class Timing:
 def build(subject: str, shape: Shape) -> tuple[nn.Module, Callable[[], Tensor]]:
     """The module, and its forward pass: (T, B, H)."""
     torch.manual_seed(0)
-    if shape.features == 1:
-        indices = vectors = torch.rand(shape.steps, shape.batch, 1)
+    if shape.features == 1 or shape.dense:
+        vectors = torch.randn(shape.steps, shape.batch, shape.features)
+        indices = vectors.requires_grad_(shape.dense)
     else:
         indices = torch.randint(shape.features, (shape.steps, shape.batch))
         vectors = F.one_hot(indices, shape.features).float()
@@ -106,6 +117,17 @@ def measure(shape: Shape, rounds: int, subjects: tuple[str, ...] = SUBJECTS) -> 
                 timings[subject].forward.append(middle - began)
                 timings[subject].backward.append(end - middle)
     return timings
+
+
+def product_rate(size: int = 2048, repeats: int = 5) -> float:
+    """GFLOP/s of `torch.mm` of square matrices, float32: the best of a few."""
+    a = torch.randn(size, size)
+    took = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        a @ a
+        took.append(time.perf_counter() - began)
+    return 2e-9 * size**3 / min(took)
 
 
 def peak_memory(subject: str, shape: Shape) -> float:
@@ -154,21 +176,26 @@ def summary(timings: dict[str, Timing], memory: dict[str, float] | None = None) 
     }
 
 
-def table(name: str, shape: Shape, rows: dict[str, Any], rounds: int) -> str:
+def table(name: str, shape: Shape, rows: dict[str, Any], rounds: int, rate: float) -> str:
+    floor = 1e-9 * shape.flops / rate
     lines = [
         f"### {name}: {shape}",
         "",
-        f"Median of {rounds}; in parentheses the range.",
+        f"Median of {rounds}; in parentheses the range. The floor: {1000 * floor:.0f} ms, "
+        f"{1e-9 * shape.flops:.0f} GFLOP of matrix products at {rate:.0f} GFLOP/s.",
         "",
-        "| | forward, ms | backward, ms | training step, ms | of `nn.LSTM`'s | peak memory, MiB |",
-        "|---|---|---|---|---|---|",
+        "| | forward, ms | backward, ms | training step, ms | of `nn.LSTM`'s | of minima "
+        "| of the floor | peak memory, MiB |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for subject, row in rows.items():
         low, high = (1000 * x for x in row["step_range"])
         ratio = row["step"] / rows[TORCH]["step"]
+        of_minima = row["step_range"][0] / rows[TORCH]["step_range"][0]
         lines.append(
             f"| {subject} | {1000 * row['forward']:.0f} | {1000 * row['backward']:.0f} "
             f"| {1000 * row['step']:.0f} ({low:.0f} to {high:.0f}) | **{ratio:.2f}** "
+            f"| {of_minima:.2f} | {row['step'] / floor:.1f} "
             f"| {row['memory_mib']:,} |"
         )
     return "\n".join(lines) + "\n"
@@ -186,7 +213,7 @@ def figure(growth: dict[str, list[dict[str, Any]]], path: Path) -> None:
             cost = [1000 * point["subjects"][subject]["step"] for point in points]
             axes.plot(sizes, cost, color=colours[subject], label=subject, marker="o", markersize=3)
         others = [f"{k[0].upper()} {v}" for k, v in asdict(MIDDLE).items()
-                  if k not in (what, "features")]  # fmt: skip
+                  if k not in (what, "features", "dense")]  # fmt: skip
         others = [text.replace("S ", "T ") for text in others]
         axes.set(xscale="log", yscale="log")
         axes.set_xticks(sizes, [str(size) for size in sizes])
@@ -201,12 +228,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("out", nargs="?", default="results/bench", type=Path)
     parser.add_argument("--shapes", nargs="*", default=list(PAPER), choices=list(PAPER))
-    parser.add_argument("--rounds", type=int, help="instead of 15, 9 and 3")
+    parser.add_argument("--rounds", type=int, help="instead of 3 to 15")
     parser.add_argument("--no-growth", action="store_true", help="leave out the figure")
     options = parser.parse_args(arguments)
     keep_large_blocks()
     facts = provenance(torch.device("cpu"))
     facts = {key: facts[key] for key in ("machine", "threads", "torch", "commit")}
+    rate = product_rate()
     shapes: dict[str, Any] = {}
     text = [
         "# What a training step of the recurrence costs",
@@ -222,7 +250,7 @@ def main(arguments: list[str] | None = None) -> None:
         memory = {subject: peak_memory(subject, shape) for subject in SUBJECTS}
         rows = summary(measure(shape, rounds), memory)
         shapes[name] = {**asdict(shape), "rounds": rounds, "subjects": rows}
-        text.append(table(name, shape, rows, rounds))
+        text.append(table(name, shape, rows, rounds, rate))
         print(text[-1])
     growth: dict[str, list[dict[str, Any]]] = {}
     if not options.no_growth:
@@ -234,7 +262,8 @@ def main(arguments: list[str] | None = None) -> None:
         figure(growth, options.out / "growth.png")
         text += ["### How the cost grows", "", "![cost against T, B and H](growth.png)", ""]
     options.out.mkdir(parents=True, exist_ok=True)
-    write_json(options.out / "recurrence.json", {**facts, "shapes": shapes, "growth": growth})
+    found = {**facts, "gflops": rate, "shapes": shapes, "growth": growth}
+    write_json(options.out / "recurrence.json", found)
     write_atomic(options.out / "README.md", "\n".join(text).encode())
 
 

@@ -51,13 +51,13 @@ def test_opcheck(norms, options, features, dtype):
     case = problem(5, 7, features, 6, norms, dtype, **options)
     needs_input = case["input"].requires_grad
     torch.library.opcheck(
-        torch.ops.bnrnn_cpu.forward.default, (*arguments(case), True, needs_input, False)
+        torch.ops.bnrnn_cpu.forward.default, (*arguments(case), True, needs_input)
     )
     for tensor in leaves(case):
         tensor.requires_grad_(False)
     layer = arguments(case)
-    torch.library.opcheck(torch.ops.bnrnn_cpu.forward.default, (*layer, False, False, False))
-    output, h_n, _, moments, saved = torch.ops.bnrnn_cpu.forward(*layer, True, needs_input, False)
+    torch.library.opcheck(torch.ops.bnrnn_cpu.forward.default, (*layer, False, False))
+    output, h_n, _, moments, saved = torch.ops.bnrnn_cpu.forward(*layer, True, needs_input)
     tensors, settings = list(layer[:17]), layer[17:]
     for i, gamma in enumerate(case["weights"][3:6]):
         if moments and gamma is not None:
@@ -69,7 +69,6 @@ def test_opcheck(norms, options, features, dtype):
         needs_input, True,
     )  # fmt: skip
     torch.library.opcheck(torch.ops.bnrnn_cpu.backward.default, backward)
-    torch.library.opcheck(torch.ops.bnrnn_cpu.backward_.default, backward)
 
 
 def test_multiply():

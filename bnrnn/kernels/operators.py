@@ -12,7 +12,6 @@ from bnrnn.kernels.interface import (
     Normalization,
     TermMoments,
     Weights,
-    in_functorch_transform,
 )
 
 _TENSORS, _DIFFERENTIABLE = 17, 10  # so many of the operators' arguments, from the first on
@@ -30,7 +29,6 @@ def load() -> None:
     library = torch.library
     library.register_fake("bnrnn_cpu::forward", _fake_forward)
     library.register_fake("bnrnn_cpu::backward", _fake_backward)
-    library.register_fake("bnrnn_cpu::backward_", _fake_backward)
     library.register_fake("bnrnn_cpu::multiply", torch.mm)
     library.register_autograd("bnrnn_cpu::forward", _backward, setup_context=_save)
 
@@ -71,7 +69,6 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     *_, moments, saved = output
     ctx.save_for_backward(*inputs[:_TENSORS], *moments, *saved)
     ctx.settings, ctx.found = inputs[_TENSORS : _TENSORS + 5], len(moments)
-    ctx.overwrite = inputs[-1]
     ctx.set_materialize_grads(False)
 
 
@@ -90,25 +87,12 @@ def _backward(ctx: Any, *grads: Any) -> Any:
             tensors[_DIFFERENTIABLE:] = [
                 None if gamma is None else next(moments) for gamma in gammas for _ in range(2)
             ]
-        in_place = ctx.overwrite and _is_last_use(grads, saved)
-        operator = torch.ops.bnrnn_cpu.backward_ if in_place else torch.ops.bnrnn_cpu.backward
-        found = operator(
+        found = torch.ops.bnrnn_cpu.backward(
             *grads, *tensors, lengths, *ctx.settings, ctx.found > 0,
             *saved, *[None] * (4 - len(saved)), needed[0], needed[3],
         )  # fmt: skip
     of_tensors = [grad if need else None for grad, need in zip(found, needed, strict=True)]
     return *of_tensors, *[None] * (len(ctx.needs_input_grad) - _DIFFERENTIABLE)
-
-
-def _is_last_use(grads: Any, saved: Any) -> bool:
-    """Whether nobody will read W_h h_{t-1} again: an eager backward pass knows that, a traced or a
-    mapped one does not."""
-    if torch._C._autograd._get_current_graph_task_keep_graph():  # pyright: ignore
-        return False
-    if in_functorch_transform():
-        return False
-    is_mapped = torch._C._functorch.is_legacy_batchedtensor  # pyright: ignore
-    return all(t is None or (type(t) is Tensor and not is_mapped(t)) for t in (*grads, *saved))
 
 
 def _backward_of_reference(

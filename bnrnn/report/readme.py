@@ -18,7 +18,12 @@ from bnrnn.runs.record import Run
 _BLOCK = re.compile(r"(<!-- results: (\w+) -->\n)(.*?)(<!-- end of results -->)", re.DOTALL)
 _COMMAND = re.compile(r"\| `bnrnn task=(\w+) model=(\w+)` \|")
 _OURS = 3  # the column; what is before the first bar counts
-_SHAPES = {"pMNIST": "permuted MNIST", "PTB": "Penn Treebank", "text8": "text8"}
+_SHAPES = {
+    "pMNIST": "permuted MNIST",
+    "PTB": "Penn Treebank",
+    "text8": "text8",
+    "reader": "Attentive Reader",
+}
 
 
 def refreshed(text: str, results: Path) -> str:

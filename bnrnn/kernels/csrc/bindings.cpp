@@ -4,11 +4,16 @@
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
+#include <ATen/ops/from_blob.h>
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include <algorithm>
+#include <cstdlib>
 #include <optional>
 #include <tuple>
 #include <vector>
@@ -25,6 +30,23 @@ using OptionalTensor = std::optional<Tensor>;
 constexpr int64_t kNarrow = 4;
 // Multiply-adds below which another thread costs more than it brings.
 constexpr int64_t kWorkPerThread = 100'000;
+
+// Elements in large pages, where the system leaves the choice to the program. The packed W_h is read
+// whole at every step, and in small pages a tile of it begins with a miss of the translation buffer.
+Tensor in_large_pages(int64_t elements, const at::TensorOptions& options) {
+#if defined(MADV_HUGEPAGE)
+  constexpr size_t kPage = size_t{2} << 20;
+  const size_t bytes = elements * options.dtype().itemsize();
+  if (bytes >= kPage) {
+    const size_t whole = (bytes + kPage - 1) / kPage * kPage;
+    if (void* const memory = std::aligned_alloc(kPage, whole)) {
+      madvise(memory, whole, MADV_HUGEPAGE);  // a wish: where it is refused, nothing is lost
+      return at::from_blob(memory, {elements}, std::free, options);
+    }
+  }
+#endif
+  return at::empty({elements}, options);
+}
 
 int threads_for(int64_t multiply_adds) {
   const int64_t threads = std::min<int64_t>(at::get_num_threads(), multiply_adds / kWorkPerThread);
@@ -43,8 +65,9 @@ Tensor multiply(const Tensor& a, const Tensor& b) {
                    b.scalar_type());
   const Tensor c = at::empty({a.size(0), b.size(1)}, a.options());
   const int threads = threads_for(a.size(0) * b.numel());
+  const Tensor right = b.contiguous();  // each block of rows packs it again
   AT_DISPATCH_FLOATING_TYPES(a.scalar_type(), "multiply", [&] {
-    bnrnn::multiply(matrix<scalar_t>(a), matrix<scalar_t>(b), c.data_ptr<scalar_t>(), threads);
+    bnrnn::multiply(matrix<scalar_t>(a), matrix<scalar_t>(right), c.data_ptr<scalar_t>(), threads);
   });
   return c;
 }
@@ -146,7 +169,7 @@ class Call {
     p.ih = slot(l.gamma_ih, l.mean_ih, l.var_ih, l.eps_ih, !l.whole_sequence());
     p.hh = slot(l.gamma_hh, l.mean_hh, l.var_hh, l.eps, true);
     p.c = slot(l.gamma_c, l.mean_c, l.var_c, l.eps, true);
-    p.packed = data(empty({bnrnn::packed_size(p.hidden, p.threads)}));
+    p.packed = data(in_large_pages(bnrnn::packed_size(p.hidden, p.threads), options));
     masks();
   }
 
@@ -300,7 +323,7 @@ template <typename T>
 Gradients backward(const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
                    const OptionalTensor& grad_c_n, const Layer& l, const Tensor& recurrent,
                    const Tensor& states, const Tensor& cells, const OptionalTensor& term,
-                   const Tensor& grad_recurrent, bool grad_input, bool grad_weight_ih) {
+                   bool grad_input, bool grad_weight_ih) {
   Call<T> call(l);
   bnrnn::Problem<T>& p = call.p;
   const int64_t H = p.hidden, W = p.width, D = p.input_size;
@@ -315,7 +338,7 @@ Gradients backward(const OptionalTensor& grad_output, const OptionalTensor& grad
   p.states = call.data(states);
   p.cells = call.data(cells);
   p.grad_output = call.data(grad_output);
-  p.grad_recurrent = call.data(grad_recurrent);
+  p.grad_recurrent = call.data(call.empty({4 * H, bnrnn::gradient_row<T>(p.batch)}));
   const Tensor grad_state = call.empty({H, W}), grad_cell = call.empty({H, W});
   call.feature_major(grad_h_n, grad_state);
   call.feature_major(grad_c_n, grad_cell);
@@ -374,7 +397,7 @@ Gradients backward(const OptionalTensor& grad_output, const OptionalTensor& grad
         gamma_c, beta_c, mean_ih, var_ih,    mean_hh,   var_hh, mean_c,       var_c,              \
         lengths, count_padding, sequence, sums, eps, eps_ih, by_batch}
 
-Results forward_operator(BNRNN_LAYER_ARGUMENTS, bool keep, bool grad_input, bool /*overwrite*/) {
+Results forward_operator(BNRNN_LAYER_ARGUMENTS, bool keep, bool grad_input) {
   const bool by_batch = !mean_ih && !mean_hh && !mean_c;
   const Layer layer = BNRNN_LAYER;
   layer.check();
@@ -383,18 +406,16 @@ Results forward_operator(BNRNN_LAYER_ARGUMENTS, bool keep, bool grad_input, bool
   });
 }
 
-template <bool overwrite>
 Gradients backward_operator(const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
                             const OptionalTensor& grad_c_n, BNRNN_LAYER_ARGUMENTS,
-                            bool by_batch, Tensor recurrent, const Tensor& states,
+                            bool by_batch, const Tensor& recurrent, const Tensor& states,
                             const Tensor& cells, const OptionalTensor& term, bool grad_input,
                             bool grad_weight_ih) {
   const Layer layer = BNRNN_LAYER;
   layer.check();
-  const Tensor grad_recurrent = overwrite ? recurrent : at::empty_like(recurrent);
   return AT_DISPATCH_FLOATING_TYPES(weight_hh.scalar_type(), "bnrnn_cpu::backward", [&] {
     return backward<scalar_t>(grad_output, grad_h_n, grad_c_n, layer, recurrent, states, cells,
-                              term, grad_recurrent, grad_input, grad_weight_ih);
+                              term, grad_input, grad_weight_ih);
   });
 }
 
@@ -408,25 +429,19 @@ int64_t narrow() { return kNarrow; }
   "Tensor? var_c, Tensor? lengths, bool count_padding, bool sequence, bool sums, float eps, "      \
   "float eps_ih"
 
-#define BNRNN_BACKWARD_SCHEMA(RECURRENT)                                                          \
-  "(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, " BNRNN_LAYER_SCHEMA                 \
-  ", bool by_batch, " RECURRENT " recurrent, Tensor states, Tensor cells, Tensor? term, "         \
-  "bool grad_input, "                                                                             \
-  "bool grad_weight_ih) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, "     \
-  "Tensor, Tensor)"
-
 }  // namespace
 
 TORCH_LIBRARY(bnrnn_cpu, m) {
   // `moments`: mean and variance of each normalised term, where none are given. `saved`, for the
   // backward pass alone: recurrent, states, cells and perhaps term; empty without `keep`.
-  // `overwrite`: autograd may use backward_, since the caller keeps no reference to them.
-  m.def("forward(" BNRNN_LAYER_SCHEMA ", bool keep, bool grad_input, bool overwrite)"
+  m.def("forward(" BNRNN_LAYER_SCHEMA ", bool keep, bool grad_input)"
         " -> (Tensor output, Tensor h_n, Tensor c_n, Tensor[] moments, Tensor[] saved)");
   // The gradients of the first ten arguments of forward. If `by_batch`, mean_* and var_* are those
-  // that forward found. backward_ overwrites `recurrent` with its gradient.
-  m.def("backward" BNRNN_BACKWARD_SCHEMA("Tensor"));
-  m.def("backward_" BNRNN_BACKWARD_SCHEMA("Tensor(a!)"));
+  // that forward found.
+  m.def("backward(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, " BNRNN_LAYER_SCHEMA
+        ", bool by_batch, Tensor recurrent, Tensor states, Tensor cells, Tensor? term, "
+        "bool grad_input, bool grad_weight_ih) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, "
+        "Tensor, Tensor, Tensor, Tensor)");
   m.def("multiply(Tensor a, Tensor b) -> Tensor");
   // For the shapes of `saved`: elements of a vector, and the most features of a narrow input.
   m.def("lanes(bool is_double) -> int", lanes);
@@ -435,7 +450,6 @@ TORCH_LIBRARY(bnrnn_cpu, m) {
 
 TORCH_LIBRARY_IMPL(bnrnn_cpu, CPU, m) {
   m.impl("forward", forward_operator);
-  m.impl("backward", backward_operator<false>);
-  m.impl("backward_", backward_operator<true>);
+  m.impl("backward", backward_operator);
   m.impl("multiply", multiply);
 }

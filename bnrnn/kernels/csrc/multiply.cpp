@@ -9,9 +9,10 @@
 namespace bnrnn {
 namespace {
 
-constexpr ptrdiff_t kRows = 252;  // a block of the result and its operands fit the second level
+// A block of the result fits the second level; it is wide, since each block packs its rows of `a`.
+constexpr ptrdiff_t kRows = 120;
 template <typename T>
-constexpr ptrdiff_t kColumns = 4 * kTileVectors * kLanes<T>;
+constexpr ptrdiff_t kColumns = 16 * kTileVectors * kLanes<T>;
 
 // One block of c, over all of k.
 template <typename T>
@@ -26,8 +27,16 @@ class Block {
     for (ptrdiff_t r = 0; r < kRows; ++r) to[r] = result.data() + r * kColumns<T>;
     for (ptrdiff_t k0 = 0; k0 < a.columns; k0 += kDepth) {
       const ptrdiff_t deep = std::min(kDepth, a.columns - k0);
-      pack(left.data(), rows.size(), deep,
-           [&](ptrdiff_t r, ptrdiff_t k) { return a.at(rows.begin + r, k0 + k); });
+      const T* const from = &a.at(rows.begin, k0);
+      if (a.column_stride == 1) {
+        pack(left.data(), rows.size(), deep, [from, stride = a.row_stride](ptrdiff_t r, ptrdiff_t k) {
+          return from[r * stride + k];
+        });
+      } else {
+        pack(left.data(), rows.size(), deep, [from, &a](ptrdiff_t r, ptrdiff_t k) {
+          return from[r * a.row_stride + k * a.column_stride];
+        });
+      }
       for (ptrdiff_t k = 0; k < deep; ++k) {
         pack_right_row(right.data(), deep, width, k, [&](ptrdiff_t j) {
           const int n = static_cast<int>(std::min<ptrdiff_t>(kLanes<T>, columns.size() - j));

@@ -10,11 +10,10 @@
 
 namespace bnrnn {
 
-constexpr int kTileRows = 6;
 #if defined(__AVX512F__)
-constexpr int kTileVectors = 4;  // 24 accumulators of 32 registers
+constexpr int kTileRows = 6, kTileVectors = 4;  // 24 accumulators of 32 registers
 #else
-constexpr int kTileVectors = 2;  // 12 of 16
+constexpr int kTileRows = 4, kTileVectors = 3;  // 12 of 16
 #endif
 // A panel of the right operand, kDepth by kTileVectors vectors, stays in the first-level cache.
 constexpr ptrdiff_t kDepth = 128;
@@ -59,6 +58,8 @@ template <typename T, int R>
 TileProduct<T> tile_of(int vectors) {
   if constexpr (kTileVectors >= 4) {
     if (vectors == 4) return tile_product<T, R, 4>;
+  }
+  if constexpr (kTileVectors >= 3) {
     if (vectors == 3) return tile_product<T, R, 3>;
   }
   return vectors == 2 ? tile_product<T, R, 2> : tile_product<T, R, 1>;
@@ -109,8 +110,15 @@ void pack(T* packed, ptrdiff_t rows, ptrdiff_t depth, At&& at) {
     const ptrdiff_t deep = std::min(kDepth, depth - k0);
     for (ptrdiff_t r0 = 0; r0 < rows; r0 += kTileRows) {
       const ptrdiff_t count = std::min<ptrdiff_t>(kTileRows, rows - r0);
-      for (ptrdiff_t k = 0; k < deep; ++k) {
-        for (ptrdiff_t r = 0; r < count; ++r) packed[k * kTileRows + r] = at(r0 + r, k0 + k);
+      if (count == kTileRows) {
+        for (ptrdiff_t k = 0; k < deep; ++k) {
+#pragma GCC unroll 8
+          for (ptrdiff_t r = 0; r < kTileRows; ++r) packed[k * kTileRows + r] = at(r0 + r, k0 + k);
+        }
+      } else {
+        for (ptrdiff_t k = 0; k < deep; ++k) {
+          for (ptrdiff_t r = 0; r < count; ++r) packed[k * kTileRows + r] = at(r0 + r, k0 + k);
+        }
       }
       packed += deep * kTileRows;
     }

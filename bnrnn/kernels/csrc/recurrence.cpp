@@ -89,6 +89,7 @@ void backward_steps(Step<T>& step, Barrier& barrier) {
   for (ptrdiff_t j = units.begin; j < units.end; ++j) {
     rows[j - units.begin] = p.grad_state + j * W;
   }
+  WeightGradient<T> weight_gradient(step);
   for (ptrdiff_t t = p.steps - 1; t >= 0; --t) {
     step.for_groups([&](Range group, T*) {
       step.get_grad_output(t, group);
@@ -101,9 +102,9 @@ void backward_steps(Step<T>& step, Barrier& barrier) {
     packed_product(
         step.packed, units.size(), features, step.panel_at(t, features), W, rows.data(),
         p.mask_stride != 0);
+    weight_gradient.add(t);
   }
   if (p.sequence_weights != nullptr) sequence_gradient(step);
-  WeightGradient<T>(step).compute();
 }
 
 template <typename T, typename Run>
@@ -126,6 +127,11 @@ ptrdiff_t packed_size(ptrdiff_t hidden, int threads) {
   return (packed_rows(hidden) + threads * packed_rows(1)) * hidden;
 }
 
+template <typename T>
+ptrdiff_t gradient_row(ptrdiff_t batch) {
+  return (ceil_div(steps_a_block(batch) * batch, kLanes<T>) + 1) * kLanes<T>;
+}
+
 int lanes(bool is_double) { return is_double ? kLanes<double> : kLanes<float>; }
 
 template <typename T>
@@ -138,6 +144,8 @@ void backward(const Problem<T>& problem) {
   in_parallel(problem, backward_steps<T>);
 }
 
+template ptrdiff_t gradient_row<float>(ptrdiff_t);
+template ptrdiff_t gradient_row<double>(ptrdiff_t);
 template void forward(const Problem<float>&);
 template void forward(const Problem<double>&);
 template void backward(const Problem<float>&);

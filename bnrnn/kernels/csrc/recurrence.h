@@ -64,7 +64,9 @@ struct Problem {
 
   // Backward.
   const T* grad_output = nullptr;  // (T, B, H)
-  T* grad_recurrent = nullptr;     // (T, 4H, W); may be the memory of `recurrent`
+  // The gradients of W_h h_{t-1} of some steps, until they are added to the gradient of W_h; see
+  // weight_gradient.h.
+  T* grad_recurrent = nullptr;  // (4H, gradient_row(B))
   T* grad_state = nullptr;         // (H, W): of h_n, at the end of h_0
   T* grad_cell = nullptr;          // (H, W): of c_n, at the end of c_0
   T* grad_term = nullptr;          // (T, B, 4H)
@@ -83,6 +85,10 @@ struct Problem {
 
 // Elements of the packed copy of W_h, for either pass.
 ptrdiff_t packed_size(ptrdiff_t hidden, int threads);
+
+// Elements of a row of `grad_recurrent`.
+template <typename T>
+ptrdiff_t gradient_row(ptrdiff_t batch);
 
 int lanes(bool is_double);
 

@@ -13,6 +13,13 @@ namespace bnrnn {
 enum Gate { kInput, kForget, kCandidate, kOutput, kGates };
 constexpr ptrdiff_t kGroup = 16;  // hidden units worked on together
 
+// The backward pass adds to the gradient of W_h once in so many steps: a product over that many
+// rows of a batch is worth its loads and stores of the result, and its operands fit the cache.
+inline ptrdiff_t steps_a_block(ptrdiff_t batch) {
+  constexpr ptrdiff_t kRows = 512;
+  return std::max<ptrdiff_t>(1, kRows / batch);
+}
+
 // BN(y; gamma, 0) = (y - mean) * rstd * gamma.
 template <typename T>
 struct Standard {
@@ -52,6 +59,13 @@ struct Share {
   // A single sequence has no variance: it takes the statistics of the step before, as constants.
   bool is_lone(ptrdiff_t t) const {
     return t > 0 && p.count_stride != 0 && p.inverse_count[t] == 1;
+  }
+
+  // The gradient of one feature of W_h h_{t-1}. Of a block of steps the last comes first, as the
+  // backward pass meets them: the next step's gradient overwrites what was padding to whole vectors.
+  T* grad_recurrent_at(ptrdiff_t t, ptrdiff_t feature) const {
+    const ptrdiff_t steps = steps_a_block(p.batch), row = gradient_row<T>(p.batch);
+    return p.grad_recurrent + feature * row + (steps - 1 - t % steps) * p.batch;
   }
 
   // Two take turns: a fast thread may write the next step's while a slow one reads this one's.

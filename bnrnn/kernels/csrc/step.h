@@ -13,7 +13,7 @@ class Step : public Share<T> {
  public:
   using Share<T>::p, Share<T>::H, Share<T>::W;
   using Share<T>::recurrent_at, Share<T>::state_at, Share<T>::cell_at, Share<T>::live_at;
-  using Share<T>::counted_at, Share<T>::panel_at, Share<T>::put_state, Share<T>::is_lone;
+  using Share<T>::counted_at, Share<T>::grad_recurrent_at, Share<T>::panel_at, Share<T>::put_state, Share<T>::is_lone;
 
   Step(const Problem<T>& problem, int thread, int threads) : Share<T>(problem, thread, threads) {
     input.resize(kGates * kGroup * W);
@@ -49,39 +49,41 @@ class Step : public Share<T> {
   // c_t and h_t of unit j, and the moments of its terms.
   void forward_unit(ptrdiff_t t, Range group, ptrdiff_t j) {
     const ptrdiff_t u = j - group.begin;
-    Standard<T> of_x[kGates], of_h[kGates];
+    Standard<T> of_x[kGates], of_h[kGates], of_c[1];
     const T *x[kGates], *h[kGates];
-    T bias[kGates];
+    T* gates[kGates];
     for (int gate = 0; gate < kGates; ++gate) {
-      const ptrdiff_t i = gate * H + j;
       x[gate] = input_row(input, gate, u);
-      h[gate] = recurrent_at(t) + i * W;
-      of_x[gate] = standardize(p.ih, t, i, kGates * H, x[gate]);
-      of_h[gate] = standardize(p.hh, t, i, kGates * H, h[gate]);
-      bias[gate] = p.bias == nullptr ? 0 : p.bias[i];
+      h[gate] = recurrent_at(t) + (gate * H + j) * W;
+      gates[gate] = unit.data() + gate * W;
+    }
+    standardize(p.ih, t, j, kGates * H, x, of_x);
+    standardize(p.hh, t, j, kGates * H, h, of_h);
+    for (int gate = 0; gate < kGates; ++gate) {
+      const T bias = p.bias == nullptr ? 0 : p.bias[gate * H + j];
+      for (ptrdiff_t b = 0; b < W; b += kLanes<T>) {
+        const Vector<T> z = (load(x[gate] + b) - of_x[gate].mean) * of_x[gate].scale() +
+                            (load(h[gate] + b) - of_h[gate].mean) * of_h[gate].scale() + bias;
+        store(gates[gate] + b, gate == kCandidate ? tanh<T>(z) : sigmoid<T>(z));
+      }
     }
     const T *c_before = cell_at(t) + j * W, *live = live_at(t);
-    T *c_after = cell_at(t + 1) + j * W, *o = unit.data();
+    T* const c_after = cell_at(t + 1) + j * W;
     for (ptrdiff_t b = 0; b < W; b += kLanes<T>) {
-      Vector<T> z[kGates];
-      for (int gate = 0; gate < kGates; ++gate) {
-        z[gate] = (load(x[gate] + b) - of_x[gate].mean) * of_x[gate].scale() +
-                  (load(h[gate] + b) - of_h[gate].mean) * of_h[gate].scale() + bias[gate];
-      }
       const Vector<T> before = load(c_before + b);
-      const Vector<T> c = sigmoid<T>(z[kForget]) * before +
-                          sigmoid<T>(z[kInput]) * tanh<T>(z[kCandidate]);
+      const Vector<T> c = load(gates[kForget] + b) * before +
+                          load(gates[kInput] + b) * load(gates[kCandidate] + b);
       const Integers<T> runs = load(live + b) != 0;
       store(c_after + b, runs ? c : before);
-      store(o + b, sigmoid<T>(z[kOutput]));
     }
-    const Standard<T> of_c = standardize(p.c, t, j, H, c_after);
+    standardize(p.c, t, j, H, {c_after}, of_c);
     const T beta = p.beta_c == nullptr ? 0 : p.beta_c[j];
     const T* h_before = state_at(t) + j * W;
     T* h_after = state_at(t + 1) + j * W;
     for (ptrdiff_t b = 0; b < W; b += kLanes<T>) {
       const Vector<T> c = load(c_after + b);
-      const Vector<T> h = load(o + b) * tanh<T>((c - of_c.mean) * of_c.scale() + beta);
+      const Vector<T> h =
+          load(gates[kOutput] + b) * tanh<T>((c - of_c[0].mean) * of_c[0].scale() + beta);
       const Integers<T> runs = load(live + b) != 0;
       store(h_after + b, runs ? h : load(h_before + b));
     }
@@ -111,7 +113,6 @@ class Step : public Share<T> {
     const ptrdiff_t u = j - group.begin;
     Standard<T> of_x[kGates], of_h[kGates];
     T *x[kGates], *h[kGates], *gates[kGates], *dz[kGates], *da_h[kGates], *da_x[kGates];
-    T bias[kGates];
     T* free = unit.data();
     const auto array = [&] { return (free += W) - W; };
     for (int gate = 0; gate < kGates; ++gate) {
@@ -119,12 +120,11 @@ class Step : public Share<T> {
       x[gate] = input_row(input, gate, u);  // normalised in place
       h[gate] = array();
       dz[gate] = array();
-      gates[gate] = gate < kOutput ? array() : nullptr;
-      da_h[gate] = p.grad_recurrent + (t * kGates * H + i) * W;
+      gates[gate] = array();
+      da_h[gate] = grad_recurrent_at(t, i);
       da_x[gate] = input_row(grad_input, gate, u);
       of_x[gate] = standard_at(p.ih, t, i, kGates * H);
       of_h[gate] = standard_at(p.hh, t, i, kGates * H);
-      bias[gate] = p.bias == nullptr ? 0 : p.bias[i];
     }
     const Standard<T> of_c = standard_at(p.c, t, j, H);
     const T beta = p.beta_c == nullptr ? 0 : p.beta_c[j];
@@ -132,21 +132,25 @@ class Step : public Share<T> {
     T *dh = p.grad_state + j * W, *dc = p.grad_cell + j * W;
     T *dy = array(), *c_hat = array();
 
-    // The gates again, then h_t = o tanh(y), y = gamma_c c_hat + beta_c, back to y and o.
-    Vector<T> sum_y = zero<T>(), sum_y_hat = zero<T>();
-    for (ptrdiff_t b = 0; b < W; b += kLanes<T>) {
-      Vector<T> z[kGates];
-      for (int gate = 0; gate < kGates; ++gate) {
-        const T* recurrent = recurrent_at(t) + (gate * H + j) * W;
+    // The gates again.
+    for (int gate = 0; gate < kGates; ++gate) {
+      const T* recurrent = recurrent_at(t) + (gate * H + j) * W;
+      const T bias = p.bias == nullptr ? 0 : p.bias[gate * H + j];
+      for (ptrdiff_t b = 0; b < W; b += kLanes<T>) {
         const Vector<T> x_hat = (load(x[gate] + b) - of_x[gate].mean) * of_x[gate].rstd;
         const Vector<T> h_hat = (load(recurrent + b) - of_h[gate].mean) * of_h[gate].rstd;
         store(x[gate] + b, x_hat);
         store(h[gate] + b, h_hat);
-        z[gate] = x_hat * of_x[gate].gamma + h_hat * of_h[gate].gamma + bias[gate];
+        const Vector<T> z = x_hat * of_x[gate].gamma + h_hat * of_h[gate].gamma + bias;
+        store(gates[gate] + b, gate == kCandidate ? tanh<T>(z) : sigmoid<T>(z));
       }
-      const Vector<T> i = sigmoid<T>(z[kInput]), f = sigmoid<T>(z[kForget]);
-      const Vector<T> g = tanh<T>(z[kCandidate]);
-      const Vector<T> o = sigmoid<T>(z[kOutput]);
+    }
+
+    // h_t = o tanh(y), y = gamma_c c_hat + beta_c, back to y and o.
+    Vector<T> sum_y = zero<T>(), sum_y_hat = zero<T>();
+    for (ptrdiff_t b = 0; b < W; b += kLanes<T>) {
+      const Vector<T> i = load(gates[kInput] + b), f = load(gates[kForget] + b);
+      const Vector<T> g = load(gates[kCandidate] + b), o = load(gates[kOutput] + b);
       const Integers<T> runs = load(live + b) != 0;
       const Vector<T> before = load(c_before + b);
       const Vector<T> c = runs ? f * before + i * g : before;
@@ -159,9 +163,6 @@ class Step : public Share<T> {
       const Vector<T> of_y = grad * o * (1 - squashed * squashed);
       sum_y += of_y;
       sum_y_hat += of_y * hat;
-      store(gates[kInput] + b, i);
-      store(gates[kForget] + b, f);
-      store(gates[kCandidate] + b, g);
       store(dz[kOutput] + b, grad * squashed * o * (1 - o));
       store(dy + b, of_y);
       store(c_hat + b, hat);
@@ -217,7 +218,8 @@ class Step : public Share<T> {
             (of_z - m * (mean_h + load(h[gate] + b) * mean_h_hat)) * h_scale;
         store(da_h[gate] + b, of_product);
         store(da_x[gate] + b,
-              (of_z - m * (mean_x + load(x[gate] + b) * mean_x_hat)) * x_scale);
+              p.sums ? of_product
+                     : (of_z - m * (mean_x + load(x[gate] + b) * mean_x_hat)) * x_scale);
         return of_product;
       });
     }
@@ -227,8 +229,7 @@ class Step : public Share<T> {
   void put_grad_input(ptrdiff_t t, Range group) {
     for (int gate = 0; gate < kGates; ++gate) {
       const ptrdiff_t first = gate * H + group.begin;
-      const T* const rows = p.sums ? p.grad_recurrent + (t * kGates * H + first) * W
-                                   : input_row(grad_input, gate, 0);
+      const T* const rows = input_row(grad_input, gate, 0);
       if (p.grad_weight_ih != nullptr) {
         const T* x = p.narrow + t * p.input_size * W;
         for (ptrdiff_t u = 0; u < group.size(); ++u) {
@@ -257,7 +258,7 @@ class Step : public Share<T> {
   }
 
  private:
-  static constexpr int kUnitArrays = 14;
+  static constexpr int kUnitArrays = 14;  // what backward_unit needs
 
   T* input_row(std::vector<T>& of, int gate, ptrdiff_t u) {
     return of.data() + (gate * kGroup + u) * W;
@@ -269,28 +270,40 @@ class Step : public Share<T> {
     return p.index != nullptr ? p.columns + p.index[i] * kGates * H : p.term + i * kGates * H;
   }
 
-  // Mean and variance of y (W,) over the counted rows, if it is this pass that computes them.
-  Standard<T> standardize(const Slot<T>& slot, ptrdiff_t t, ptrdiff_t i, ptrdiff_t features,
-                          const T* y) const {
-    if (slot.gamma != nullptr && slot.per_step && is_lone(t)) {
-      for (T* moment : {slot.mean + t * features + i, slot.var + t * features + i}) {
-        *moment = *(moment - features);
+  // Mean and variance of the rows y (W,) of unit j, one a gate or the cell's alone, over the counted
+  // sequences, if it is this pass that computes them. All rows in one loop: the sum of one alone
+  // would wait for each addition.
+  template <int N>
+  void standardize(const Slot<T>& slot, ptrdiff_t t, ptrdiff_t j, ptrdiff_t features,
+                   const T* const (&y)[N], Standard<T> (&to)[N]) const {
+    const bool computed = slot.gamma != nullptr && slot.per_step;
+    if (computed && is_lone(t)) {
+      for (int n = 0; n < N; ++n) {
+        const ptrdiff_t i = t * features + n * H + j;
+        slot.mean[i] = slot.mean[i - features];
+        slot.var[i] = slot.var[i - features];
       }
-    } else if (slot.gamma != nullptr && slot.per_step) {
+    } else if (computed) {
       const T* counted = counted_at(t);
       const T inverse = p.inverse_count[t * p.count_stride];
-      Vector<T> total = zero<T>();
-      for (ptrdiff_t b = 0; b < W; b += kLanes<T>) total += load(y + b) * load(counted + b);
-      const T mean = sum<T>(total) * inverse;
-      total = zero<T>();
+      Vector<T> total[N] = {}, squares[N] = {};
+      T mean[N];
       for (ptrdiff_t b = 0; b < W; b += kLanes<T>) {
-        const Vector<T> off = (load(y + b) - mean) * load(counted + b);
-        total += off * off;
+        for (int n = 0; n < N; ++n) total[n] += load(y[n] + b) * load(counted + b);
       }
-      slot.mean[t * features + i] = mean;
-      slot.var[t * features + i] = sum<T>(total) * inverse;
+      for (int n = 0; n < N; ++n) mean[n] = sum<T>(total[n]) * inverse;
+      for (ptrdiff_t b = 0; b < W; b += kLanes<T>) {
+        for (int n = 0; n < N; ++n) {
+          const Vector<T> off = (load(y[n] + b) - mean[n]) * load(counted + b);
+          squares[n] += off * off;
+        }
+      }
+      for (int n = 0; n < N; ++n) {
+        slot.mean[t * features + n * H + j] = mean[n];
+        slot.var[t * features + n * H + j] = sum<T>(squares[n]) * inverse;
+      }
     }
-    return standard_at(slot, t, i, features);
+    for (int n = 0; n < N; ++n) to[n] = standard_at(slot, t, n * H + j, features);
   }
 
   std::vector<T> input, grad_input;  // [gate][unit of the group][W]

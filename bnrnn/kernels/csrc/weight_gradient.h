@@ -1,4 +1,4 @@
-// The gradient of W_h, once the gradients of all W_h h_{t-1} are there.
+// The gradient of W_h: the sum over t of (gradient of W_h h_{t-1}) h_{t-1}^T.
 #pragma once
 
 #include <vector>
@@ -7,62 +7,63 @@
 
 namespace bnrnn {
 
-// The sum over t of (gradient of W_h h_{t-1}) h_{t-1}^T, blocked for the cache: a block of the
-// result (all gates of some units, some columns) and the panel of states stay in the second level.
+// The rows of the thread's units, a block of steps at a time, while their gradients are in the cache.
 template <typename T>
 class WeightGradient {
  public:
   explicit WeightGradient(const Share<T>& share)
-      : share(share), p(share.p), H(share.H), W(share.W), units(share.units) {}
+      : share(share),
+        p(share.p),
+        H(share.H),
+        W(share.W),
+        width(p.grad_weight_columns),
+        states(steps_a_block(p.batch) * p.batch * width) {}
 
-  void compute() const {
-    constexpr ptrdiff_t kUnits = 126, kColumns = 4 * kTileVectors * kLanes<T>;
-    const ptrdiff_t steps_a_block = std::max<ptrdiff_t>(1, kDepth / p.batch);
-    std::vector<T> panel(steps_a_block * p.batch * kColumns);
-    for (ptrdiff_t j0 = units.begin; j0 < units.end; j0 += kUnits) {
-      const Range some = {j0, std::min(j0 + kUnits, units.end)};
-      for (ptrdiff_t k0 = 0; k0 < p.grad_weight_columns; k0 += kColumns) {
-        const Range columns = {k0, std::min(k0 + kColumns, p.grad_weight_columns)};
-        for (ptrdiff_t t0 = 0; t0 < p.steps; t0 += steps_a_block) {
-          const Range steps = {t0, std::min(t0 + steps_a_block, p.steps)};
-          transposed_states(panel.data(), steps, columns);
-          for (int gate = 0; gate < kGates; ++gate) {
-            grad_weight_block({gate * H + some.begin, gate * H + some.end}, columns, steps,
-                              panel.data());
-          }
-        }
+  // What step t, the first of its block, completes.
+  void add(ptrdiff_t t) {
+    const ptrdiff_t most = steps_a_block(p.batch);
+    if (t % most != 0) return;
+    const Range steps = {t, std::min(t + most, p.steps)};
+    transpose_states(steps);
+    constexpr ptrdiff_t kRows = 60;  // whole tiles, whose part of the operands stays in the cache
+    for (int gate = 0; gate < kGates; ++gate) {
+      const Range features = {gate * H + share.units.begin, gate * H + share.units.end};
+      for (ptrdiff_t r = features.begin; r < features.end; r += kRows) {
+        add_rows({r, std::min(r + kRows, features.end)}, steps);
       }
     }
   }
 
  private:
-  void grad_weight_block(Range rows, Range columns, Range steps, const T* panel) const {
-    for_column_chunks<T>(columns.size(), [&](ptrdiff_t column, int vectors) {
+  void add_rows(Range rows, Range steps) const {
+    const ptrdiff_t depth = steps.size() * p.batch, row = gradient_row<T>(p.batch);
+    const T* const grads = share.grad_recurrent_at(steps.end - 1, 0);
+    for_column_chunks<T>(width, [&](ptrdiff_t column, int vectors) {
       const ptrdiff_t across = vectors * kLanes<T>;
-      for (ptrdiff_t r = rows.begin; r < rows.end; r += kTileRows) {
-        const int count = static_cast<int>(std::min<ptrdiff_t>(kTileRows, rows.end - r));
-        T* c[kTileRows];
-        for (int i = 0; i < count; ++i) {
-          c[i] = p.grad_weight_hh + (r + i) * p.grad_weight_columns + columns.begin;
-        }
-        for (ptrdiff_t t = steps.begin; t < steps.end; ++t) {
+      for (ptrdiff_t k0 = 0; k0 < depth; k0 += kDepth) {
+        const ptrdiff_t deep = std::min(kDepth, depth - k0);
+        for (ptrdiff_t r = rows.begin; r < rows.end; r += kTileRows) {
+          const int count = static_cast<int>(std::min<ptrdiff_t>(kTileRows, rows.end - r));
+          T* c[kTileRows];
+          for (int i = 0; i < count; ++i) c[i] = p.grad_weight_hh + (r + i) * width;
           tile_of<T>(count, vectors)(
-              p.grad_recurrent + (t * kGates * H + r) * W, W, 1,
-              panel + (t - steps.begin) * p.batch * across, across, p.batch, c, column, t > 0);
+              grads + r * row + k0, row, 1, states.data() + column * depth + k0 * across, across,
+              deep, c, column, steps.end < p.steps || k0 > 0);
         }
       }
-      panel += steps.size() * p.batch * across;
     });
   }
 
-  // h_{t-1} of some steps and units as [chunk of columns][t][b][unit]; zero beyond H.
-  void transposed_states(T* panel, Range steps, Range columns) const {
+  // h_{t-1} as the right operand: [chunk of columns][t, the last one first, and b][unit]; zero
+  // beyond H.
+  void transpose_states(Range steps) {
     constexpr int lanes = kLanes<T>;
-    for_column_chunks<T>(columns.size(), [&](ptrdiff_t column, int vectors) {
+    T* panel = states.data();
+    for_column_chunks<T>(width, [&](ptrdiff_t column, int vectors) {
       const ptrdiff_t across = vectors * lanes;
-      for (ptrdiff_t t = steps.begin; t < steps.end; ++t, panel += p.batch * across) {
+      for (ptrdiff_t t = steps.end - 1; t >= steps.begin; --t, panel += p.batch * across) {
         for (ptrdiff_t u0 = 0; u0 < across; u0 += lanes) {
-          const ptrdiff_t unit = columns.begin + column + u0;
+          const ptrdiff_t unit = column + u0;
           for (ptrdiff_t b0 = 0; b0 < p.batch; b0 += lanes) {
             Vector<T> block[lanes];
             for (int i = 0; i < lanes; ++i) {
@@ -80,8 +81,8 @@ class WeightGradient {
 
   const Share<T>& share;
   const Problem<T>& p;
-  const ptrdiff_t H, W;
-  const Range units;
+  const ptrdiff_t H, W, width;
+  std::vector<T> states;
 };
 
 }  // namespace bnrnn
