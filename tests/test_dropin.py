@@ -525,6 +525,25 @@ def test_an_exported_model_at_any_length(options):
         torch.testing.assert_close(program.module()(input)[0], module(input)[0])
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.jit is itself deprecated
+@pytest.mark.parametrize("inside", [False, True])
+def test_what_looks_into_a_module_is_refused_in_one_line(inside):
+    module = nn.Sequential(BNLSTM(3, 4)) if inside else BNLSTM(3, 4)
+    with pytest.raises(RuntimeError, match=r"^torch.jit.script cannot .* use torch.export.*trace$"):
+        torch.jit.script(module)
+    with pytest.raises(TypeError, match=r"^torch.fx.symbolic_trace cannot .* use torch.export.*$"):
+        torch.fx.symbolic_trace(module)
+
+    class Leaving(torch.fx.Tracer):
+        def is_leaf_module(self, m, module_qualified_name):
+            return isinstance(m, BNLSTM)
+
+    if inside:
+        x = torch.randn(5, 2, 3)
+        traced = torch.fx.GraphModule(module, Leaving().trace(module))
+        torch.testing.assert_close(traced(x)[0], module(x)[0])
+
+
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
 @PLAIN_AND_NORMALISING
 def test_a_traced_model(options):

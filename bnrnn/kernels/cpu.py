@@ -83,9 +83,13 @@ def why_not(request: Request) -> str | None:
     return _why_unavailable()
 
 
-@torch.compiler.assume_constant_result
 def _why_unavailable() -> str | None:
     return _unavailability()
+
+
+# What `torch.compiler.assume_constant_result` does, which imports the compiler: twice the time that
+# torch itself takes.
+_why_unavailable._dynamo_marked_constant = True  # pyright: ignore
 
 
 @functools.cache

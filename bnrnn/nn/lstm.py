@@ -266,6 +266,12 @@ class BNLSTM(nn.Module):
         """
         return conversion.folded(self)
 
+    def __prepare_scriptable__(self) -> "BNLSTM":
+        raise RuntimeError(
+            "torch.jit.script cannot compile BNLSTM: use torch.export or, in evaluation, "
+            "torch.jit.trace"
+        )
+
     def forward(
         self,
         input: Tensor | PackedSequence,
@@ -301,6 +307,11 @@ class BNLSTM(nn.Module):
             ValueError: the dtype, `lengths` or `first_step` do not fit, or a batch of one sequence
                 is to be normalised by its own per-step statistics.
         """
+        if isinstance(input, torch.fx.Proxy):
+            raise TypeError(
+                "torch.fx.symbolic_trace cannot look into BNLSTM: use torch.export, or a Tracer "
+                "whose is_leaf_module leaves it whole"
+            )
         if isinstance(input, PackedSequence):
             if lengths is not None:
                 raise ValueError("a PackedSequence has its own lengths: leave out `lengths`")

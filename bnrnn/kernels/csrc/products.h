@@ -67,13 +67,15 @@ TileProduct<T> tile_of(int vectors) {
 
 template <typename T>
 TileProduct<T> tile_of(int rows, int vectors) {
+  if constexpr (kTileRows >= 6) {
+    if (rows == 6) return tile_of<T, 6>(vectors);
+    if (rows == 5) return tile_of<T, 5>(vectors);
+  }
   switch (rows) {
     case 1: return tile_of<T, 1>(vectors);
     case 2: return tile_of<T, 2>(vectors);
     case 3: return tile_of<T, 3>(vectors);
-    case 4: return tile_of<T, 4>(vectors);
-    case 5: return tile_of<T, 5>(vectors);
-    default: return tile_of<T, 6>(vectors);
+    default: return tile_of<T, 4>(vectors);
   }
 }
 
