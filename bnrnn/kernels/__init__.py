@@ -3,9 +3,11 @@
 `recurrence` is what the rest of the library calls; `KERNELS` is the table of what it can use.
 """
 
+from functools import partial
+
 from torch import Tensor
 
-from bnrnn.kernels import cpu, reference, scan, torch_lstm
+from bnrnn.kernels import cpu, reference, scan, torch_lstm, triton
 from bnrnn.kernels.build import BuildError
 from bnrnn.kernels.interface import (
     Kernel,
@@ -23,6 +25,11 @@ KERNELS: dict[str, Kernel] = {
     "torch.lstm": Kernel(torch_lstm.recurrence, torch_lstm.why_not),
     "cpu": Kernel(cpu.recurrence, cpu.why_not),
     "torch.lstm packed": Kernel(torch_lstm.recurrence, torch_lstm.why_not_padded),
+    "triton": Kernel(triton.recurrence, triton.why_not),
+    **{
+        f"triton {way}": Kernel(partial(triton.recurrence, way=way), triton.why_not)
+        for way in ("persistent", "alternating")
+    },
     "reference": Kernel(reference.recurrence, lambda _: None),
 }
 
@@ -41,7 +48,7 @@ def choose(kernel: str, request: Request) -> str:
 
     Args:
         kernel: a name in `KERNELS`, or "auto": the first that can. Where the CPU kernel cannot be
-            compiled, one line of the log says why, once.
+            compiled, or a CUDA device is left to the reference, one line of the log says why, once.
 
     Raises:
         ValueError: there is no such kernel, or it cannot run this.

@@ -85,7 +85,8 @@ class BNLSTM(nn.Module):
             i, f, o are orthogonal, as in the authors' code for MNIST.
         kernel: "auto", the fastest that can run it, or one of `bnrnn.kernels.KERNELS` by name:
             "cpu", compiled on first use; "torch.lstm", where nothing is normalised, and "torch.lstm
-            packed", the same with `lengths`; "reference".
+            packed", the same with `lengths`; "triton", for CUDA, and the two ways it chooses from,
+            "triton persistent" and "triton alternating"; "reference".
 
     Parameters, for layer k, and again with suffix `_reverse` (gates in the order i, f, g, o):
         weight_ih_l{k}: (4H, D), or (4H, num_directions * H) for k > 0; orthogonal.
@@ -288,7 +289,8 @@ class BNLSTM(nn.Module):
             hx: (h_0, c_0), each (num_layers * num_directions, B, H), without B for (T, D). None:
                 zeros, or the learned states, with `init_noise` on h_0.
             lengths: (B,) integers in 1..T, the lengths of padded sequences. A finished sequence
-                keeps its state, and its outputs are zero.
+                keeps its state, and its outputs are zero. On a GPU, where a check would wait for
+                it, they are clamped.
             first_step: the time step of the first frame, where a long sequence comes in pieces:
                 the step at which the population statistics begin, to be used or averaged.
 
@@ -369,6 +371,8 @@ class BNLSTM(nn.Module):
             if hx is None:
                 self._warn_if_alike(x)
             h_0, c_0 = self._initial_state(x.shape[1]) if hx is None else hx
+            if lengths is not None and not lengths.is_cpu:
+                lengths = lengths.clamp(1, len(x))
             lengths = None if lengths is None else lengths.to(x.device, torch.long)
             output, h_n, c_n = self._run_layers(x, h_0, c_0, lengths, first_step)
         if in_autocast:
@@ -525,7 +529,8 @@ class BNLSTM(nn.Module):
         if lengths is not None:
             if tuple(lengths.shape) != (batch,):
                 raise ValueError(f"lengths must be ({batch},), got {tuple(lengths.shape)}")
-            if not torch.compiler.is_compiling() and batch > 0:
+            # A look at other devices than the CPU waits for them.
+            if lengths.is_cpu and not torch.compiler.is_compiling() and batch > 0:
                 shortest, longest = int(lengths.min()), int(lengths.max())
                 if shortest < 1 or longest > steps:
                     raise ValueError(f"lengths must be in 1..{steps}, got {shortest}..{longest}")

@@ -1,0 +1,49 @@
+"""How a problem is cut into programs: a function of its size, and nothing that is measured.
+
+A resumed run must take the same tiles, for other tiles add up in another order.
+"""
+
+from typing import NamedTuple
+
+import torch
+
+MAX_BATCH = 512  # one program holds the whole batch
+PERSISTENT_HIDDEN = 700  # up to here launches cost more than cuBLAS saves
+WAYS = ("persistent", "alternating", "stepwise")
+
+
+class Tiles(NamedTuple):
+    block_b: int  # the batch, rounded up
+    block_u: int  # hidden units of a block
+    block_k: int  # depth of a step of the product
+    num_warps: int
+    num_stages: int  # of the product's loads that are in flight
+
+
+def way(batch: int, hidden: int) -> str:
+    """The way of a problem of this size."""
+    return "persistent" if hidden <= PERSISTENT_HIDDEN else "alternating"
+
+
+def tiles(way: str, batch: int, hidden: int) -> Tiles:
+    """Registers and spills of each are in `tests/test_triton_compiles.py`."""
+    block_b = max(16, _power_of_two(batch))
+    if way == "alternating":
+        block_u = 8 if hidden >= 512 and block_b <= 128 else 4
+        return Tiles(block_b, block_u, 32, max(4, block_b * block_u // 128), 1)
+    block_u = 4 if hidden <= 400 or block_b > 128 else 8 if hidden <= 1000 else 16
+    # Stages of (block_b + 4 block_u) x block_k numbers stay below the 99 KB of shared memory that
+    # the smallest of these GPUs have.
+    return Tiles(block_b, block_u, 32 if block_b <= 256 else 16, max(4, block_b * block_u // 128),
+                 3 if block_b <= 128 else 2)  # fmt: skip
+
+
+def programs(way: str, blocks: int, device: torch.device) -> int:
+    """Of a launch: those of a persistent one must all be resident, one on a multiprocessor."""
+    if way != "persistent":
+        return blocks
+    return min(blocks, torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+def _power_of_two(n: int) -> int:
+    return 1 << (n - 1).bit_length()
