@@ -30,7 +30,7 @@ from torch import Tensor
 ALLOWANCE = 4
 FLOOR = 4
 NUDGES = 16
-UNITS = {torch.float32: 1, torch.float64: 256}
+UNITS = {torch.bfloat16: 1, torch.float32: 1, torch.float64: 256}
 
 Results = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
 
@@ -43,9 +43,9 @@ def assert_as_accurate(
     Args:
         compute: what is tested; from a problem to a tensor, or a sequence or mapping of some.
         reference: the same by other means, in float64 too.
-        problem: tensors, those of floats in float32 or all in float64, in any nest of dicts, lists
-            and tuples. A number that two parts of the problem share is rounded in both alike, so
-            what could be rounded by itself should be there by itself.
+        problem: tensors, those of floats in float32 or bfloat16, or all in float64, in any nest of
+            dicts, lists and tuples. A number that two parts of the problem share is rounded in both
+            alike, so what could be rounded by itself should be there by itself.
     """
     truth = _by_name(reference(in_double(problem)))
     found = _by_name(compute(problem))
@@ -84,7 +84,7 @@ def rounding(like: Tensor, units: float, dtype: torch.dtype) -> float:
 
 def in_double(problem: Any) -> Any:
     """The same problem in float64; a leaf stays a leaf."""
-    return _mapped(problem, lambda values: values.double())
+    return mapped(problem, lambda values: values.double())
 
 
 def _nudged(problem: Any, seed: int) -> Any:
@@ -95,21 +95,28 @@ def _nudged(problem: Any, seed: int) -> Any:
         step = UNITS[values.dtype] * torch.finfo(values.dtype).eps
         return (values.double() * (1 + step * direction)).to(values.dtype)
 
-    return _mapped(problem, move)
+    return mapped(problem, move)
 
 
-def _mapped(problem: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """A copy in which `change` was applied to all tensors of floats."""
+def mapped(problem: Any, change: Callable[[Tensor], Tensor], leaves: bool = True) -> Any:
+    """A copy in which `change` was applied to all tensors of floats.
+
+    Args:
+        leaves: the changed tensors are leaves, as what they were. If not, they depend on what they
+            were, and other tensors are changed too.
+    """
     if isinstance(problem, Tensor):
+        if not leaves:
+            return change(problem)
         if not problem.is_floating_point():
             return problem
         return change(problem.detach()).requires_grad_(problem.requires_grad)
     if isinstance(problem, Mapping):
-        return {name: _mapped(value, change) for name, value in problem.items()}
+        return {name: mapped(value, change, leaves) for name, value in problem.items()}
     if isinstance(problem, tuple) and hasattr(problem, "_fields"):  # a NamedTuple
-        return type(problem)(*(_mapped(value, change) for value in problem))
+        return type(problem)(*(mapped(value, change, leaves) for value in problem))
     if isinstance(problem, list | tuple):
-        return type(problem)(_mapped(value, change) for value in problem)
+        return type(problem)(mapped(value, change, leaves) for value in problem)
     return problem
 
 

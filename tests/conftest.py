@@ -8,8 +8,14 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
 import torch
+
+# Before anything imports triton: without a GPU its kernels are interpreted, see
+# tests/test_triton_kernel.py.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+import pytest
 from hydra.core.global_hydra import GlobalHydra
 
 from bnrnn.settings.compose import compose_config as compose_settings
