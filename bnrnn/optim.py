@@ -35,8 +35,12 @@ def clip_gradients(model: nn.Module, config: OptimizerConfig) -> torch.Tensor:
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     norm = nn.utils.get_total_norm(gradients)
     # It never scales up, and m sqrt(n) < n is n > m^2.
-    limit = config.max_grad_norm * math.sqrt(norm.item())
-    nn.utils.clip_grads_with_norm_(model.parameters(), limit, norm)
+    if norm.is_cpu:
+        limit = config.max_grad_norm * math.sqrt(norm.item())
+        nn.utils.clip_grads_with_norm_(model.parameters(), limit, norm)
+    else:  # the same without a wait for the device
+        limit = config.max_grad_norm * norm.sqrt()
+        torch._foreach_mul_(gradients, (limit / (norm + 1e-6)).clamp(max=1.0))  # pyright: ignore
     return norm
 
 

@@ -7,13 +7,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from bnrnn.ahead import TrainingBatches
 from bnrnn.errors import CheckpointError, ConfigError, NonFiniteError
 from bnrnn.evaluate import final_test, load_best, validate
 from bnrnn.optim import build_optimizer, clip_gradients, set_adam_eps, set_learning_rate
@@ -25,12 +26,14 @@ from bnrnn.runs.provenance import commit, provenance
 from bnrnn.runs.record import Result, Subject, write_json, write_settings
 from bnrnn.settings.same import free_settings, to_dict
 from bnrnn.settings.schema import Config
-from bnrnn.tasks import Task
+from bnrnn.tasks import Sums, Task, base
 
 log = logging.getLogger(__name__)
 
 # A mean gradient norm beyond which float32, of seven digits, loses parts of the usual size.
 ROUNDING_ERRORS = 1e6
+# So many steps of a GPU at most are unread.
+MOST_UNREAD = 1000
 
 
 def train(config: Config, task: Task, run: RunDirectory, device: torch.device) -> Result:
@@ -49,6 +52,7 @@ def train(config: Config, task: Task, run: RunDirectory, device: torch.device) -
     with Interruption() as stop:
         job = begin(config, task, run, device)
         model, optimizer, state = job.model, job.optimizer, job.state
+        batches = TrainingBatches(task, device)
         with job.recording() as metrics, steps_bar(job) as bar:
             try:
                 while True:
@@ -59,18 +63,19 @@ def train(config: Config, task: Task, run: RunDirectory, device: torch.device) -
 
                     began = time.monotonic()
                     epoch, index = divmod(state.step, task.steps_per_epoch)
-                    batch = task.train_batch(epoch, index).to(device)
+                    batch = batches.take(state.step)
                     model.train()
                     loss, sums, carry = task.loss(model, batch, job.carry if index else None)
                     optimizer.zero_grad(set_to_none=True)
                     loss.backward()
-                    grad_norm = clip_gradients(model, config.optimizer).item()
-                    job.check_finite("loss", loss.item())
-                    job.check_finite("gradient norm", grad_norm)
+                    grad_norm = clip_gradients(model, config.optimizer)
+                    job.measured(loss, grad_norm, sums)
                     set_learning_rate(optimizer, config.optimizer, epoch + 1)
                     set_adam_eps(optimizer, config.optimizer, state.step + 1)
                     optimizer.step()
-                    job.advance(sums, grad_norm, carry, time.monotonic() - began)
+                    if state.step + 1 < job.total:
+                        batches.prepare(state.step + 1)
+                    job.advance(carry, time.monotonic() - began)
                     bar.update()
 
                     if state.step % config.log_every == 0:
@@ -106,6 +111,15 @@ class LoopState:
     commits: list[str] = field(default_factory=list)  # of the source, one after the other
 
 
+class Measured(NamedTuple):
+    """What a step has found: tensors of one number, on the device."""
+
+    step: int
+    loss: Tensor
+    grad_norm: Tensor
+    sums: Sums
+
+
 class Job:
     """What belongs to one training run, and how far it is."""
 
@@ -128,6 +142,7 @@ class Job:
         self._began = time.monotonic() - state.seconds
         self._saved_at = time.monotonic()
         self._warned = False
+        self._unread: list[Measured] = []
 
     @property
     def at_end(self) -> bool:
@@ -155,19 +170,53 @@ class Job:
         self.state.seconds = time.monotonic() - self._began
         return round(self.state.seconds, 2)
 
-    def advance(self, sums: dict[str, float], grad_norm: float, carry: Any, seconds: float) -> None:
+    def measured(self, loss: Tensor, grad_norm: Tensor, sums: Sums) -> None:
+        """Read and check what this step found: at once on the CPU; on a GPU, which would have to
+        be waited for, with that of other steps, and before anything is logged or saved.
+
+        Raises:
+            NonFiniteError: see `settle`.
+        """
+        self._unread.append(Measured(self.state.step, loss.detach(), grad_norm.detach(), sums))
+        if not base.reading_waits(self.device):
+            self.settle()
+
+    def settle(self) -> None:
+        """Read what steps have found since the last time.
+
+        Raises:
+            NonFiniteError: a loss or gradient norm is not finite; the first of them is reported.
+        """
+        began, state = time.monotonic(), self.state
+        unread, self._unread = self._unread, []
+        numbers = base.read(
+            {
+                (k, name): value
+                for k, (_, *found, sums) in enumerate(unread)
+                for name, value in [*enumerate(found), *sums.items()]
+            }
+        )
+        for k, (step, _, _, sums) in enumerate(unread):
+            self.check_finite("loss", numbers[k, 0], step)
+            self.check_finite("gradient norm", numbers[k, 1], step)
+            state.grad_norm += numbers[k, 1]
+            for name in sums:
+                state.sums[name] = state.sums.get(name, 0) + numbers[k, name]
+        if base.reading_waits(self.device):
+            state.train_seconds += time.monotonic() - began
+
+    def advance(self, carry: Any, seconds: float) -> None:
         """A step is done."""
-        state = self.state
-        state.step += 1
-        state.train_seconds += seconds
-        for name, value in sums.items():
-            state.sums[name] = state.sums.get(name, 0) + value
-        state.grad_norm += grad_norm
+        self.state.step += 1
+        self.state.train_seconds += seconds
         self.carry, self.random = carry, checkpoint.random_state()
+        if len(self._unread) >= MOST_UNREAD:
+            self.settle()
         self.tick()
 
     def averages(self) -> dict[str, float]:
         """Over the steps since the last line of metrics; begins anew."""
+        self.settle()
         state = self.state
         values = self.task.metrics(state.sums) | {
             "grad_norm": state.grad_norm / (state.step - state.logged),
@@ -184,14 +233,14 @@ class Job:
             )  # fmt: skip
         return values
 
-    def check_finite(self, name: str, value: float) -> None:
+    def check_finite(self, name: str, value: float, step: int) -> None:
         """
         Raises:
             NonFiniteError: it is not.
         """
         if not math.isfinite(value):
             raise NonFiniteError(
-                f"the {name} is {value} at step {self.state.step}; the last good checkpoint is "
+                f"the {name} is {value} at step {step}; the last good checkpoint is "
                 f"{self.run.last}. Try a lower optimizer.lr or optimizer.max_grad_norm, or "
                 f"model.gamma_init=0.1{self._or_advice()}"
             )
@@ -207,6 +256,11 @@ class Job:
         )  # fmt: skip
 
     def save_last(self, metrics: MetricsWriter | None = None) -> None:
+        """
+        Raises:
+            NonFiniteError: see `settle`; nothing is saved then.
+        """
+        self.settle()
         if metrics is not None:
             metrics.sync()  # the checkpoint counts on these records
             self.state.records = metrics.count
@@ -325,10 +379,11 @@ def validate_and_select(job: Job, metrics: MetricsWriter, stop: Interruption) ->
     """Validate with each kind of statistics; keep the model if it is the best so far."""
     config, task, model, state = job.config, job.task, job.model, job.state
     name = task.metric.name
+    job.settle()
     found = validate(model, task, config, job.device, stop)
     state.validated, seconds = state.step, job.tick()
     for kind, values in found.items():
-        job.check_finite(f"validation {name} with {kind} statistics", values[name])
+        job.check_finite(f"validation {name} with {kind} statistics", values[name], state.step)
         metrics.write(state.step, "valid", values | {"seconds": seconds}, kind)
     metrics.write_parameters(state.step, model)
     metrics.write_figures(state.step, draw(job))

@@ -78,7 +78,7 @@ class FeatureNorm(nn.Module):
 
         Raises:
             ValueError: shapes do not fit, or fewer than two vectors count where the batch's own
-                statistics are to be taken.
+                statistics are to be taken (with a mask, on the CPU only).
             RuntimeError: evaluation before training or calibration.
         """
         if y.dim() < 2 or y.shape[-1] != self.features:
@@ -104,8 +104,10 @@ class FeatureNorm(nn.Module):
 
 def _moments(y: Tensor, mask: Tensor | None) -> Moments:
     """Mean and biased variance, (1, features) each, of the rows of y (n, features) in `mask`."""
-    n = len(y) if mask is None else int(mask.sum())
-    if n < 2:
+    n = len(y)
+    if mask is not None:  # a look at other devices than the CPU waits for them
+        n = int(mask.sum()) if mask.is_cpu else mask.sum()
+    if isinstance(n, int) and n < 2:
         raise ValueError(
             f"the statistics of {n} vector{'s' * (n != 1)} say nothing: use at least two, or "
             "evaluation mode with population statistics"

@@ -22,18 +22,23 @@ from bnrnn.settings.schema import ModelConfig, NormConfig, TaskConfig
 
 # Shows progress over its argument, and stops between two items when asked to.
 Progress = Callable[[Iterable[Any]], Iterable[Any]]
-Sums = dict[str, float]
+Sums = dict[str, Any]  # numbers, or tensors of one on another device than the CPU: see `number`
 IGNORED = -100  # the target of padding
 
 
 class Batch(NamedTuple):
-    input: Any  # a tensor, or a tuple of them
+    input: Any  # a tensor, or a tuple of tensors and plain values
     target: Tensor
 
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        """`change` of each tensor."""
+        if not isinstance(self.input, tuple):
+            return Batch(change(self.input), change(self.target))
+        parts = (change(x) if isinstance(x, Tensor) else x for x in self.input)
+        return Batch(tuple(parts), change(self.target))
+
     def to(self, device: torch.device) -> "Batch":
-        if isinstance(self.input, tuple):
-            return Batch(tuple(x.to(device) for x in self.input), self.target.to(device))
-        return Batch(self.input.to(device), self.target.to(device))
+        return self.map(lambda x: x.to(device))
 
 
 class Loss(NamedTuple):
@@ -140,7 +145,7 @@ class Task(ABC):
         for batch in batches:
             _, of_batch, carry = self.loss(model, batch.to(device), carry)
             sums.update(of_batch)  # type: ignore[arg-type] (a Counter adds floats as well)
-        return dict(sums)
+        return read(sums)
 
     def kernel(self, model: nn.Module) -> str:
         """The kernels that run the recurrences of a model: recorded with every result.
@@ -179,8 +184,28 @@ def classify(logits: Tensor, target: Tensor) -> Loss:
     count = (target != IGNORED).sum()
     correct = (logits.detach().argmax(1) == target).sum()
     # Added up in float64: a test string has half a million predictions.
-    sums = {"nll": float(nll.detach().double().sum()), "correct": int(correct), "count": int(count)}
+    total = nll.detach().double().sum()
+    sums = {"nll": number(total), "correct": number(correct), "count": number(count)}
     return Loss(nll.sum() / count, sums)
+
+
+def reading_waits(device: torch.device) -> bool:
+    """Whether to read a number waits for all that the device was given to do."""
+    return device.type != "cpu"
+
+
+def number(value: Tensor) -> Any:
+    """The number in a tensor, if that is at hand; else the tensor, to be read later."""
+    return value.detach() if reading_waits(value.device) else value.item()
+
+
+def read(sums: dict[Any, Any]) -> dict[Any, float]:
+    """The same with all tensors read, in one transfer."""
+    tensors = {name: value for name, value in sums.items() if isinstance(value, Tensor)}
+    if not tensors:
+        return dict(sums)
+    values = torch.stack([value.double() for value in tensors.values()]).tolist()
+    return sums | dict(zip(tensors, values, strict=True))
 
 
 def build_lstm(config: ModelConfig, input_size: int, init_noise: float, kernel: str) -> BNLSTM:

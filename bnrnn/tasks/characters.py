@@ -33,6 +33,7 @@ from bnrnn.tasks.base import (
     classify,
     even_batches,
     glorot_,
+    read,
 )
 
 State = tuple[Tensor, Tensor]
@@ -165,7 +166,7 @@ class CharacterTask(Task):
             piece = text[first : first + self.config.stream_length + 1].to(device)
             logits, state = model(piece[:-1], state, first_step=first)
             sums.update(classify(logits, piece[1:]).sums)  # type: ignore[arg-type]
-        return self.metrics(dict(sums))
+        return self.metrics(read(sums))
 
     def describe(self) -> str:
         sizes = " / ".join(f"{len(part):,}" for part in self._splits())

@@ -26,7 +26,7 @@ from bnrnn.nn.attentive_reader import AttentiveReader
 from bnrnn.nn.options import ReaderOptions, chosen
 from bnrnn.runs.record import ERROR
 from bnrnn.settings.schema import AttentiveReaderConfig, NormConfig, QuestionConfig
-from bnrnn.tasks.base import Batch, Loss, Progress, Sums, Task, checksums, classify
+from bnrnn.tasks.base import Batch, Loss, Progress, Sums, Task, checksums, classify, number
 from bnrnn.tasks.streams import Purpose, stream
 
 
@@ -97,15 +97,16 @@ class QuestionTask(Task):
         value, sums, _ = classify(logits, batch.target)
         return Loss(value, sums | {"correct_named": self._correct_named(logits.detach(), batch)})
 
-    def _correct_named(self, logits: Tensor, batch: Batch) -> int:
+    def _correct_named(self, logits: Tensor, batch: Batch) -> Any:
         passage, lengths, *_ = batch.input
         real = torch.arange(len(passage), device=passage.device)[:, None] < lengths
         named = torch.zeros_like(logits, dtype=torch.bool)
         named.scatter_(1, torch.where(real, passage, 0).t(), True)
-        named &= self._is_entity.to(logits.device)
+        self._is_entity = self._is_entity.to(logits.device)  # once
+        named &= self._is_entity
         # A passage that names no entity leaves no choice: its question counts as not answered.
         chosen = logits.masked_fill(~named, -torch.inf).argmax(1)
-        return int(((chosen == batch.target) & named.any(1)).sum())
+        return number(((chosen == batch.target) & named.any(1)).sum())
 
     def metrics(self, sums: Sums) -> dict[str, float]:
         return {

@@ -22,7 +22,7 @@ from bnrnn.nn.options import LSTMOptions, chosen
 from bnrnn.runs import checkpoint
 from bnrnn.runs.record import PERPLEXITY
 from bnrnn.settings.schema import NormConfig, WordConfig, WordModelConfig
-from bnrnn.tasks.base import Batch, Loss, Progress, Sums, Task, checksums
+from bnrnn.tasks.base import Batch, Loss, Progress, Sums, Task, checksums, number
 
 State = tuple[Tensor, Tensor]
 
@@ -155,7 +155,7 @@ class WordTask(Task):
         logits, (h, c) = model(words, None if first else carry)
         # Not `classify`: the likeliest of 10,000 words costs a tenth of a step, and nobody asks.
         nll = F.cross_entropy(logits.flatten(0, 1), batch.target.flatten(), reduction="none")
-        sums = {"nll": float(nll.detach().double().sum()), "count": nll.numel()}
+        sums = {"nll": number(nll.detach().double().sum()), "count": nll.numel()}
         return Loss(nll.sum() / words.shape[1], sums, (h.detach(), c.detach()))
 
     def metrics(self, sums: Sums) -> dict[str, float]:
@@ -213,4 +213,4 @@ def _window(streams: np.ndarray, begin: int, end: int, first: bool) -> Batch:
     first: the state starts anew.
     """
     words = torch.from_numpy(np.ascontiguousarray(streams[:, begin : end + 1].T).astype(np.int64))
-    return Batch((words[:-1], torch.tensor(first)), words[1:])
+    return Batch((words[:-1], first), words[1:])

@@ -1,0 +1,44 @@
+"""What lets the training loop run ahead of a GPU: the next batch is on its way before it is needed.
+
+The other half, numbers that are read later, is `Job.measured` and `Job.settle` in `train.py`.
+"""
+
+import torch
+from torch import Tensor
+
+from bnrnn.tasks import Batch, Task
+
+
+class TrainingBatches:
+    """The training batches of a task on a device, by step."""
+
+    def __init__(self, task: Task, device: torch.device) -> None:
+        self.task, self.device = task, device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._next: tuple[int, Batch] | None = None
+
+    def take(self, step: int) -> Batch:
+        if self._stream is None:
+            return self._load(step).to(self.device)
+        if self._next is None or self._next[0] != step:
+            self.prepare(step)
+        assert self._next is not None
+        stream = torch.cuda.current_stream(self.device)
+        stream.wait_stream(self._stream)
+
+        def hand_over(x: Tensor) -> Tensor:
+            x.record_stream(stream)  # its memory is not reused before this stream is done with it
+            return x
+
+        return self._next[1].map(hand_over)
+
+    def prepare(self, step: int) -> None:
+        """On a GPU: begin to copy the batch of `step` there, while others are computed with."""
+        if self._stream is None:
+            return
+        batch = self._load(step).map(lambda x: x.pin_memory())  # else the copy would wait
+        with torch.cuda.stream(self._stream):
+            self._next = step, batch.map(lambda x: x.to(self.device, non_blocking=True))
+
+    def _load(self, step: int) -> Batch:
+        return self.task.train_batch(*divmod(step, self.task.steps_per_epoch))
