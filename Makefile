@@ -126,6 +126,22 @@ bench: install  ## results/bench/: what a training step costs, ours against nn.L
 	$(BIN)/python -m bench.recurrence results/bench
 	$(BIN)/python -m bench.reader results/bench
 
+# With .venv if there is one, else with the Python at hand, which may have a torch for its GPU already.
+GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
+gpu-check:  ## on a GPU, at most nine minutes: tests, and what a step costs; results/bench/gpu-NAME.json
+	$(GPU_PYTHON) -m bench.gpu results/bench
+
+# One sweep after the other. Stopped by Ctrl-C, or GPU_MINUTES after a sweep began (0: never), it goes
+# on where it was when it is run again.
+GPU_MINUTES ?= 0
+GPU_SWEEPS ?= pmnist ptb words mnist text8 cnn4
+gpu-evidence:  ## on a GPU: the papers' runs at full length, in pieces of GPU_MINUTES=60; SEEDS=0,1,2
+	@$(GPU_PYTHON) -m bench.gpu --only-ask
+	for sweep in $(GPU_SWEEPS); do \
+		timeout --foreground -s INT $(GPU_MINUTES)m $(GPU_PYTHON) -m bnrnn reproduce=$$sweep \
+			scale=full seed=$(SEEDS) device=cuda resume=auto $(ARGS) || exit $$?; \
+	done
+
 DOCS ?= docs/api
 API := bnrnn.nn.lstm bnrnn.nn.statistics bnrnn.nn.attentive_reader bnrnn.nn.feature_norm bnrnn.kernels \
 	bnrnn.kernels.reference
@@ -136,5 +152,6 @@ clean:  ## remove .venv, builds and caches; never data or runs
 	rm -rf $(VENV) build dist docs/api *.egg-info .pytest_cache .ruff_cache
 
 .PHONY: help install demo test test-all test-portable stress lint format wheel results bench docs clean report reproduce \
+	gpu-check gpu-evidence \
 	$(SWEEPS:%=reproduce-%) $(TRAINED:%=reproduce-%) $(ALONE:%=reproduce-%) \
 	$(TRAINED:%=expect-%) $(ALONE:%=expect-%)

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from bench import reader
+from bench import gpu, reader
 from bench import recurrence as bench
 from bench.plain_loop import PlainLoopBNLSTM
 from bnrnn import BNLSTM
@@ -64,3 +64,42 @@ def test_the_plain_loop_is_a_bn_lstm():
 
     weights = dict(BNLSTM(5, 6).named_parameters())
     assert_as_accurate(by_the_loop, by_ours, {"weights": weights, "x": torch.randn(7, 4, 5)})
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
+@pytest.mark.parametrize("arguments", [[], ["--only-ask"]])
+def test_the_check_of_a_gpu_without_one(arguments):
+    with pytest.raises(SystemExit) as stopped:
+        gpu.main(arguments)
+    assert stopped.value.code == gpu.NO_DEVICE
+    assert "\n" not in gpu.NO_DEVICE
+
+
+def test_the_floor_of_a_training_step():
+    shape, rate = bench.Shape(2, 3, 5, 7), {"operations": 10.0, "bytes": 1e9}
+    # W_h h, and the gradients of h and W_h: three products (6 x 7) by (7 x 28); W_x x and the
+    # gradient of W_x: two of (6 x 5) by (5 x 28). An operation is a product or a sum.
+    assert gpu.floor(shape, torch.float32, rate) == (3 * 6 * 7 * 28 + 2 * 6 * 5 * 28) * 2 / 10
+    rate = {"operations": 1e12, "bytes": 2.0}
+    kept = 6 * (4 * 7 + 4 * 7 + 7 + 7) + 6 * 4 * 7
+    for dtype, size in ((torch.float32, 4), (torch.bfloat16, 2)):
+        assert gpu.floor(shape, dtype, rate) == 2 * kept * size / 2
+
+
+def test_the_table_of_a_gpu():
+    steps = {"persistent": 0.012, "alternating": 0.02, "nn.LSTM": 0.01, "reference": 0.24}
+    subjects = {subject: {"step": seconds} for subject, seconds in steps.items()}
+    row = {"name": "pMNIST", "products": "tf32", "steps": 784, "batch": 100, "features": 1,
+           "hidden": 100, "floor": 0.002, "subjects": subjects}  # fmt: skip
+    failed = {**row, "subjects": subjects | {"persistent": {"error": "OutOfResources: ..."}}}
+    text = gpu.table({
+        "machine": "Some GPU", "torch": "2.13.0", "triton": "3.7.1", "commit": "abc",
+        "tests": {"status": 0, "summary": "9 passed"}, "complete": False, "shapes": [row, failed],
+        "crossing": [{"hidden": 64, "products": "tf32", "subjects": {
+            way: {"step": steps[way]} for way in gpu.WAYS}}],
+    })  # fmt: skip
+    start = "| pMNIST: T 784, B 100, D 1, H 100 | tf32 | "
+    assert f"{start}12.0 | 20.0 | 10.0 | 240.0 | 2.0 | **1.20** | 0.050 | yes |" in text
+    assert f"{start}nan | 20.0 | 10.0 | 240.0 | 2.0 | **2.00** | 0.083 | no |" in text
+    assert "| 64 | tf32 | 12.0 | 20.0 |" in text
+    assert "The time was up" in text

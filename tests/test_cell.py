@@ -10,6 +10,7 @@ import torch
 from bnrnn import kernels
 from bnrnn.kernels import Moments, Normalization, TermMoments, Weights
 from tests.equations import bn_lstm
+from tests.gpu import needs_gpu, on_gpu
 
 pytestmark = pytest.mark.numeric
 T, B, D, H = 7, 5, 3, 4
@@ -20,8 +21,10 @@ SLOTS = [
 ]
 
 
-@pytest.fixture(params=["reference", "cpu"])
+@pytest.fixture(params=["reference", "cpu", pytest.param("triton", marks=needs_gpu)])
 def recurrence(request):
+    if request.param == "triton":  # in float64, for which `kernels.recurrence` takes the reference
+        return on_gpu(functools.partial(kernels.triton.recurrence, way="alternating"))
     return functools.partial(kernels.recurrence, kernel=request.param)
 
 

@@ -103,7 +103,7 @@ def run(recurrence, problem):
             found |= {"mean_" + term: of_term.mean, "var_" + term: of_term.var}
     generator = torch.Generator().manual_seed(1)
     loss = sum(
-        (y * torch.randn(y.shape, generator=generator, dtype=torch.float64).to(y.dtype)).sum()
+        (y * torch.randn(y.shape, generator=generator, dtype=torch.float64).to(y)).sum()
         for y in (output, h_n, c_n)
     )
     gradients = torch.autograd.grad(loss, leaves(problem))

@@ -1,0 +1,28 @@
+"""Problems of the CPU's tests, run on a GPU."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from tests.accuracy import mapped
+
+needs_gpu = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here"),
+]
+
+
+def on_gpu(recurrence: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function of tensors on the CPU, to tensors on the CPU, with gradients."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        args, kwargs = _moved((args, kwargs), "cuda")
+        return _moved(recurrence(*args, **kwargs), "cpu")
+
+    return run
+
+
+def _moved(values: Any, device: str) -> Any:
+    return mapped(values, lambda x: x.to(device), leaves=False)
