@@ -116,9 +116,11 @@ def why_not(request: Request) -> str | None:
     return reason
 
 
-@torch.compiler.assume_constant_result
 def _why_unavailable() -> str | None:
     return _unavailability(torch.cuda.current_device())
+
+
+_why_unavailable._dynamo_marked_constant = True  # pyright: ignore (see kernels/cpu.py)
 
 
 @functools.cache
