@@ -364,6 +364,18 @@ def test_shared_statistics_do_not_grow_behind_other_processes():
     assert fixed.statistics["hh_l0"].mean.is_shared()
 
 
+def test_statistics_do_not_grow_behind_other_ranks():
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    torch.distributed.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
+    try:
+        with pytest.raises(RuntimeError, match=r"grow to 3 time steps here, .* max_length=\.\.\."):
+            BNLSTM(D, H)(x(3, B, D))
+        BNLSTM(D, H, max_length=3)(x(4, B, D))
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 @pytest.mark.parametrize("use_buffers", [False, True])
 def test_averaged_models(use_buffers):
     model = nn.Sequential(nn.Linear(D, D), BNLSTM(D, H, max_length=T))
