@@ -40,11 +40,7 @@ class Block {
       for (ptrdiff_t k = 0; k < deep; ++k) {
         pack_right_row(right.data(), deep, width, k, [&](ptrdiff_t j) {
           const int n = static_cast<int>(std::min<ptrdiff_t>(kLanes<T>, columns.size() - j));
-          const T* from = &b.at(k0 + k, columns.begin + j);
-          if (b.column_stride == 1) return load_first(from, n);
-          T lanes[kLanes<T>] = {};
-          for (int i = 0; i < n; ++i) lanes[i] = from[i * b.column_stride];
-          return load(lanes);
+          return load_first(&b.at(k0 + k, columns.begin + j), n);
         });
       }
       packed_product(left.data(), rows.size(), deep, right.data(), width, to, k0 > 0);

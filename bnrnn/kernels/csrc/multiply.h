@@ -1,4 +1,4 @@
-// The product of two matrices of any strides, the same bit for bit for any number of threads, which
+// The product of two matrices, the same bit for bit for any number of threads, which
 // a library's product is not where it shares out a long sum.
 #pragma once
 
@@ -15,7 +15,7 @@ struct Matrix {
   }
 };
 
-// c (a.rows, b.columns), contiguous, becomes a b.
+// c (a.rows, b.columns), contiguous, becomes a b; a may have any strides, b contiguous rows.
 template <typename T>
 void multiply(Matrix<const T> a, Matrix<const T> b, T* c, int threads);
 
