@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bnrnn.nn.lstm import BNLSTM
+    from bnrnn.nn.stabilizer import NormStabilizer, norm_stabilizer
     from bnrnn.nn.statistics import batch_statistics, calibrate
 
 try:
@@ -13,10 +14,14 @@ try:
 except PackageNotFoundError:  # a source tree that is not installed
     __version__ = "0+unknown"
 
-__all__ = ["BNLSTM", "__version__", "batch_statistics", "calibrate"]
+__all__ = [
+    "BNLSTM", "NormStabilizer", "__version__", "batch_statistics", "calibrate", "norm_stabilizer",
+]  # fmt: skip
 
 _MODULES = {
     "BNLSTM": "bnrnn.nn.lstm",
+    "NormStabilizer": "bnrnn.nn.stabilizer",
+    "norm_stabilizer": "bnrnn.nn.stabilizer",
     "batch_statistics": "bnrnn.nn.statistics",
     "calibrate": "bnrnn.nn.statistics",
 }

@@ -17,6 +17,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from bnrnn.ahead import TrainingBatches
 from bnrnn.errors import CheckpointError, ConfigError, NonFiniteError
 from bnrnn.evaluate import final_test, load_best, validate
+from bnrnn.nn.stabilizer import NormStabilizer
 from bnrnn.optim import build_optimizer, clip_gradients, set_adam_eps, set_learning_rate
 from bnrnn.runs import checkpoint
 from bnrnn.runs.directory import RunDirectory
@@ -52,6 +53,7 @@ def train(config: Config, task: Task, run: RunDirectory, device: torch.device) -
     with Interruption() as stop:
         job = begin(config, task, run, device)
         model, optimizer, state = job.model, job.optimizer, job.state
+        stabilizer = NormStabilizer(model, config.model.stabilizer)
         batches = TrainingBatches(task, device)
         with job.recording() as metrics, steps_bar(job) as bar:
             try:
@@ -67,7 +69,7 @@ def train(config: Config, task: Task, run: RunDirectory, device: torch.device) -
                     model.train()
                     loss, sums, carry = task.loss(model, batch, job.carry if index else None)
                     optimizer.zero_grad(set_to_none=True)
-                    loss.backward()
+                    (loss + stabilizer.take()).backward()
                     grad_norm = clip_gradients(model, config.optimizer)
                     job.measured(loss, grad_norm, sums)
                     set_learning_rate(optimizer, config.optimizer, epoch + 1)

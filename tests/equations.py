@@ -1,7 +1,8 @@
 """The paper's equations in NumPy, float64, one step after the other: what the cell is tested by.
 
-Written from the paper (Cooijmans et al. 2017, equations 2 to 8; Laurent et al. 2015), not from the
-library: gates by name, statistics by `mean` and `var`, no shared code.
+Written from the papers (Cooijmans et al. 2017, equations 2 to 8; Laurent et al. 2015; Ba et al.
+2016, equations 20 to 22; those of `noise` below), not from the library: gates by name, statistics
+by `mean` and `var`, no shared code.
 """
 
 import numpy as np
@@ -17,6 +18,17 @@ def bn(y, gamma, beta, mean, var, eps):
     return beta + gamma * (y - mean) / np.sqrt(var + eps)
 
 
+def zoneout(old, new, p, held):
+    """Krueger et al. 2017: d is 1 where a unit keeps its value; its expectation without a mask."""
+    d = p if held is None else held.astype(float)
+    return d * old + (1 - d) * new
+
+
+def dropout(y, p, dropped):
+    """Semeniuta et al. 2016, Gal and Ghahramani 2016; scaled in training, nothing without a mask."""
+    return y if dropped is None else (1 - dropped.astype(float)) * y / (1 - p)
+
+
 def bn_lstm(
     x,
     h,
@@ -28,20 +40,29 @@ def bn_lstm(
     lengths=None,
     count_padding=False,
     sequence_eps=None,
+    noise=None,
 ):
     """x (T, B, D); w: the parameters by name; norms: {"ih": ..., "hh": ..., "c": ...}.
 
     sequence_eps: ε of sequence-wise statistics, if not eps.
+    noise: probabilities and masks by the names of the library's `Noise`.
 
     Returns output (T, B, H), h_n, c_n, and {"ih": (means, vars), ...} lists over steps.
     """
     steps, batch, _ = x.shape
     lengths = np.full(batch, steps) if lengths is None else lengths
     seen = {term: ([], []) for term in ("ih", "hh", "c")}
+    noise = noise or {}
+
+    def mask(name, t=None):
+        of_all = noise.get(name)
+        return of_all if of_all is None or t is None else of_all[t]
 
     def normalize(term, y, gamma, beta, t, rows):
         if norms[term] == "none":
             return y + beta
+        if norms[term] == "layer":
+            return bn(y, gamma, beta, y.mean(1, keepdims=True), y.var(1, keepdims=True), eps)
         if population is not None:
             means, variances = population[term]
             mean, var = means[min(t, len(means) - 1)], variances[min(t, len(means) - 1)]
@@ -76,17 +97,24 @@ def bn_lstm(
             from_input = sequence_term[t]
         else:
             from_input = normalize("ih", x[t] @ w["weight_ih"].T, w.get("gamma_ih"), 0, t, rows)
+        h_in = dropout(h, noise.get("hidden_dropout"), mask("dropped_hidden"))
         if norms["hh"] == "sum":  # BN(W_h h_{t-1} + W_x x_t), the bias as β
-            both = h @ w["weight_hh"].T + x[t] @ w["weight_ih"].T
+            both = h_in @ w["weight_hh"].T + x[t] @ w["weight_ih"].T
             z = normalize("hh", both, w["gamma_hh"], w.get("bias", 0), t, rows)
         else:
-            from_state = normalize("hh", h @ w["weight_hh"].T, w.get("gamma_hh"), 0, t, rows)
+            from_state = normalize("hh", h_in @ w["weight_hh"].T, w.get("gamma_hh"), 0, t, rows)
             z = from_input + from_state + w.get("bias", 0)
         gate = dict(zip(GATES, np.split(z, 4, axis=1), strict=True))
-        new_c = sigmoid(gate["f"]) * c + sigmoid(gate["i"]) * np.tanh(gate["g"])
-        c = np.where(live[:, None], new_c, c)
-        cell = normalize("c", c, w.get("gamma_c"), w.get("beta_c", 0), t, rows)
+        candidate = dropout(
+            np.tanh(gate["g"]), noise.get("recurrent_dropout"), mask("dropped_candidate", t)
+        )
+        new_c = sigmoid(gate["f"]) * c + sigmoid(gate["i"]) * candidate
+        new_c = np.where(live[:, None], new_c, c)
+        cell = normalize("c", new_c, w.get("gamma_c"), w.get("beta_c", 0), t, rows)
         new_h = sigmoid(gate["o"]) * np.tanh(cell)
+        new_c = zoneout(c, new_c, noise.get("zoneout_cell", 0), mask("held_cell", t))
+        new_h = zoneout(h, new_h, noise.get("zoneout_hidden", 0), mask("held_hidden", t))
+        c = np.where(live[:, None], new_c, c)
         h = np.where(live[:, None], new_h, h)
         output.append(np.where(live[:, None], new_h, 0))
     return np.stack(output), h, c, seen

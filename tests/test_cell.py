@@ -8,16 +8,22 @@ import pytest
 import torch
 
 from bnrnn import kernels
-from bnrnn.kernels import Moments, Normalization, TermMoments, Weights
+from bnrnn.kernels import Moments, Noise, Normalization, TermMoments, Weights
 from tests.equations import bn_lstm
 from tests.gpu import needs_gpu, on_gpu
 
 pytestmark = pytest.mark.numeric
 T, B, D, H = 7, 5, 3, 4
+NONE, FRAME, LAYER = (("none",) * 3, ("frame",) * 3, ("layer",) * 3)
 SLOTS = [
     *itertools.product(["none", "frame", "sequence"], ["none", "frame"], ["none", "frame"]),
     ("none", "sum", "none"),
     ("none", "sum", "frame"),
+    ("layer", "layer", "layer"),
+    ("frame", "layer", "none"),
+    ("layer", "frame", "layer"),
+    ("sequence", "none", "layer"),
+    ("none", "sum", "layer"),
 ]
 
 
@@ -78,7 +84,7 @@ def test_values_and_moments_are_those_of_the_equations(recurrence, norms, paddin
     for ours, theirs in zip((output, h_n, c_n), expected[:3], strict=True):
         assert_same(ours, theirs)
     for term, kind in zip(("ih", "hh", "c"), norms, strict=True):
-        if kind == "none":
+        if kind in ("none", "layer"):
             assert getattr(moments, term) is None
         else:
             assert_same(getattr(moments, term).mean, np.stack(expected[3][term][0]))
@@ -91,13 +97,13 @@ def test_given_statistics_are_used_and_the_last_row_beyond_them(recurrence, norm
     weights = make_weights(norms)
     given = {}
     for term, kind, features in zip(("ih", "hh", "c"), norms, (4 * H, 4 * H, H), strict=True):
-        if kind != "none":
+        if kind not in ("none", "layer"):
             rows = 1 if kind == "sequence" else 3  # fewer than the T steps that are run
             mean = torch.randn(rows, features, dtype=torch.float64)
             var = torch.rand(rows, features, dtype=torch.float64)
             given[term] = Moments(mean, var)
     output, h_n, c_n, _ = recurrence(
-        x, h, c, weights, Normalization(*norms), population=TermMoments(**given)
+        x, h, c, weights, Normalization(*norms), population=TermMoments(**given) if given else None
     )
     expected = bn_lstm(
         x.numpy(), h.numpy(), c.numpy(), in_numpy(weights), by_term(norms),
@@ -105,6 +111,42 @@ def test_given_statistics_are_used_and_the_last_row_beyond_them(recurrence, norm
     )  # fmt: skip
     for ours, theirs in zip((output, h_n, c_n), expected[:3], strict=True):
         assert_same(ours, theirs)
+
+
+def make_noise(random):
+    """All kinds at once: masks, or, where nothing is random, expectations."""
+    p = {"zoneout_cell": 0.3, "zoneout_hidden": 0.1, "recurrent_dropout": 0.25,
+         "hidden_dropout": 0.5}  # fmt: skip
+    if not random:
+        return Noise(**p)
+    return Noise(
+        **p,
+        **{
+            name: torch.rand(T, B, H) < 0.4
+            for name in ("held_cell", "held_hidden", "dropped_candidate")
+        },
+        dropped_hidden=torch.rand(B, H) < 0.4,
+    )
+
+
+@pytest.mark.parametrize("norms", [NONE, FRAME, LAYER, ("none", "sum", "layer")])
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("random", [False, True])
+def test_noise_is_that_of_the_equations(recurrence, norms, padded, random, request):
+    if "triton" in request.node.name:
+        pytest.skip("it has no noise, and says so")
+    x, h, c = inputs()
+    weights, noise = make_weights(norms), make_noise(random)
+    lengths = torch.tensor([T, 2, 4, T - 1, 1]) if padded else None
+    ours = recurrence(x, h, c, weights, Normalization(*norms), lengths=lengths, noise=noise)
+    expected = bn_lstm(
+        x.numpy(), h.numpy(), c.numpy(), in_numpy(weights), by_term(norms),
+        lengths=None if lengths is None else lengths.numpy(),
+        noise={k: v.numpy() if isinstance(v, torch.Tensor) else v
+               for k, v in noise._asdict().items()},
+    )  # fmt: skip
+    for result, truth in zip(ours[:3], expected[:3], strict=True):
+        assert_same(result, truth)
 
 
 @pytest.mark.parametrize("norms", [("frame", "frame", "frame"), ("none", "sum", "frame")])

@@ -9,6 +9,7 @@ import torch
 from bnrnn import BNLSTM
 from bnrnn.kernels import (
     Moments,
+    Noise,
     Normalization,
     Request,
     TermMoments,
@@ -24,11 +25,17 @@ pytestmark = pytest.mark.numeric
 FRAME = ("frame", "frame", "frame")
 NONE = ("none", "none", "none")
 SUM = ("none", "sum", "frame")
+LAYER = ("layer", "layer", "layer")
 SLOTS = [
-    *itertools.product(["none", "frame", "sequence"], ["none", "frame"], ["none", "frame"]),
+    *itertools.product(
+        ["none", "frame", "sequence", "layer"], ["none", "frame", "layer"],
+        ["none", "frame", "layer"],
+    ),
     ("none", "sum", "none"),
     ("none", "sum", "frame"),
-]
+    ("none", "sum", "layer"),
+]  # fmt: skip
+NOISES = ("held_cell", "held_hidden", "dropped_candidate", "dropped_hidden")
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +48,7 @@ def _built_and_threads_as_before():
 
 def problem(steps, batch, features, hidden, norms=FRAME, dtype=torch.float64, **options):
     """The arguments of `recurrence`, all leaves; options: one_hot, constant_input, lengths, given,
-    count_padding, bias, beta_c, sequence_eps."""
+    count_padding, bias, beta_c, sequence_eps, noise (True or names of masks), expectation."""
 
     def draw(*shape, scale=1.0):
         values = scale * torch.randn(*shape, dtype=torch.float64)
@@ -66,7 +73,7 @@ def problem(steps, batch, features, hidden, norms=FRAME, dtype=torch.float64, **
     if options.get("given"):
 
         def moments(kind, width):
-            if kind == "none":
+            if kind in ("none", "layer"):
                 return None
             rows = 1 if kind == "sequence" else max(1, steps - 2)
             variance = draw(rows, width).detach().square() + 0.5
@@ -75,17 +82,30 @@ def problem(steps, batch, features, hidden, norms=FRAME, dtype=torch.float64, **
         population = TermMoments(
             moments(ih, 4 * hidden), moments(hh, 4 * hidden), moments(c, hidden)
         )
+        population = population if any(population) else None
     lengths = None
     if options.get("lengths"):
         # At least two sequences at every step: one alone has no variance, and with none to
         # speak of rounding errors are multiplied by 1 / sqrt(eps).
         lengths = torch.randint(1, steps + 1, (batch,))
         lengths[:2] = steps
+    noise, masks = Noise(), options.get("noise") or ()
+    if masks:
+        noise = Noise(
+            0.3, 0.1, 0.5, 0.25,
+            **{
+                name: torch.rand((batch, hidden) if k == 3 else (steps, batch, hidden)) < 0.3
+                for k, name in enumerate(NOISES)
+                if masks is True or name in masks
+            },
+        )  # fmt: skip
+    elif options.get("expectation"):
+        noise = Noise(0.3, 0.1, 0.5, 0.25)
     return {
         "input": input, "h_0": draw(batch, hidden), "c_0": draw(batch, hidden),
         "weights": weights, "population": population,
         "normalization": Normalization(*norms, sequence_eps=options.get("sequence_eps") or None),
-        "lengths": lengths, "count_padding": bool(options.get("count_padding")),
+        "lengths": lengths, "count_padding": bool(options.get("count_padding")), "noise": noise,
     }  # fmt: skip
 
 
@@ -133,7 +153,12 @@ def random_case(seed):
         for name in ("one_hot", "constant_input", "lengths", "given", "count_padding", "bias",
                      "beta_c", "sequence_eps")
     }  # fmt: skip
-    return shape, chance.choice(SLOTS), chance.choice([1, 2, 3]), options
+    options["noise"] = [name for name in NOISES if chance.random() < 0.4]
+    options["expectation"] = chance.random() < 0.5
+    slots = chance.choice(SLOTS)
+    if slots[2] == "layer":  # of a single unit the cell state would be its own mean
+        shape[3] += 1
+    return shape, slots, chance.choice([1, 2, 3]), options
 
 
 @pytest.mark.parametrize(
@@ -148,10 +173,10 @@ def test_random_problems(number, dtype, seed):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("hidden", [3, 70, 133])
-@pytest.mark.parametrize("norms", [FRAME, SUM])
+@pytest.mark.parametrize("norms", [FRAME, SUM, LAYER])
 def test_a_single_sequence(dtype, hidden, norms):
     assert_as_accurate_as_the_reference(
-        problem(6, 1, 5, hidden, norms, dtype, given=True, one_hot=True)
+        problem(6, 1, 5, hidden, norms, dtype, given=True, one_hot=True, noise=norms == LAYER)
     )
 
 
@@ -163,14 +188,18 @@ def test_a_single_sequence(dtype, hidden, norms):
 @pytest.mark.parametrize("threads", [1, 3])
 def test_large_problems(shape, one_hot, threads):
     torch.set_num_threads(threads)
-    for norms in (FRAME, ("sequence", "frame", "none"), SUM):
-        assert_as_accurate_as_the_reference(problem(*shape, norms, one_hot=one_hot))
+    for norms in (FRAME, ("sequence", "frame", "none"), SUM, LAYER):
+        assert_as_accurate_as_the_reference(
+            problem(*shape, norms, one_hot=one_hot, noise=norms == LAYER)
+        )
 
 
 @pytest.mark.parametrize(
-    "norms", [FRAME, ("sequence", "frame", "none"), ("none", "none", "frame"), SUM]
+    "norms", [FRAME, ("sequence", "frame", "none"), ("none", "none", "frame"), SUM, LAYER]
 )
-@pytest.mark.parametrize("options", [{}, {"one_hot": True}, {"constant_input": True}])
+@pytest.mark.parametrize(
+    "options", [{}, {"one_hot": True}, {"constant_input": True, "noise": True}]
+)
 @pytest.mark.parametrize("features", [2, 50])
 def test_the_same_bits_for_any_number_of_threads(norms, options, features):
     case = problem(9, 37, features, 75, norms, torch.float32, lengths=True, **options)
@@ -183,9 +212,11 @@ def test_the_same_bits_for_any_number_of_threads(norms, options, features):
             assert torch.equal(alone[name], again[name]), (name, threads)
 
 
-@pytest.mark.parametrize("norms", [FRAME, SUM])
+@pytest.mark.parametrize("norms", [FRAME, SUM, LAYER])
 def test_without_gradients_the_values_are_the_same_bits(norms):
-    for options in ({}, {"lengths": True, "count_padding": True}, {"given": True}):
+    for options in (
+        {}, {"lengths": True, "count_padding": True}, {"given": True}, {"noise": True},
+    ):  # fmt: skip
         for steps in (1, 6, 7):
             case = problem(steps, 9, 3, 20, norms, **options)
             kept = compiled.recurrence(**case)
@@ -218,7 +249,9 @@ def test_a_graph_that_is_kept_gives_the_same_gradients_twice():
 
 
 @pytest.mark.parametrize("norms", [NONE, FRAME, ("sequence", "none", "frame"), SUM])
-@pytest.mark.parametrize("options", [{}, {"lengths": True}, {"given": True}, {"one_hot": True}])
+@pytest.mark.parametrize(
+    "options", [{}, {"lengths": True}, {"given": True, "noise": True}, {"one_hot": True}]
+)
 def test_differentiated_twice(norms, options):
     """A penalty on the norm of one gradient, by all parameters, and gradgradcheck."""
     case = problem(4, 5, 3, 6, norms, **options)
@@ -235,9 +268,9 @@ def test_differentiated_twice(norms, options):
         torch.testing.assert_close(ours, theirs)
 
 
-@pytest.mark.parametrize("norms", [FRAME, SUM])
+@pytest.mark.parametrize("norms", [FRAME, SUM, LAYER])
 def test_gradgradcheck(norms):
-    case = problem(2, 4, 3, 2, norms)
+    case = problem(2, 4, 3, 2, norms, noise=norms == LAYER)
     present = [k for k, v in case["weights"]._asdict().items() if v is not None]
 
     def outputs(*tensors):

@@ -264,7 +264,10 @@ def test_a_row_alone_in_evaluation_is_the_row_in_its_batch(bidirectional):
     ("kwargs", "message"),
     [
         ({"hidden_size": 0}, "hidden_size must be greater than zero"),
-        ({"input_norm": "layer"}, "input_norm must be one of none, frame, sequence, got 'layer'"),
+        ({"input_norm": "group"}, "input_norm must be one of none, frame, sequence, layer, got"),
+        ({"hidden_size": 1, "cell_norm": "layer"}, "hidden_size must be 2 or more with cell_norm"),
+        ({"zoneout_cell": 1.0}, r"zoneout_cell must be in \[0, 1\), got 1.0"),
+        ({"weight_dropout": -0.1}, r"weight_dropout must be in \[0, 1\), got -0.1"),
         ({"recurrent_norm": "sequence"}, "recurrent_norm must be one of none, frame, sum"),
         (
             {"recurrent_norm": "sum"},

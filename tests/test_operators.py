@@ -7,13 +7,13 @@ import torch._dynamo.testing
 from bnrnn import kernels
 from bnrnn.kernels import Normalization, Weights, operators
 from bnrnn.kernels import cpu as compiled
-from tests.test_cpu_kernel import FRAME, NONE, SUM, leaves, problem
+from tests.test_cpu_kernel import FRAME, LAYER, NONE, SUM, leaves, problem
 
 OPTIONS = [
     {}, {"constant_input": True}, {"one_hot": True}, {"lengths": True}, {"given": True},
-    {"lengths": True, "count_padding": True, "one_hot": True},
+    {"lengths": True, "count_padding": True, "one_hot": True}, {"noise": True},
 ]  # fmt: skip
-NORMS = [FRAME, NONE, ("sequence", "none", "frame"), SUM]
+NORMS = [FRAME, NONE, ("sequence", "none", "frame"), SUM, LAYER]
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +27,8 @@ def arguments(case):
     kinds = case["normalization"]
     return (
         case["input"], case["h_0"], case["c_0"], *case["weights"], *given, case["lengths"],
-        case["count_padding"], kinds.ih == "sequence", kinds.sums, kinds.eps, kinds.eps_ih,
+        *case["noise"][4:], case["count_padding"], kinds.ih, kinds.hh, kinds.c, kinds.eps,
+        kinds.eps_ih, *case["noise"][:4],
     )  # fmt: skip
 
 
@@ -58,15 +59,14 @@ def test_opcheck(norms, options, features, dtype):
     layer = arguments(case)
     torch.library.opcheck(torch.ops.bnrnn_cpu.forward.default, (*layer, False, False))
     output, h_n, _, moments, saved = torch.ops.bnrnn_cpu.forward(*layer, True, needs_input)
-    tensors, settings = list(layer[:17]), layer[17:]
-    for i, gamma in enumerate(case["weights"][3:6]):
-        if moments and gamma is not None:
+    by_batch, tensors = bool(moments), list(layer[:21])
+    for i, term in enumerate(("ih", "hh", "c")):
+        if moments and case["normalization"].takes_moments(term):
             tensors[10 + 2 * i : 12 + 2 * i] = moments[:2]
             del moments[:2]
     backward = (
-        torch.randn_like(output), torch.randn_like(h_n), None, *tensors, *settings,
-        not options.get("given") and norms != NONE, *saved, *[None] * (4 - len(saved)),
-        needs_input, True,
+        torch.randn_like(output), torch.randn_like(h_n), None, *tensors, *layer[21:],
+        by_batch, *saved, needs_input, True,
     )  # fmt: skip
     torch.library.opcheck(torch.ops.bnrnn_cpu.backward.default, backward)
 

@@ -7,17 +7,20 @@ from functools import partial
 
 from torch import Tensor
 
-from bnrnn.kernels import cpu, reference, scan, torch_lstm, triton
+from bnrnn.kernels import cpu, philox, reference, scan, torch_lstm, triton
 from bnrnn.kernels.build import BuildError
 from bnrnn.kernels.interface import (
+    SILENCE,
     Kernel,
     Moments,
+    Noise,
     Normalization,
     Recurrence,
     Request,
     TermMoments,
     Weights,
 )
+from bnrnn.kernels.philox import new_key
 
 # The fastest first, but for the one that is for export.
 KERNELS: dict[str, Kernel] = {
@@ -72,32 +75,44 @@ def recurrence(
     population: TermMoments | None = None,
     lengths: Tensor | None = None,
     count_padding: bool = False,
+    noise: Noise = SILENCE,
     kernel: str = "auto",
 ) -> tuple[Tensor, Tensor, Tensor, TermMoments]:
     """See `bnrnn.kernels.interface.Recurrence`; `kernel` as in `choose`."""
     cell_bias = normalization.c == "none" and weights.beta_c is not None
     request = Request(
         h_0.device.type, h_0.dtype, normalization, cell_bias,
-        padded=lengths is not None, by_batch=population is None,
+        padded=lengths is not None, by_batch=population is None, noisy=not noise.is_silent,
     )  # fmt: skip
     run = KERNELS[choose(kernel, request)].run
     return run(
         input, h_0, c_0, weights, normalization,
-        population=population, lengths=lengths, count_padding=count_padding,
+        population=population, lengths=lengths, count_padding=count_padding, noise=noise,
     )  # fmt: skip
+
+
+def bernoulli(key: Tensor, stream: int, count: int, p: float) -> Tensor:
+    """See `bnrnn.kernels.philox.bernoulli`; the same numbers, by the fastest means at hand."""
+    if key.is_cpu and cpu.can_draw():
+        return cpu.bernoulli(key, stream, count, p)
+    return philox.bernoulli(key, stream, count, p)
 
 
 __all__ = [
     "KERNELS",
+    "SILENCE",
     "BuildError",
     "Kernel",
     "Moments",
+    "Noise",
     "Normalization",
     "Recurrence",
     "Request",
     "TermMoments",
     "Weights",
+    "bernoulli",
     "check_name",
     "choose",
+    "new_key",
     "recurrence",
 ]

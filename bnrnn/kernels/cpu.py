@@ -6,13 +6,13 @@ operators in `csrc/bindings.cpp`.
 
 Saved for the backward pass, in elements of the dtype, W being B rounded up to whole vectors (16
 floats with AVX-512): W_h h_{t-1}, 4 T H W; the hidden and the cell states, 2 (T + 1) H W; the
-moments, 2 T per normalised feature. Gates and normalised terms are computed again. W_x x_t is kept
-(4 T B H) only for an input of many features; of one-hot inputs and of few features it is computed
-again too. Where W_h h_{t-1} + W_x x_t is normalised, that is kept in place of W_h h_{t-1}, and no
-W_x x_t. The backward pass allocates
-no array of this size but the gradient of a W_x x_t that was kept: the gradients of W_h h_{t-1} go
-into that of W_h every few steps. In float32, at T 784, B 100, H 100 that is 211 MB; at T 100, B 64,
-H 1000, 154 MB.
+moments, 2 T per normalised feature, or of layer normalisation 2 T W a slot. Gates and normalised
+terms are computed again. W_x x_t is kept (4 T B H) only for an input of many features; of one-hot
+inputs and of few features it is computed again too. Where W_h h_{t-1} + W_x x_t is normalised, that
+is kept in place of W_h h_{t-1}, and no W_x x_t. Noise keeps its masks, a byte an element. The
+backward pass allocates no array of this size but the gradient of a W_x x_t that was kept: the
+gradients of W_h h_{t-1} go into that of W_h every few steps. In float32, at T 784, B 100, H 100
+that is 211 MB; at T 100, B 64, H 1000, 154 MB.
 """
 
 import functools
@@ -24,7 +24,9 @@ from torch import Tensor
 from bnrnn.kernels import operators, reference
 from bnrnn.kernels.build import BuildError
 from bnrnn.kernels.interface import (
+    SILENCE,
     Moments,
+    Noise,
     Normalization,
     Request,
     TermMoments,
@@ -45,6 +47,7 @@ def recurrence(
     population: TermMoments | None = None,
     lengths: Tensor | None = None,
     count_padding: bool = False,
+    noise: Noise = SILENCE,
 ) -> tuple[Tensor, Tensor, Tensor, TermMoments]:
     """See `bnrnn.kernels.interface.Recurrence`.
 
@@ -56,9 +59,9 @@ def recurrence(
     if lengths is not None and not count_padding and input.is_floating_point():
         input = torch.where(reference.live_rows(lengths, len(input)), input, 0.0)
     given = [t for moments in population or TermMoments() for t in moments or (None, None)]
-    tensors = (input, h_0, c_0, *weights, *given, lengths)
-    sequence = normalization.ih == "sequence"
-    settings = count_padding, sequence, normalization.sums, normalization.eps, normalization.eps_ih
+    tensors = (input, h_0, c_0, *weights, *given, lengths, *noise[4:])
+    kinds = normalization
+    settings = count_padding, kinds.ih, kinds.hh, kinds.c, kinds.eps, kinds.eps_ih, *noise[:4]
     # A trace is for inference, and must not depend on whether gradients are wanted.
     differentiable = torch.is_grad_enabled() and not torch.jit.is_tracing()  # pyright: ignore
     keep = differentiable and any(t is not None and t.requires_grad for t in tensors)
@@ -68,8 +71,10 @@ def recurrence(
     pairs = iter([m.detach() for m in found])
     moments = TermMoments(
         *(
-            None if gamma is None or population is not None else Moments(next(pairs), next(pairs))
-            for gamma in (weights.gamma_ih, weights.gamma_hh, weights.gamma_c)
+            Moments(next(pairs), next(pairs))
+            if population is None and kinds.takes_moments(term)
+            else None
+            for term in TermMoments._fields
         )
     )
     return output, h_n, c_n, moments
@@ -81,6 +86,16 @@ def why_not(request: Request) -> str | None:
     if in_functorch_transform():
         return "torch.func cannot transform it"
     return _why_unavailable()
+
+
+def can_draw() -> bool:
+    """Whether `bernoulli` is at hand."""
+    return not in_functorch_transform() and _why_unavailable() is None
+
+
+def bernoulli(key: Tensor, stream: int, count: int, p: float) -> Tensor:
+    """See `bnrnn.kernels.philox.bernoulli`."""
+    return torch.ops.bnrnn_cpu.bernoulli(key, stream, count, p)
 
 
 def _why_unavailable() -> str | None:

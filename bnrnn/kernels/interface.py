@@ -39,7 +39,8 @@ class Weights(NamedTuple):
 
 
 class Normalization(NamedTuple):
-    """What the three slots hold: "none", "frame" (each step by itself) or "sequence".
+    """What the three slots hold: "none", "frame" (batch statistics of each step by itself),
+    "sequence" (of all steps) or "layer" (statistics over the features of each sequence and step).
 
     `hh` may also be "sum": the sum of both terms is normalised, each step by itself, with
     `gamma_hh` as γ and the bias as β; `ih` is "none" then.
@@ -69,6 +70,41 @@ class Normalization(NamedTuple):
     def is_empty(self) -> bool:
         return (self.ih, self.hh, self.c) == ("none", "none", "none")
 
+    @property
+    def has_layer(self) -> bool:
+        return "layer" in (self.ih, self.hh, self.c)
+
+    def takes_moments(self, term: str) -> bool:
+        """Whether a slot's statistics are those of a batch, which a population's can replace."""
+        return getattr(self, term) not in ("none", "layer")
+
+
+class Noise(NamedTuple):
+    """What regularises one pass over one layer and direction; by default nothing does.
+
+    Probabilities, and in training masks of booleans that are true with them. Without its mask
+    (in evaluation) a zoneout takes the expectation, and a dropout does nothing. See
+    `reference.py` for the equations.
+    """
+
+    zoneout_cell: float = 0.0
+    zoneout_hidden: float = 0.0
+    recurrent_dropout: float = 0.0
+    hidden_dropout: float = 0.0
+    held_cell: Tensor | None = None  # (T, B, H): keeps c_{t-1}
+    held_hidden: Tensor | None = None  # (T, B, H): keeps h_{t-1}
+    dropped_candidate: Tensor | None = None  # (T, B, H): adds nothing to c_t
+    dropped_hidden: Tensor | None = None  # (B, H): left out of W_h h_{t-1} at every step
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether a pass with this equals one without."""
+        dropped = self.dropped_candidate is not None or self.dropped_hidden is not None
+        return self.zoneout_cell == self.zoneout_hidden == 0 and not dropped
+
+
+SILENCE = Noise()
+
 
 class Recurrence(Protocol):
     """One layer in one direction."""
@@ -84,6 +120,7 @@ class Recurrence(Protocol):
         population: TermMoments | None = None,
         lengths: Tensor | None = None,
         count_padding: bool = False,
+        noise: Noise = SILENCE,
     ) -> tuple[Tensor, Tensor, Tensor, TermMoments]:
         """Run all time steps.
 
@@ -96,6 +133,7 @@ class Recurrence(Protocol):
                 state and its output is zero. None: all are T long.
             count_padding: whether finished sequences count in frame-wise batch statistics, those
                 of the two states with h and c as they ended.
+            noise: zoneout and dropout of the states.
 
         Returns:
             output (T, B, H); h_n, c_n (B, H); the batch's moments, detached (empty if given).
@@ -117,11 +155,12 @@ class Request:
     cell_bias: bool = False  # β_c without a normalised cell
     padded: bool = False  # sequences of different lengths
     by_batch: bool = True  # statistics, if any, are the batch's own
+    noisy: bool = False  # some `Noise`
 
     @property
     def is_plain(self) -> bool:
         """Nothing is normalised or added to the LSTM of `torch.nn.LSTM`."""
-        return self.normalization.is_empty and not self.cell_bias
+        return self.normalization.is_empty and not self.cell_bias and not self.noisy
 
 
 def in_functorch_transform() -> bool:

@@ -9,13 +9,15 @@ from torch import Tensor
 from bnrnn.kernels import build, reference
 from bnrnn.kernels.interface import (
     Moments,
+    Noise,
     Normalization,
     TermMoments,
     Weights,
 )
 
-_TENSORS, _DIFFERENTIABLE = 17, 10  # so many of the operators' arguments, from the first on
-_GAMMAS = slice(6, 9)
+# So many of the operators' arguments, from the first on; then come the settings.
+_TENSORS, _DIFFERENTIABLE, _SETTINGS = 21, 10, 10
+_GIVEN = slice(_DIFFERENTIABLE, _DIFFERENTIABLE + 6)
 
 
 @functools.cache
@@ -30,30 +32,42 @@ def load() -> None:
     library.register_fake("bnrnn_cpu::forward", _fake_forward)
     library.register_fake("bnrnn_cpu::backward", _fake_backward)
     library.register_fake("bnrnn_cpu::multiply", torch.mm)
+    library.register_fake(
+        "bnrnn_cpu::bernoulli",
+        lambda key, stream, count, p: key.new_empty(count, dtype=torch.bool),
+    )
     library.register_autograd("bnrnn_cpu::forward", _backward, setup_context=_save)
 
 
 def _fake_forward(
     input: Tensor, h_0: Tensor, c_0: Tensor, weight_ih: Tensor, weight_hh: Tensor, *rest: Any
 ) -> Any:
-    _, gamma_ih, gamma_hh, gamma_c, _, *given = rest[:11]
-    sequence, sums, keep, grad_input = rest[13], rest[14], rest[17], rest[18]
+    layer = (input, h_0, c_0, weight_ih, weight_hh, *rest)
+    settings, (keep, grad_input) = layer[_TENSORS : _TENSORS + _SETTINGS], layer[-2:]
     (steps, batch), hidden = input.shape[:2], weight_hh.shape[1]
-    by_batch = all(moments is None for moments in given)
-    sequence = sequence and by_batch and gamma_ih is not None
+    by_batch, kinds = all(moments is None for moments in layer[_GIVEN]), _normalization(settings)
     new, moments, saved = weight_hh.new_empty, [], []
-    for gamma, rows in ((gamma_ih, 1 if sequence else steps), (gamma_hh, steps), (gamma_c, steps)):
-        if gamma is not None and by_batch:
-            moments += [new(rows, len(gamma)), new(rows, len(gamma))]
+    for term, features in (("ih", 4 * hidden), ("hh", 4 * hidden), ("c", hidden)):
+        if by_batch and kinds.takes_moments(term):
+            rows = 1 if getattr(kinds, term) == "sequence" else steps
+            moments += [new(rows, features), new(rows, features)]
     if keep:
         lanes = torch.ops.bnrnn_cpu.lanes(weight_hh.dtype == torch.float64)
         width = (batch + lanes - 1) // lanes * lanes
-        saved = [new(steps, 4 * hidden, width), *(new(steps + 1, hidden, width) for _ in range(2))]
         narrow = weight_ih.shape[1] <= torch.ops.bnrnn_cpu.narrow()
-        wide = sequence or grad_input or not narrow
-        if input.is_floating_point() and wide and not sums:
-            saved.append(new(steps * batch, 4 * hidden))
+        wide = (by_batch and kinds.ih == "sequence") or grad_input or not narrow
+        has_term = input.is_floating_point() and wide and not kinds.sums
+        saved = [
+            new(steps, 4 * hidden, width), *(new(steps + 1, hidden, width) for _ in range(2)),
+            new(3 if kinds.has_layer else 0, steps, 2, width),
+            new(steps * batch if has_term else 0, 4 * hidden),
+        ]  # fmt: skip
     return new(steps, batch, hidden), new(batch, hidden), new(batch, hidden), moments, saved
+
+
+def _normalization(settings: Any) -> Normalization:
+    _, ih, hh, c, eps, eps_ih, *_ = settings
+    return Normalization(ih, hh, c, eps, eps_ih)
 
 
 def _fake_backward(*arguments: Any) -> Any:
@@ -68,7 +82,7 @@ def _fake_backward(*arguments: Any) -> Any:
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     *_, moments, saved = output
     ctx.save_for_backward(*inputs[:_TENSORS], *moments, *saved)
-    ctx.settings, ctx.found = inputs[_TENSORS : _TENSORS + 5], len(moments)
+    ctx.settings, ctx.found = inputs[_TENSORS : _TENSORS + _SETTINGS], len(moments)
     ctx.set_materialize_grads(False)
 
 
@@ -81,16 +95,17 @@ def _backward(ctx: Any, *grads: Any) -> Any:
     if torch.is_grad_enabled():  # create_graph
         found = _backward_of_reference(grads, layer, ctx.settings, needed)
     else:
-        *tensors, lengths = layer
+        tensors = list(layer)
         if ctx.found:
-            gammas = layer[_GAMMAS]
-            tensors[_DIFFERENTIABLE:] = [
-                None if gamma is None else next(moments) for gamma in gammas for _ in range(2)
+            kinds = _normalization(ctx.settings)
+            tensors[_GIVEN] = [
+                next(moments) if kinds.takes_moments(term) else None
+                for term in TermMoments._fields
+                for _ in range(2)
             ]
         found = torch.ops.bnrnn_cpu.backward(
-            *grads, *tensors, lengths, *ctx.settings, ctx.found > 0,
-            *saved, *[None] * (4 - len(saved)), needed[0], needed[3],
-        )  # fmt: skip
+            *grads, *tensors, *ctx.settings, ctx.found > 0, *saved, needed[0], needed[3]
+        )
     of_tensors = [grad if need else None for grad, need in zip(found, needed, strict=True)]
     return *of_tensors, *[None] * (len(ctx.needs_input_grad) - _DIFFERENTIABLE)
 
@@ -101,17 +116,14 @@ def _backward_of_reference(
     """The gradients by the reference's graph, which can be differentiated again."""
     aliases: list[Any] = [t if t is None else t.view_as(t) for t in layer]
     input, h_0, c_0, *weights = aliases[:_DIFFERENTIABLE]
-    given, lengths = aliases[_DIFFERENTIABLE:-1], aliases[-1]
-    count_padding, sequence, sums, eps, eps_ih = settings
-    w = Weights(*weights)
-    ih, hh, c = ("none" if g is None else "frame" for g in (w.gamma_ih, w.gamma_hh, w.gamma_c))
-    ih, hh = "sequence" if sequence else ih, "sum" if sums else hh
-    normalization = Normalization(ih, hh, c, eps, eps_ih)
+    given, (lengths, *masks) = aliases[_GIVEN], aliases[_GIVEN.stop :]
+    count_padding, *_, zoneout_cell, zoneout_hidden, recurrent_dropout, hidden_dropout = settings
+    noise = Noise(zoneout_cell, zoneout_hidden, recurrent_dropout, hidden_dropout, *masks)
     moments = [Moments(*given[i : i + 2]) if given[i] is not None else None for i in (0, 2, 4)]
     results = reference.recurrence(
-        input, h_0, c_0, w, normalization,
+        input, h_0, c_0, Weights(*weights), _normalization(settings),
         population=TermMoments(*moments) if any(moments) else None,
-        lengths=lengths, count_padding=count_padding,
+        lengths=lengths, count_padding=count_padding, noise=noise,
     )[:3]  # fmt: skip
     used = [i for i, grad in enumerate(grads) if grad is not None]
     wanted = [t for t, need in zip(aliases, needed, strict=False) if need]

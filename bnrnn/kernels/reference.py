@@ -14,13 +14,28 @@ or, where the two terms are normalised as one, each step by itself,
 Cooijmans et al., "Recurrent Batch Normalization", ICLR 2017, equations 6 to 8; the sequence-wise
 statistics of the input term are those of Laurent et al., "Batch Normalized Recurrent Neural
 Networks", 2015, and so is the sum, which they tried first (section "Batch Normalization for RNNs").
+
+Any BN(y; γ, β) may be LN(y; γ, β), the same formula with mean and variance over the features of y
+for each sequence and step by itself: Ba et al., "Layer Normalization", 2016, equations 20 to 22.
+Their shifts of the first two terms are left to b, to which they only add.
+
+What is random in training, with masks m of zeros and ones and P(m = 1) = p:
+
+    c_t = m_c ⊙ c_{t-1} + (1 − m_c) ⊙ c̃_t          zoneout: c̃_t and h̃_t are what stands above,
+    h_t = m_h ⊙ h_{t-1} + (1 − m_h) ⊙ h̃_t          h̃_t of c̃_t; in evaluation m = p
+    c̃_t = σ(f) ⊙ c_{t-1} + σ(i) ⊙ (1 − m_g) / (1 − p) ⊙ tanh(g)                recurrent dropout
+    W_h ((1 − m) / (1 − p) ⊙ h_{t-1}) for W_h h_{t-1}, m the same at all steps    hidden dropout
+
+Krueger et al., "Zoneout", ICLR 2017, section 3; Semeniuta et al., "Recurrent Dropout without Memory
+Loss", 2016, equation 11, with the scale of training instead of one of evaluation; Gal and
+Ghahramani, "A Theoretically Grounded Application of Dropout in RNNs", 2016, section 4.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bnrnn.kernels.interface import Moments, Normalization, TermMoments, Weights
+from bnrnn.kernels.interface import SILENCE, Moments, Noise, Normalization, TermMoments, Weights
 
 
 def recurrence(
@@ -33,6 +48,7 @@ def recurrence(
     population: TermMoments | None = None,
     lengths: Tensor | None = None,
     count_padding: bool = False,
+    noise: Noise = SILENCE,
 ) -> tuple[Tensor, Tensor, Tensor, TermMoments]:
     """See `bnrnn.kernels.interface.Recurrence`."""
     steps = input.shape[0]
@@ -50,7 +66,7 @@ def recurrence(
     bn_c = _Norm(kinds.c, w.gamma_c, w.beta_c, eps, given.c)
 
     x_terms = input_term(input, w.weight_ih)  # (T, B, 4H)
-    whole_sequence = kinds.ih == "sequence" and population is None
+    whole_sequence = kinds.ih == "sequence" and given.ih is None
     if whole_sequence:
         # Padding never counts here: n is the number of real frames.
         frames = None if live is None else live.flatten(0, 1)
@@ -61,27 +77,46 @@ def recurrence(
         rows = None if counted is None else counted[t]
         if not whole_sequence:
             x = bn_ih(x, t, rows)
-        y = h @ w.weight_hh.t()
+        y = _dropped(h, noise.dropped_hidden, noise.hidden_dropout) @ w.weight_hh.t()
         z = bn_hh(x + y, t, rows) if kinds.sums else x + bn_hh(y, t, rows)
         i, f, g, o = z.chunk(4, dim=1)
-        c_t = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+        g = _dropped(torch.tanh(g), _at(noise.dropped_candidate, t), noise.recurrent_dropout)
+        new_c = torch.sigmoid(f) * c + torch.sigmoid(i) * g
+        if live is not None:
+            new_c = torch.where(live[t], new_c, c)
+        new_h = torch.sigmoid(o) * torch.tanh(bn_c(new_c, t, rows))
+        c_t = _zoned(c, new_c, _at(noise.held_cell, t), noise.zoneout_cell)
+        h_t = _zoned(h, new_h, _at(noise.held_hidden, t), noise.zoneout_hidden)
         c = c_t if live is None else torch.where(live[t], c_t, c)
-        h_t = torch.sigmoid(o) * torch.tanh(bn_c(c, t, rows))
         h = h_t if live is None else torch.where(live[t], h_t, h)
         output.append(h_t if live is None else torch.where(live[t], h_t, 0.0))
     moments = TermMoments(bn_ih.moments(), bn_hh.moments(), bn_c.moments())
     return torch.stack(output), h, c, moments
 
 
+def _at(mask: Tensor | None, t: int) -> Tensor | None:
+    return None if mask is None else mask[t]
+
+
+def _dropped(y: Tensor, mask: Tensor | None, p: float) -> Tensor:
+    return y if mask is None else torch.where(mask, 0.0, y) / (1 - p)
+
+
+def _zoned(old: Tensor, new: Tensor, held: Tensor | None, p: float) -> Tensor:
+    if held is not None:
+        return torch.where(held, old, new)
+    return new if p == 0 else p * old + (1 - p) * new
+
+
 class _Norm:
-    """One slot: BN(y; γ, β) at step t; y + β where the slot is empty."""
+    """One slot: BN(y; γ, β) or LN(y; γ, β) at step t; y + β where the slot is empty."""
 
     def __init__(
         self, kind: str, gamma: Tensor | None, beta: Tensor | None, eps: float,
         given: Moments | None,
     ) -> None:  # fmt: skip
         self.gamma, self.beta, self.eps = gamma, beta, eps
-        self.empty = kind == "none"
+        self.empty, self.layer = kind == "none", kind == "layer"
         self.given = given is not None
         self.seen: list[Moments] = []
         if given is not None:
@@ -96,6 +131,8 @@ class _Norm:
         """y (n, features), of which `rows` (n, 1) count in batch statistics; None: all."""
         if self.empty:
             return y if self.beta is None else y + self.beta
+        if self.layer:
+            return F.layer_norm(y, y.shape[-1:], self.gamma, self.beta, self.eps)
         if self.given:
             t = min(t, len(self.scale) - 1)
             return torch.addcmul(self.shift[t], y, self.scale[t])

@@ -1,12 +1,22 @@
 """The recurrence as one `scan`, which an export to ONNX keeps as a loop over any number of steps.
 
-For an evaluated model: every normalisation is an affine map, a row of it for each time step.
+For an evaluated model: every normalisation by a population is an affine map, a row of it for each
+time step, and every zoneout is its expectation.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from bnrnn.kernels.interface import Moments, Normalization, Request, TermMoments, Weights
+from bnrnn.kernels.interface import (
+    SILENCE,
+    Moments,
+    Noise,
+    Normalization,
+    Request,
+    TermMoments,
+    Weights,
+)
 from bnrnn.kernels.reference import input_term, live_rows
 
 
@@ -20,18 +30,26 @@ def recurrence(
     population: TermMoments | None = None,
     lengths: Tensor | None = None,
     count_padding: bool = False,
+    noise: Noise = SILENCE,
 ) -> tuple[Tensor, Tensor, Tensor, TermMoments]:
-    """See `bnrnn.kernels.interface.Recurrence`; no statistics of the batch."""
+    """See `bnrnn.kernels.interface.Recurrence`; no statistics of the batch, no masks."""
     # Not at the top: it imports the compiler, which takes seconds.
     from torch._higher_order_ops.scan import scan
 
     w, given, steps = weights, population or TermMoments(), input.shape[0]
 
+    def standardized(term: str, y: Tensor) -> Tensor:
+        """Over the features, if that is what the slot holds."""
+        if getattr(normalization, term) != "layer":
+            return y
+        return F.layer_norm(y, y.shape[-1:], eps=normalization.eps)
+
     def affine(term: str, gamma: Tensor | None, beta: Tensor | None, like: Tensor) -> list[Tensor]:
         """Scale and shift of a term at each step, (T, features)."""
         moments: Moments | None = getattr(given, term)
         if moments is None or gamma is None:
-            scale, shift = torch.ones_like(like)[None], torch.zeros_like(like)[None]
+            scale = (torch.ones_like(like) if gamma is None else gamma)[None]
+            shift = torch.zeros_like(like)[None]
         else:
             scale = gamma * torch.rsqrt(moments.var + normalization.eps_of(term))
             shift = -moments.mean * scale
@@ -42,7 +60,7 @@ def recurrence(
     sums = normalization.sums
     b_x, b_h = (None, w.bias) if sums else (w.bias, None)
     scale, shift = affine("ih", w.gamma_ih, b_x, w.weight_hh[:, 0])
-    x = input_term(input, w.weight_ih) * scale[:, None] + shift[:, None]
+    x = standardized("ih", input_term(input, w.weight_ih)) * scale[:, None] + shift[:, None]
     live = torch.ones_like(x[:, :, :1]) > 0 if lengths is None else live_rows(lengths, steps)
     by_step = (
         x, live, *affine("hh", w.gamma_hh, b_h, w.weight_hh[:, 0]),
@@ -53,11 +71,13 @@ def recurrence(
         state: tuple[Tensor, Tensor], now: tuple[Tensor, ...]
     ) -> tuple[tuple[Tensor, Tensor], Tensor]:
         (h, c), (x, live, scale_h, shift_h, scale_c, shift_c) = state, now
-        y = h @ w.weight_hh.t()
+        y = standardized("hh", h @ w.weight_hh.t())
         z = (x + y) * scale_h + shift_h if sums else x + y * scale_h + shift_h
         i, f, g, o = z.chunk(4, dim=1)
         new_c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
-        new_h = torch.sigmoid(o) * torch.tanh(new_c * scale_c + shift_c)
+        new_h = torch.sigmoid(o) * torch.tanh(standardized("c", new_c) * scale_c + shift_c)
+        new_c = torch.lerp(new_c, c, noise.zoneout_cell) if noise.zoneout_cell else new_c
+        new_h = torch.lerp(new_h, h, noise.zoneout_hidden) if noise.zoneout_hidden else new_h
         output = torch.where(live, new_h, 0.0)
         return (torch.where(live, new_h, h), torch.where(live, new_c, c)), output
 

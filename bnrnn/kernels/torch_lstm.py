@@ -6,6 +6,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from bnrnn.kernels.interface import (
+    SILENCE,
+    Noise,
     Normalization,
     Request,
     TermMoments,
@@ -24,6 +26,7 @@ def recurrence(
     population: TermMoments | None = None,
     lengths: Tensor | None = None,
     count_padding: bool = False,
+    noise: Noise = SILENCE,
 ) -> tuple[Tensor, Tensor, Tensor, TermMoments]:
     """See `bnrnn.kernels.interface.Recurrence`."""
     if not input.is_floating_point():

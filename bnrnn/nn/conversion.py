@@ -33,6 +33,9 @@ def normalize_as_plain(module: Any, batches: Iterable[Any]) -> None:
     Raises:
         ValueError: see `BNLSTM.from_lstm`.
     """
+    _check_kind(module)
+    if module.normalization.is_empty:
+        return
     if not module.bias:
         raise ValueError("without a bias nothing can make up for the means: use bias=True")
     found = {name: _Pooled() for name in module.statistics}
@@ -98,6 +101,7 @@ def _plain_terms(
 @torch.no_grad()
 def folded(module: Any) -> nn.LSTM:
     """See `BNLSTM.to_lstm`."""
+    _check_kind(module)
     if module.options.learned_state or module.options.init_noise > 0:
         raise ValueError("torch.nn.LSTM starts from zeros: no learned_state, no init_noise")
     weight = module.weight_hh_l0
@@ -126,6 +130,20 @@ def folded(module: Any) -> nn.LSTM:
         if term == "hh":
             _check_cell(module, place)
     return lstm.train(module.training)
+
+
+def _check_kind(module: Any) -> None:
+    """
+    Raises:
+        ValueError: in evaluation the module computes what no LSTM does.
+    """
+    if module.normalization.has_layer:
+        raise ValueError(
+            "layer normalisation divides by each sequence's own deviation, which torch.nn.LSTM "
+            "cannot do"
+        )
+    if module.options.zoneout_cell > 0 or module.options.zoneout_hidden > 0:
+        raise ValueError("zoneout keeps a part of the last state, which torch.nn.LSTM cannot do")
 
 
 def _affine(module: Any, term: str, place: str) -> tuple[Tensor, Tensor]:

@@ -1,9 +1,10 @@
-"""`BNLSTM`: `torch.nn.LSTM` with three places for batch normalisation."""
+"""`BNLSTM`: `torch.nn.LSTM` with three places for normalisation, and noise."""
 
 import contextlib
 import numbers
 import warnings
 from collections.abc import Iterable
+from dataclasses import fields
 from typing import Any, cast
 
 import torch
@@ -15,7 +16,8 @@ from bnrnn import kernels
 from bnrnn.kernels import Normalization, Request, TermMoments, Weights
 from bnrnn.nn import conversion
 from bnrnn.nn.initialization import identity_candidate_, orthogonal_
-from bnrnn.nn.options import LSTMOptions, spell_out_options
+from bnrnn.nn.noise import draw, drop_weights
+from bnrnn.nn.options import LSTMOptions, NoiseOptions, spell_out_options
 from bnrnn.nn.statistics import StepStatistics
 
 State = tuple[Tensor, Tensor]
@@ -37,6 +39,7 @@ class BNLSTM(nn.Module):
     | BN-e*, ibid., section 5.4 | sequence | frame | frame | 0.1 |
     | Laurent et al. 2015 | frame or sequence | none | none | 1 |
     | ibid., their first attempt, on the sum | none | sum | none | 1 |
+    | Layer normalisation, Ba et al. 2016, equations 20 to 22 | layer | layer | layer | 1 |
 
     With all three at "none" it runs on `torch.nn.LSTM`'s own code. In training each term is
     normalised by the minibatch's moments; in evaluation by population statistics, kept for each
@@ -54,12 +57,13 @@ class BNLSTM(nn.Module):
         input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device,
             dtype: as in `torch.nn.LSTM`.
         proj_size: must be 0.
-        input_norm: statistics of W_x x: "none", "frame" (over the batch, each step by itself) or
-            "sequence" (over batch and time, where the whole sequence is known).
-        recurrent_norm: statistics of W_h h: "none" or "frame"; or "sum": of W_h h + W_x x together,
-            over the batch, each step by itself, as BN(W_h h + W_x x; γ, b) with one γ and the bias
-            as β. Then `input_norm` must be "none".
-        cell_norm: statistics of the cell state before the output tanh: "none" or "frame".
+        input_norm: statistics of W_x x: "none", "frame" (over the batch, each step by itself),
+            "sequence" (over batch and time, where the whole sequence is known) or "layer" (over the
+            features, each sequence and step by itself: no batch, no population).
+        recurrent_norm: statistics of W_h h: "none", "frame" or "layer"; or "sum": of W_h h + W_x x
+            together, over the batch, each step by itself, as BN(W_h h + W_x x; γ, b) with one γ and
+            the bias as β. Then `input_norm` must be "none".
+        cell_norm: statistics of the cell state before the output tanh: "none", "frame" or "layer".
         gamma_init: initial γ of every slot. The paper: 0.1; 1 makes gradients vanish.
         eps: ε, added to the variance.
         sequence_eps: ε of sequence-wise statistics (1e-6 in the authors' code, where per-step ones
@@ -81,6 +85,17 @@ class BNLSTM(nn.Module):
             code). If not, the content of the padding never matters. Sequence-wise statistics leave
             padding out.
         forget_bias: initial bias of the forget gate.
+        zoneout_cell, zoneout_hidden: probability that a unit of c_t, or of h_t, keeps its last
+            value; in evaluation both are the expectation (Krueger et al. 2017, section 3).
+        recurrent_dropout: of tanh(g), what a step adds to the cell state, drawn for each step
+            (Semeniuta et al. 2016, equation 11). This and the next two scale by 1 / (1 - p) in
+            training, and do nothing in evaluation.
+        hidden_dropout: of h in W_h h, the same units at all steps of a call (Gal and Ghahramani
+            2016, section 4).
+        weight_dropout: of the elements of W_h, the same at all steps of a call: DropConnect (Merity
+            et al. 2018, section 2). Equations: `bnrnn.kernels.reference`. The random numbers
+            are a function of one draw a layer and direction from PyTorch's generator of the CPU:
+            the same for every kernel and number of threads.
         recurrent_init: "orthogonal", or "identity": the block of g is the identity and those of
             i, f, o are orthogonal, as in the authors' code for MNIST.
         kernel: "auto", the fastest that can run it, or one of `bnrnn.kernels.KERNELS` by name:
@@ -128,6 +143,10 @@ class BNLSTM(nn.Module):
         self.options = LSTMOptions(**options)
         kernels.check_name(self.options.kernel)
         _check_arguments(input_size, hidden_size, num_layers, bias, batch_first, dropout)
+        if hidden_size == 1 and self.options.cell_norm == "layer":
+            raise ValueError(
+                "hidden_size must be 2 or more with cell_norm=layer: one unit is its mean"
+            )
         if proj_size != 0:
             raise ValueError(
                 "proj_size must be 0: project the outputs with torch.nn.Linear instead"
@@ -155,6 +174,7 @@ class BNLSTM(nn.Module):
             ):
                 if kind != "none":
                     shapes["gamma_" + term] = (features,)
+                if kinds.takes_moments(term):
                     rows = 1 if kind == "sequence" else self.options.max_length
                     self.statistics[term + suffix] = StepStatistics(
                         features, rows, self.options.momentum, **factory
@@ -202,8 +222,9 @@ class BNLSTM(nn.Module):
         """
         weight = self._weight
         request = Request(
-            weight.device.type, weight.dtype, self.normalization, self.options.cell_bias, padded
-        )
+            weight.device.type, weight.dtype, self.normalization, self.options.cell_bias, padded,
+            noisy=self.options.is_noisy,
+        )  # fmt: skip
         return kernels.choose(self.options.kernel, request)
 
     @torch.no_grad()
@@ -243,7 +264,8 @@ class BNLSTM(nn.Module):
 
         Raises:
             ValueError: `lstm` has projections; a normalised module has no bias to shift, or there
-                are no batches to take moments from.
+                are no batches to take moments from; or the module can compute nothing of the kind,
+                with layer normalisation or zoneout.
         """
         conversion.check_source(lstm)
         weight = lstm.get_parameter("weight_hh_l0")
@@ -253,7 +275,7 @@ class BNLSTM(nn.Module):
             device=weight.device, dtype=weight.dtype, **options,
         )  # fmt: skip
         module.load_state_dict(lstm.state_dict())
-        if batches is not None and not module.normalization.is_empty:
+        if batches is not None:
             conversion.normalize_as_plain(module, batches)
         return module.train(lstm.training)
 
@@ -262,8 +284,8 @@ class BNLSTM(nn.Module):
 
         Raises:
             ValueError: there is none: the cell is normalised to another scale or shifted, the
-                population statistics differ between time steps, there are none, or the initial
-                state is learned or noisy.
+                population statistics differ between time steps, there are none, a layer is
+                normalised, states are zoned out, or the initial state is learned or noisy.
         """
         return conversion.folded(self)
 
@@ -405,6 +427,12 @@ class BNLSTM(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         weights, kinds, kernel = self._weights(suffix), self.normalization, self.options.kernel
         population = self._population(suffix, first_step)
+        draws = self.training and (self.options.is_noisy or self.options.weight_dropout > 0)
+        key = kernels.new_key() if draws else None
+        shape = (x.shape[0], x.shape[1], self.hidden_size)
+        noise = draw(self.options, shape, key, x.device)
+        w_h = drop_weights(weights.weight_hh, self.options.weight_dropout, key)
+        weights = weights._replace(weight_hh=w_h)
         if x.shape[1] == 0:  # there is nothing to normalise, nor to hurry for
             weights = weights._replace(gamma_ih=None, gamma_hh=None, gamma_c=None)
             kinds, kernel = Normalization("none", "none", "none"), "reference"
@@ -412,7 +440,7 @@ class BNLSTM(nn.Module):
         output, h, c, moments = kernels.recurrence(
             x, h_0, c_0, weights, kinds,
             population=population, lengths=lengths,
-            count_padding=self.options.count_padding, kernel=kernel,
+            count_padding=self.options.count_padding, noise=noise, kernel=kernel,
         )  # fmt: skip
         self._average(suffix, moments, lengths, first_step)
         return output, h, c
@@ -584,6 +612,8 @@ class BNLSTM(nn.Module):
         ):  # fmt: skip
             if (value := getattr(self, name)) != usual:
                 parts.append(f"{name}={value}")
+        noise = ((f.name, getattr(self.options, f.name)) for f in fields(NoiseOptions))
+        parts += [f"{name}={p}" for name, p in noise if p > 0]
         return ", ".join(parts)
 
 

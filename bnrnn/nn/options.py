@@ -22,8 +22,15 @@ def require_choice(name: str, value: str, *allowed: str) -> None:
     require(value in allowed, name, value, "one of " + ", ".join(allowed))
 
 
+class Checked:
+    """The end of a chain of `__post_init__`."""
+
+    def __post_init__(self) -> None:
+        """Nothing is left to check."""
+
+
 @dataclass
-class NormOptions:
+class NormOptions(Checked):
     """Of every model with batch-normalised LSTMs in it. `BNLSTM` documents each option.
 
     Raises:
@@ -42,9 +49,10 @@ class NormOptions:
     forget_bias: float = 1.0
 
     def __post_init__(self) -> None:
-        require_choice("input_norm", self.input_norm, "none", "frame", "sequence")
-        require_choice("recurrent_norm", self.recurrent_norm, "none", "frame", "sum")
-        require_choice("cell_norm", self.cell_norm, "none", "frame")
+        super().__post_init__()
+        require_choice("input_norm", self.input_norm, "none", "frame", "sequence", "layer")
+        require_choice("recurrent_norm", self.recurrent_norm, "none", "frame", "sum", "layer")
+        require_choice("cell_norm", self.cell_norm, "none", "frame", "layer")
         alone = self.recurrent_norm != "sum" or self.input_norm == "none"
         with_sum = "none with recurrent_norm=sum, which normalises the input term as well"
         require(alone, "input_norm", self.input_norm, with_sum)
@@ -62,7 +70,34 @@ class NormOptions:
 
 
 @dataclass
-class LSTMOptions(NormOptions):
+class NoiseOptions(Checked):
+    """What is random in training. `BNLSTM` documents each option.
+
+    Raises:
+        ValueError: an option is out of range.
+    """
+
+    zoneout_cell: float = 0.0
+    zoneout_hidden: float = 0.0
+    recurrent_dropout: float = 0.0
+    hidden_dropout: float = 0.0
+    weight_dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for f in fields(NoiseOptions):
+            value = getattr(self, f.name)
+            require(0 <= value < 1, f.name, value, "in [0, 1)")
+
+    @property
+    def is_noisy(self) -> bool:
+        """Whether the steps of the recurrence are not those of an LSTM; its weights may be."""
+        states = (self.zoneout_cell, self.zoneout_hidden, self.recurrent_dropout)
+        return any(p > 0 for p in (*states, self.hidden_dropout))
+
+
+@dataclass
+class LSTMOptions(NormOptions, NoiseOptions):
     """Of a `BNLSTM`, which documents each.
 
     Raises:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from omegaconf import MISSING
 
 from bnrnn.errors import ConfigError
-from bnrnn.nn.options import LSTMOptions, NormOptions, ReaderOptions, require
+from bnrnn.nn.options import LSTMOptions, NoiseOptions, NormOptions, ReaderOptions, require
 
 # In a field's metadata: a resumed run may change it, and is the same run.
 FREE = "free"
@@ -70,6 +70,7 @@ class NormConfig(NormOptions):
     cell_norm: str = "none"
     hidden_size: int = 200
     dropout: float = 0.0
+    stabilizer: float = 0.0  # β of the norm stabiliser: see `bnrnn.nn.stabilizer`
 
     @property
     def normalizes(self) -> bool:
@@ -88,19 +89,34 @@ class NormConfig(NormOptions):
         _positive("model.", self, "hidden_size")
         _require(self.hidden_size <= 2**16, "model.hidden_size", self.hidden_size, "65536 or less")
         _require(0 <= self.dropout < 1, "model.dropout", self.dropout, "in [0, 1)")
+        _require(self.stabilizer >= 0, "model.stabilizer", self.stabilizer, "0 or more")
+        if self.cell_norm == "layer":
+            allowed = "2 or more with model.cell_norm=layer: one unit is its mean"
+            _require(self.hidden_size > 1, "model.hidden_size", self.hidden_size, allowed)
 
 
 @dataclass
-class ModelConfig(NormConfig):
+class NoisyConfig(NormConfig, NoiseOptions):
+    """A model with noise in its recurrence; see `bnrnn.BNLSTM`."""
+
+
+@dataclass
+class ModelConfig(NoisyConfig):
     """A `BNLSTM` by its three slots."""
 
     learned_state: bool = True
     num_layers: int = 1
     cell_bias: bool = LSTMOptions.cell_bias
     recurrent_init: str = LSTMOptions.recurrent_init
+    input_dropout: float = 0.0  # of the elements of x_t; `dropout` is between layers
+    output_dropout: float = 0.0  # of what the softmax sees
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name in ("input_dropout", "output_dropout"):
+            _require(
+                0 <= getattr(self, name) < 1, f"model.{name}", getattr(self, name), "in [0, 1)"
+            )
         _positive("model.", self, "num_layers")
         _require(self.num_layers <= 1000, "model.num_layers", self.num_layers, "1000 or less")
         _choice("model.recurrent_init", self.recurrent_init, "orthogonal", "identity")
@@ -119,7 +135,7 @@ class AttentiveReaderConfig(NormConfig, ReaderOptions):
 
 
 @dataclass
-class WordModelConfig(NormConfig):
+class WordModelConfig(NoisyConfig):
     """Embeddings, a stack of LSTM layers and a softmax; see `bnrnn.tasks.words.WordModel`."""
 
     size: str = "small"  # of the three, as which task=ptb_words trains it
@@ -136,7 +152,7 @@ class WordModelConfig(NormConfig):
 
 
 @dataclass
-class CharacterStackConfig(NormConfig):
+class CharacterStackConfig(NoisyConfig):
     """A lookup table and stacked LSTMs; see `bnrnn.tasks.characters.CharacterStack`."""
 
     hidden_size: int = 250
@@ -152,7 +168,7 @@ class CharacterStackConfig(NormConfig):
 
 
 @dataclass
-class SpeechConfig(NormConfig):
+class SpeechConfig(NoisyConfig):
     """Stacked LSTMs for frames of speech; see `bnrnn.tasks.frames.SpeechModel`."""
 
     hidden_size: int = 250  # of each direction

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bnrnn.datasets import CharacterCorpus, load_ptb, load_pydocs, load_text, load_text8
@@ -52,13 +53,17 @@ class CharacterModel(nn.Module):
         super().__init__()
         self.lstm = build_lstm(config, symbols, 0.0, kernel)
         self.head = build_head(config.hidden_size, symbols)
+        self.input_dropout, self.output_dropout = config.input_dropout, config.output_dropout
 
     def forward(
         self, characters: Tensor, state: State | None = None, first_step: int = 0
     ) -> tuple[Tensor, State]:
         """characters (T, B) -> logits (T, B, symbols) of the character that follows each."""
+        if self.training and self.input_dropout > 0:
+            one_hot = F.one_hot(characters, self.lstm.input_size).to(self.head.weight.dtype)
+            characters = F.dropout(one_hot, self.input_dropout)
         output, last = self.lstm(characters, state, first_step=first_step)
-        return self.head(output), last
+        return self.head(F.dropout(output, self.output_dropout, self.training)), last
 
 
 class CharacterStack(CharacterModel):
@@ -71,6 +76,7 @@ class CharacterStack(CharacterModel):
     def __init__(self, config: CharacterStackConfig, symbols: int, kernel: str) -> None:
         nn.Module.__init__(self)
         size = config.hidden_size
+        self.input_dropout = self.output_dropout = 0.0
         self.embedding = nn.Embedding(symbols, size)
         self.lstm = BNLSTM(
             size, size, config.num_layers, dropout=config.dropout, kernel=kernel,

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bnrnn.datasets import load_mnist
@@ -44,11 +45,13 @@ class PixelModel(nn.Module):
         super().__init__()
         self.lstm = build_lstm(config, 1, init_noise, kernel)
         self.head = build_head(config.hidden_size, CLASSES)
+        self.input_dropout, self.output_dropout = config.input_dropout, config.output_dropout
 
     def forward(self, pixels: Tensor) -> Tensor:
         """pixels (T, B, 1) -> logits (B, 10)."""
+        pixels = F.dropout(pixels, self.input_dropout, self.training)
         _, (h_n, _) = self.lstm(pixels)
-        return self.head(h_n[-1])
+        return self.head(F.dropout(h_n[-1], self.output_dropout, self.training))
 
 
 class PixelTask(Task):

@@ -1,4 +1,4 @@
-// The operators that Python calls: bnrnn_cpu::forward, backward and multiply.
+// The operators that Python calls: bnrnn_cpu::forward, backward, multiply and bernoulli.
 
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
@@ -13,12 +13,15 @@
 #endif
 
 #include <algorithm>
+#include <cmath>
 #include <cstdlib>
 #include <optional>
+#include <string_view>
 #include <tuple>
 #include <vector>
 
 #include "multiply.h"
+#include "philox.h"
 #include "recurrence.h"
 
 namespace {
@@ -77,8 +80,11 @@ struct Layer {
   const Tensor &input, &h_0, &c_0, &weight_ih, &weight_hh;
   const OptionalTensor &bias, &gamma_ih, &gamma_hh, &gamma_c, &beta_c;
   const OptionalTensor &mean_ih, &var_ih, &mean_hh, &var_hh, &mean_c, &var_c, &lengths;
-  bool count_padding, sequence, sums;
+  const OptionalTensor &held_cell, &held_hidden, &dropped_candidate, &dropped_hidden;
+  bool count_padding;
+  std::string_view ih, hh, c;  // what the slots hold, in the words of interface.py
   double eps, eps_ih;
+  double zoneout_cell, zoneout_hidden, recurrent_dropout, hidden_dropout;
   bool by_batch;  // whether the moments are the batch's own; the backward pass is given them too
 
   int64_t steps() const { return input.size(0); }
@@ -86,7 +92,9 @@ struct Layer {
   int64_t hidden() const { return weight_hh.size(1); }
   int64_t input_size() const { return weight_ih.size(1); }
   bool one_hot() const { return !input.is_floating_point(); }
-  bool whole_sequence() const { return sequence && by_batch && gamma_ih; }
+  bool sums() const { return hh == "sum"; }
+  bool whole_sequence() const { return ih == "sequence" && by_batch; }
+  bool has_layer() const { return ih == "layer" || hh == "layer" || c == "layer"; }
   int64_t width() const {
     const int64_t lanes = bnrnn::lanes(weight_hh.scalar_type() == at::kDouble);
     return (batch() + lanes - 1) / lanes * lanes;
@@ -113,11 +121,14 @@ struct Layer {
     expect("gamma_hh", gamma_hh, {4 * H});
     expect("gamma_c", gamma_c, {H});
     expect("beta_c", beta_c, {H});
-    expect_moments("ih", gamma_ih, mean_ih, var_ih, 4 * H);
-    expect_moments("hh", gamma_hh, mean_hh, var_hh, 4 * H);
-    expect_moments("c", gamma_c, mean_c, var_c, H);
-    TORCH_CHECK_VALUE(!sums || (gamma_hh && !gamma_ih),
-                      "where the sum is normalised, gamma_hh is its gamma, and gamma_ih is none");
+    expect_moments("ih", ih, gamma_ih, mean_ih, var_ih, 4 * H);
+    expect_moments("hh", hh, gamma_hh, mean_hh, var_hh, 4 * H);
+    expect_moments("c", c, gamma_c, mean_c, var_c, H);
+    TORCH_CHECK_VALUE(!sums() || ih == "none", "where the sum is normalised, ih must be none");
+    for (const OptionalTensor* mask : {&held_cell, &held_hidden, &dropped_candidate}) {
+      if (*mask) expect_mask(**mask, {steps(), batch(), H});
+    }
+    if (dropped_hidden) expect_mask(*dropped_hidden, {batch(), H});
     TORCH_CHECK(input.is_cpu(), "input must be on the CPU");
     if (lengths) {
       TORCH_CHECK(lengths->is_cpu(), "lengths must be on the CPU");
@@ -139,8 +150,21 @@ struct Layer {
     if (tensor) expect(name, *tensor, shape);
   }
 
-  void expect_moments(const char* term, const OptionalTensor& gamma, const OptionalTensor& mean,
-                      const OptionalTensor& var, int64_t features) const {
+  void expect_mask(const Tensor& mask, at::IntArrayRef shape) const {
+    TORCH_CHECK_VALUE(mask.sizes() == shape, "a mask must be ", shape, ", got ", mask.sizes());
+    TORCH_CHECK_TYPE(mask.scalar_type() == at::kBool, "masks must be of booleans");
+    TORCH_CHECK(mask.is_cpu(), "masks must be on the CPU");
+  }
+
+  void expect_moments(const char* term, std::string_view kind, const OptionalTensor& gamma,
+                      const OptionalTensor& mean, const OptionalTensor& var,
+                      int64_t features) const {
+    TORCH_CHECK_VALUE(gamma.has_value() == (kind != "none"), "gamma_", term,
+                      " goes with a normalised term, and with no other");
+    if (kind == "layer") {
+      TORCH_CHECK_VALUE(!mean && !var, "of ", term, ", a layer's, no moments can be given");
+      return;
+    }
     TORCH_CHECK_VALUE(mean.has_value() == var.has_value(), "mean_", term, " and var_", term,
                       " go together");
     const bool any = mean_ih || mean_hh || mean_c;
@@ -162,13 +186,17 @@ class Call {
     p.hidden = l.hidden(), p.input_size = l.input_size();
     p.threads =
         static_cast<int>(std::min<int64_t>(threads_for(l.weight_hh.numel() * p.width), p.hidden));
-    p.sums = l.sums;
+    p.sums = l.sums();
     p.weight_hh = data(l.weight_hh);
     p.bias = data(l.bias);
     p.beta_c = data(l.beta_c);
-    p.ih = slot(l.gamma_ih, l.mean_ih, l.var_ih, l.eps_ih, !l.whole_sequence());
-    p.hh = slot(l.gamma_hh, l.mean_hh, l.var_hh, l.eps, true);
-    p.c = slot(l.gamma_c, l.mean_c, l.var_c, l.eps, true);
+    p.ih = slot(l.ih, l.gamma_ih, l.mean_ih, l.var_ih, l.eps_ih);
+    p.hh = slot(l.hh, l.gamma_hh, l.mean_hh, l.var_hh, l.eps);
+    p.c = slot(l.c, l.gamma_c, l.mean_c, l.var_c, l.eps);
+    p.hold_cell = zoneout(l.held_cell, l.zoneout_cell);
+    p.hold_hidden = zoneout(l.held_hidden, l.zoneout_hidden);
+    p.of_candidate = dropout(l.dropped_candidate, l.recurrent_dropout);
+    p.of_hidden = dropout(l.dropped_hidden, l.hidden_dropout);
     p.packed = data(in_large_pages(bnrnn::packed_size(p.hidden, p.threads), options));
     masks();
   }
@@ -204,6 +232,14 @@ class Call {
     if (l.whole_sequence()) sequence_weights();
   }
 
+  // Where the statistics of layers are kept: (3, T, 2, W), or empty.
+  void layers(const Tensor& of_steps) {
+    if (of_steps.numel() == 0) return;
+    p.ih.of_steps = data(of_steps[0]);
+    p.hh.of_steps = data(of_steps[1]);
+    p.c.of_steps = data(of_steps[2]);
+  }
+
   // (H, W) from a state (B, H) or none; zero beyond B.
   void feature_major(const OptionalTensor& state, const Tensor& to) const {
     to.zero_();
@@ -218,17 +254,38 @@ class Call {
   bnrnn::Problem<T> p;
 
  private:
-  bnrnn::Slot<T> slot(const OptionalTensor& gamma, const OptionalTensor& mean,
-                      const OptionalTensor& var, double eps, bool per_step) {
+  bnrnn::Slot<T> slot(std::string_view kind, const OptionalTensor& gamma,
+                      const OptionalTensor& mean, const OptionalTensor& var, double eps) {
     bnrnn::Slot<T> slot;
     if (!gamma) return slot;
     slot.gamma = data(gamma);
     slot.eps = static_cast<T>(eps);
+    slot.layer = kind == "layer";
+    if (slot.layer) {
+      slot.parts = data(empty({2, p.hidden, p.width}));
+      return slot;
+    }
     slot.mean = data(mean);
     slot.var = data(var);
     slot.rows = mean ? mean->size(0) : 0;
-    slot.per_step = per_step && l.by_batch;
+    slot.per_step = kind != "sequence" && l.by_batch;
     return slot;
+  }
+
+  bnrnn::Choice<T> zoneout(const OptionalTensor& held, double p) {
+    if (!held) return {nullptr, 0, 0, static_cast<T>(p)};
+    return {mask(*held), held->size(1) * held->size(2), 1, 0};
+  }
+
+  bnrnn::Choice<T> dropout(const OptionalTensor& dropped, double p) {
+    if (!dropped) return {nullptr, 0, 0, 1};
+    const int64_t stride = dropped->dim() == 3 ? dropped->size(1) * dropped->size(2) : 0;
+    return {mask(*dropped), stride, 0, static_cast<T>(1 / (1 - p))};
+  }
+
+  // (..., H, B) from (..., B, H).
+  const uint8_t* mask(const Tensor& of) {
+    return reinterpret_cast<const uint8_t*>(data<bool>(of.transpose(-1, -2)));
   }
 
   // Which sequences run, and which count in statistics: a row for all steps, or one for each.
@@ -286,7 +343,7 @@ Results forward(const Layer& l, bool keep, bool grad_input) {
   std::vector<Tensor> moments;
   for (auto [slot, features] : {std::pair(&p.ih, 4 * p.hidden), {&p.hh, 4 * p.hidden},
                                 {&p.c, p.hidden}}) {
-    if (slot->gamma == nullptr || slot->mean != nullptr) continue;
+    if (slot->gamma == nullptr || slot->mean != nullptr || slot->layer) continue;
     slot->rows = slot->per_step ? p.steps : 1;
     for (T** of : {&slot->mean, &slot->var}) {
       moments.push_back(call.empty({slot->rows, features}));
@@ -294,6 +351,8 @@ Results forward(const Layer& l, bool keep, bool grad_input) {
     }
   }
   p.keep = keep;
+  const Tensor of_steps = call.empty({l.has_layer() && keep ? 3 : 0, p.steps, 2, p.width});
+  call.layers(of_steps);
   const Tensor recurrent = call.empty({keep ? p.steps : 1, 4 * p.hidden, p.width});
   // Without a backward pass the hidden state alternates between two rows.
   const Tensor states = call.empty({keep ? p.steps + 1 : 2, p.hidden, p.width});
@@ -309,8 +368,10 @@ Results forward(const Layer& l, bool keep, bool grad_input) {
   bnrnn::forward(p);
 
   std::vector<Tensor> saved;
-  if (keep) saved = {recurrent, states, cells};
-  if (keep && term && !l.sums) saved.push_back(*term);
+  if (keep) {
+    saved = {recurrent, states, cells, of_steps,
+             term && !l.sums() ? *term : call.empty({0, 4 * p.hidden})};
+  }
   return {output, call.batch_major(states[keep ? p.steps : p.steps % 2]),
           call.batch_major(cells[cells.size(0) - 1]), moments, saved};
 }
@@ -322,17 +383,20 @@ using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Ten
 template <typename T>
 Gradients backward(const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
                    const OptionalTensor& grad_c_n, const Layer& l, const Tensor& recurrent,
-                   const Tensor& states, const Tensor& cells, const OptionalTensor& term,
-                   bool grad_input, bool grad_weight_ih) {
+                   const Tensor& states, const Tensor& cells, const Tensor& of_steps,
+                   const Tensor& term, bool grad_input, bool grad_weight_ih) {
   Call<T> call(l);
   bnrnn::Problem<T>& p = call.p;
   const int64_t H = p.hidden, W = p.width, D = p.input_size;
+  const bool is_kept = term.numel() > 0;
   // Of a sum, only its gradient is needed.
-  const bool has_term = l.sums ? l.has_term(grad_input) : term.has_value();
-  if (term || !has_term) call.input_term(term);
+  const bool has_term = l.sums() ? l.has_term(grad_input) : is_kept;
+  if (is_kept || !has_term) call.input_term(is_kept ? OptionalTensor(term) : std::nullopt);
   for (const bnrnn::Slot<T>* slot : {&p.ih, &p.hh, &p.c}) {
-    TORCH_CHECK_VALUE(slot->gamma == nullptr || slot->mean != nullptr, "moments are missing");
+    TORCH_CHECK_VALUE(slot->gamma == nullptr || slot->layer || slot->mean != nullptr,
+                      "moments are missing");
   }
+  call.layers(of_steps);
   p.keep = true;
   p.recurrent = call.data(recurrent);
   p.states = call.data(states);
@@ -340,9 +404,16 @@ Gradients backward(const OptionalTensor& grad_output, const OptionalTensor& grad
   p.grad_output = call.data(grad_output);
   p.grad_recurrent = call.data(call.empty({4 * H, bnrnn::gradient_row<T>(p.batch)}));
   const Tensor grad_state = call.empty({H, W}), grad_cell = call.empty({H, W});
-  call.feature_major(grad_h_n, grad_state);
+  const Tensor grad_around = call.empty({l.dropped_hidden ? H : 0, W});
+  if (l.dropped_hidden) {
+    call.feature_major(grad_h_n, grad_around);
+    grad_state.zero_();
+  } else {
+    call.feature_major(grad_h_n, grad_state);
+  }
   call.feature_major(grad_c_n, grad_cell);
   p.grad_state = call.data(grad_state);
+  p.grad_around = call.data(grad_around);
   p.grad_cell = call.data(grad_cell);
   p.panels = call.data(call.empty({2, 4 * H, W}));
 
@@ -390,12 +461,17 @@ Gradients backward(const OptionalTensor& grad_output, const OptionalTensor& grad
       const OptionalTensor &gamma_hh, const OptionalTensor &gamma_c,                              \
       const OptionalTensor &beta_c, const OptionalTensor &mean_ih, const OptionalTensor &var_ih,  \
       const OptionalTensor &mean_hh, const OptionalTensor &var_hh, const OptionalTensor &mean_c,  \
-      const OptionalTensor &var_c, const OptionalTensor &lengths, bool count_padding,             \
-      bool sequence, bool sums, double eps, double eps_ih
+      const OptionalTensor &var_c, const OptionalTensor &lengths,                                 \
+      const OptionalTensor &held_cell, const OptionalTensor &held_hidden,                         \
+      const OptionalTensor &dropped_candidate, const OptionalTensor &dropped_hidden,              \
+      bool count_padding, std::string_view ih, std::string_view hh, std::string_view c,           \
+      double eps, double eps_ih, double zoneout_cell, double zoneout_hidden,                      \
+      double recurrent_dropout, double hidden_dropout
 #define BNRNN_LAYER                                                                               \
   Layer{input,   h_0,    c_0,     weight_ih, weight_hh, bias,  gamma_ih,      gamma_hh,           \
         gamma_c, beta_c, mean_ih, var_ih,    mean_hh,   var_hh, mean_c,       var_c,              \
-        lengths, count_padding, sequence, sums, eps, eps_ih, by_batch}
+        lengths, held_cell, held_hidden, dropped_candidate, dropped_hidden, count_padding, ih, hh,\
+        c, eps, eps_ih, zoneout_cell, zoneout_hidden, recurrent_dropout, hidden_dropout, by_batch}
 
 Results forward_operator(BNRNN_LAYER_ARGUMENTS, bool keep, bool grad_input) {
   const bool by_batch = !mean_ih && !mean_hh && !mean_c;
@@ -409,14 +485,29 @@ Results forward_operator(BNRNN_LAYER_ARGUMENTS, bool keep, bool grad_input) {
 Gradients backward_operator(const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
                             const OptionalTensor& grad_c_n, BNRNN_LAYER_ARGUMENTS,
                             bool by_batch, const Tensor& recurrent, const Tensor& states,
-                            const Tensor& cells, const OptionalTensor& term, bool grad_input,
-                            bool grad_weight_ih) {
+                            const Tensor& cells, const Tensor& of_steps, const Tensor& term,
+                            bool grad_input, bool grad_weight_ih) {
   const Layer layer = BNRNN_LAYER;
   layer.check();
   return AT_DISPATCH_FLOATING_TYPES(weight_hh.scalar_type(), "bnrnn_cpu::backward", [&] {
     return backward<scalar_t>(grad_output, grad_h_n, grad_c_n, layer, recurrent, states, cells,
-                              term, grad_input, grad_weight_ih);
+                              of_steps, term, grad_input, grad_weight_ih);
   });
+}
+
+// See philox.py.
+Tensor bernoulli(const Tensor& key, int64_t stream, int64_t count, double p) {
+  TORCH_CHECK_TYPE(key.scalar_type() == at::kLong && key.numel() == 1, "the key must be one int64");
+  const Tensor found = at::empty({count}, key.options().dtype(at::kBool));
+  const auto bits = static_cast<uint64_t>(key.item<int64_t>());
+  const auto threshold = static_cast<uint64_t>(std::nearbyint(p * 4294967296.0));
+  uint8_t* const to = reinterpret_cast<uint8_t*>(found.data_ptr<bool>());
+  constexpr int64_t kBlock = bnrnn::kBernoulliBlock, kGrain = 64;  // of 0.1 ms
+  at::parallel_for(0, (count + kBlock - 1) / kBlock, kGrain, [&](int64_t begin, int64_t end) {
+    bnrnn::bernoulli(bits, static_cast<uint32_t>(stream), threshold, kBlock * begin,
+                     std::min(kBlock * end, count), to);
+  });
+  return found;
 }
 
 int64_t lanes(bool is_double) { return bnrnn::lanes(is_double); }
@@ -426,23 +517,27 @@ int64_t narrow() { return kNarrow; }
   "Tensor input, Tensor h_0, Tensor c_0, Tensor weight_ih, Tensor weight_hh, Tensor? bias, "      \
   "Tensor? gamma_ih, Tensor? gamma_hh, Tensor? gamma_c, Tensor? beta_c, "                         \
   "Tensor? mean_ih, Tensor? var_ih, Tensor? mean_hh, Tensor? var_hh, Tensor? mean_c, "            \
-  "Tensor? var_c, Tensor? lengths, bool count_padding, bool sequence, bool sums, float eps, "      \
-  "float eps_ih"
+  "Tensor? var_c, Tensor? lengths, Tensor? held_cell, Tensor? held_hidden, "                      \
+  "Tensor? dropped_candidate, Tensor? dropped_hidden, bool count_padding, str ih, str hh, str c, " \
+  "float eps, float eps_ih, float zoneout_cell, float zoneout_hidden, float recurrent_dropout, "  \
+  "float hidden_dropout"
 
 }  // namespace
 
 TORCH_LIBRARY(bnrnn_cpu, m) {
-  // `moments`: mean and variance of each normalised term, where none are given. `saved`, for the
-  // backward pass alone: recurrent, states, cells and perhaps term; empty without `keep`.
+  // `moments`: mean and variance of each term that a batch normalises, where none are given.
+  // `saved`, for the backward pass alone: recurrent, states, cells, the statistics of layers and
+  // the input's term, the last two empty where there are none; nothing without `keep`.
   m.def("forward(" BNRNN_LAYER_SCHEMA ", bool keep, bool grad_input)"
         " -> (Tensor output, Tensor h_n, Tensor c_n, Tensor[] moments, Tensor[] saved)");
   // The gradients of the first ten arguments of forward. If `by_batch`, mean_* and var_* are those
   // that forward found.
   m.def("backward(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, " BNRNN_LAYER_SCHEMA
-        ", bool by_batch, Tensor recurrent, Tensor states, Tensor cells, Tensor? term, "
-        "bool grad_input, bool grad_weight_ih) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, "
+        ", bool by_batch, Tensor recurrent, Tensor states, Tensor cells, Tensor of_steps, "
+        "Tensor term, bool grad_input, bool grad_weight_ih) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, "
         "Tensor, Tensor, Tensor, Tensor)");
   m.def("multiply(Tensor a, Tensor b) -> Tensor");
+  m.def("bernoulli(Tensor key, int stream, int count, float p) -> Tensor");
   // For the shapes of `saved`: elements of a vector, and the most features of a narrow input.
   m.def("lanes(bool is_double) -> int", lanes);
   m.def("narrow() -> int", narrow);
@@ -452,4 +547,5 @@ TORCH_LIBRARY_IMPL(bnrnn_cpu, CPU, m) {
   m.impl("forward", forward_operator);
   m.impl("backward", backward_operator);
   m.impl("multiply", multiply);
+  m.impl("bernoulli", bernoulli);
 }

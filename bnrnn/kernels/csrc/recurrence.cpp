@@ -22,7 +22,9 @@
 //   BN'(∂)   = γ / sqrt(var + ε) ∂                                 of given ones
 //   ∂γ       = Σ ∂ v̂                           ∂β = Σ ∂
 //
-// and of a sum ∂(W_x x_t) = ∂(W_h h_{t-1}) = BN'(∂z).
+// and of a sum ∂(W_x x_t) = ∂(W_h h_{t-1}) = BN'(∂z). LN' has γ within the means, which are over the
+// features (layer_norm.h). Zoneout and dropout multiply as in reference.py, forward and backward
+// alike.
 //
 // Gates and v̂ are computed again from W_h h_{t-1}, which the forward pass keeps; or from the sum,
 // which stands in the same place: the product is added to the input term there.
@@ -53,25 +55,47 @@ void forward_steps(Step<T>& step, Barrier& barrier) {
   }
   if (p.sequence_weights != nullptr) sequence_moments(step);
   for (ptrdiff_t j = step.units.begin; j < step.units.end; ++j) step.put_state(0, j);
+  const auto products = [&](ptrdiff_t t, Range group, T* panel) {
+    T* rows[kGates * kGroup];
+    for (ptrdiff_t row = 0; row < kGates * group.size(); ++row) {
+      rows[row] = step.recurrent_at(t) + step.feature(group, row) * W;
+    }
+    if (p.sums) step.input_term(t, group);
+    if (p.batch > 1) {
+      packed_product(panel, kGates * group.size(), H, step.panel_at(t, H), W, rows, p.sums);
+    } else {
+      for (ptrdiff_t row = 0; row < kGates * group.size(); ++row) {
+        const T* weights = p.weight_hh + step.feature(group, row) * H;
+        if (!p.sums) store(rows[row], zero<T>());
+        rows[row][0] += dot(weights, step.panel_at(t, H), H);
+      }
+    }
+    if (!p.sums) step.input_term(t, group);
+  };
   for (ptrdiff_t t = 0; t < p.steps; ++t) {
     barrier.wait();  // h_{t-1} is whole
-    step.for_groups([&](Range group, T* panel) {
-      T* rows[kGates * kGroup];
-      for (ptrdiff_t row = 0; row < kGates * group.size(); ++row) {
-        rows[row] = step.recurrent_at(t) + step.feature(group, row) * W;
-      }
-      if (p.sums) step.input_term(t, group);
-      if (p.batch > 1) {
-        packed_product(panel, kGates * group.size(), H, step.panel_at(t, H), W, rows, p.sums);
-      } else {
-        for (ptrdiff_t row = 0; row < kGates * group.size(); ++row) {
-          const T* weights = p.weight_hh + step.feature(group, row) * H;
-          if (!p.sums) store(rows[row], zero<T>());
-          rows[row][0] += dot(weights, step.panel_at(t, H), H);
+    if (!step.apart) {
+      step.for_groups([&](Range group, T* panel) {
+        products(t, group, panel);
+        for (ptrdiff_t j = group.begin; j < group.end; ++j) {
+          step.forward_cell(t, group, j);
+          step.forward_state(t, j);
         }
-      }
-      if (!p.sums) step.input_term(t, group);
-      for (ptrdiff_t j = group.begin; j < group.end; ++j) step.forward_unit(t, group, j);
+        step.put_output(t, group);
+      });
+      continue;
+    }
+    step.for_groups([&](Range group, T* panel) {
+      products(t, group, panel);
+      for (ptrdiff_t j = group.begin; j < group.end; ++j) step.forward_parts(t, group, j);
+    });
+    if (p.ih.layer || p.hh.layer) barrier.wait();
+    step.layer_ih.find(t), step.layer_hh.find(t);
+    step.for_units([&](Range group, ptrdiff_t j) { step.forward_cell(t, group, j); });
+    if (p.c.layer) barrier.wait();
+    step.layer_c.find(t);
+    step.for_groups([&](Range group, T*) {
+      for (ptrdiff_t j = group.begin; j < group.end; ++j) step.forward_state(t, j);
       step.put_output(t, group);
     });
   }
@@ -89,21 +113,45 @@ void backward_steps(Step<T>& step, Barrier& barrier) {
   for (ptrdiff_t j = units.begin; j < units.end; ++j) {
     rows[j - units.begin] = p.grad_state + j * W;
   }
+  // Whether backward_state leaves in grad_state a part that does not pass through W_h.
+  const bool around =
+      !step.drops_hidden() && (p.mask_stride != 0 || !p.hold_hidden.is_constant(0));
   WeightGradient<T> weight_gradient(step);
   for (ptrdiff_t t = p.steps - 1; t >= 0; --t) {
-    step.for_groups([&](Range group, T*) {
-      step.get_grad_output(t, group);
-      if (!p.sums) step.input_term(t, group);
-      for (ptrdiff_t j = group.begin; j < group.end; ++j) step.backward_unit(t, group, j);
-      step.put_grad_input(t, group);
-    });
+    step.layer_ih.recall(t), step.layer_hh.recall(t), step.layer_c.recall(t);
+    if (!step.apart) {
+      step.for_groups([&](Range group, T*) {
+        step.get_grad_output(t, group);
+        if (!p.sums) step.input_term(t, group);
+        for (ptrdiff_t j = group.begin; j < group.end; ++j) {
+          step.backward_state(t, group, j);
+          step.backward_cell(t, group, j);
+          step.backward_terms(t, group, j);
+        }
+        step.put_grad_input(t, group);
+      });
+    } else {
+      step.for_groups([&](Range group, T*) {
+        step.get_grad_output(t, group);
+        if (!p.sums) step.input_term(t, group);
+        for (ptrdiff_t j = group.begin; j < group.end; ++j) step.backward_state(t, group, j);
+      });
+      if (p.c.layer) barrier.wait();
+      step.layer_c.find_gradient();
+      step.for_units([&](Range group, ptrdiff_t j) { step.backward_cell(t, group, j); });
+      if (p.ih.layer || p.hh.layer) barrier.wait();
+      step.layer_ih.find_gradient(), step.layer_hh.find_gradient();
+      step.for_groups([&](Range group, T*) {
+        for (ptrdiff_t j = group.begin; j < group.end; ++j) step.backward_terms(t, group, j);
+        step.put_grad_input(t, group);
+      });
+    }
     barrier.wait();  // the gradient of W_h h_{t-1} is whole
-    // backward_unit left in grad_state the part that does not pass through W_h.
     packed_product(
-        step.packed, units.size(), features, step.panel_at(t, features), W, rows.data(),
-        p.mask_stride != 0);
+        step.packed, units.size(), features, step.panel_at(t, features), W, rows.data(), around);
     weight_gradient.add(t);
   }
+  step.complete_grad_state();
   if (p.sequence_weights != nullptr) sequence_gradient(step);
 }
 

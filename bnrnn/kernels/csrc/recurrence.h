@@ -16,12 +16,28 @@ namespace bnrnn {
 template <typename T>
 struct Slot {
   const T* gamma = nullptr;  // (features,)
+
+  // Over the features of each sequence, instead of over sequences: see layer_norm.h.
+  bool layer = false;
+  T* parts = nullptr;      // 2 (H, W): what each unit adds to the statistics of the step at hand
+  T* of_steps = nullptr;   // 2 (W,) of each step, the mean and 1 / sqrt(var + eps); if kept
+
+  // Over the sequences of a batch.
   T* mean = nullptr;         // (rows, features); step t uses row min(t, rows - 1)
   T* var = nullptr;
   ptrdiff_t rows = 0;
   bool per_step = false;    // the forward pass computes row t from the batch of step t
   T eps = 0;
   T* grad_gamma = nullptr;  // (features,)
+};
+
+// A number for each element of a state at each step: one of two where there is a mask, else `no`.
+template <typename T>
+struct Choice {
+  const uint8_t* mask = nullptr;  // (T, H, B), or (H, B) for all steps
+  ptrdiff_t stride = 0;           // from step to step
+  T yes = 0, no = 0;
+  bool is_constant(T value) const { return mask == nullptr && no == value; }
 };
 
 template <typename T>
@@ -55,8 +71,12 @@ struct Problem {
   const T* inverse_count;     // 1 / the sum of counted, an element a step or one for all
   ptrdiff_t mask_stride, count_stride;
 
+  // How much of the old state zoneout keeps, and what dropout multiplies tanh(g) and, within
+  // W_h h_{t-1}, h_{t-1} by.
+  Choice<T> hold_cell, hold_hidden, of_candidate{nullptr, 0, 0, 1}, of_hidden{nullptr, 0, 0, 1};
+
   // keep: (T, 4H, W), (T + 1, H, W), (T + 1, H, W). Else (4H, W), (2, H, W), (1, H, W).
-  T* recurrent;  // W_h h_{t-1}; see `sums`
+  T* recurrent;  // W_h h_{t-1}, normalised if hh is a layer's; see `sums`
   T* states;     // h_{t-1}, the last one h_n
   T* cells;      // c_{t-1}, the last one c_n
 
@@ -68,6 +88,9 @@ struct Problem {
   // weight_gradient.h.
   T* grad_recurrent = nullptr;  // (4H, gradient_row(B))
   T* grad_state = nullptr;         // (H, W): of h_n, at the end of h_0
+  // Where `of_hidden` is no constant, grad_state has what comes back through the product alone, yet
+  // to be multiplied by it, and this the rest.
+  T* grad_around = nullptr;        // (H, W): of h_n
   T* grad_cell = nullptr;          // (H, W): of c_n, at the end of c_0
   T* grad_term = nullptr;          // (T, B, 4H)
   T* grad_columns = nullptr;       // (D, 4H), zero at first

@@ -31,6 +31,7 @@ template <typename T>
 Standard<T> standard_at(const Slot<T>& slot, ptrdiff_t t, ptrdiff_t feature,
                         ptrdiff_t features) {
   if (slot.gamma == nullptr) return {};
+  if (slot.layer) return {0, 1, slot.gamma[feature]};  // the term is normalised already
   const ptrdiff_t i = std::min(t, slot.rows - 1) * features + feature;
   return {slot.mean[i], 1 / std::sqrt(slot.var[i] + slot.eps), slot.gamma[feature]};
 }
@@ -41,6 +42,21 @@ inline ptrdiff_t packed_rows(ptrdiff_t units) {
   return kGates * units + (ceil_div(units, kGroup) + kGates) * kTileRows;
 }
 
+// The numbers of a `Choice` for one unit at one step.
+template <typename T>
+struct ChoiceRow {
+  const uint8_t* mask;
+  ptrdiff_t batch;
+  T yes, no;
+
+  // Of the sequences from b on.
+  Vector<T> operator()(ptrdiff_t b) const {
+    if (mask == nullptr) return broadcast(no);
+    const Integers<T> chosen = widened<T>(mask + b, static_cast<int>(batch - b));
+    return chosen != 0 ? broadcast(yes) : broadcast(no);
+  }
+};
+
 template <typename T>
 struct Share {
   Share(const Problem<T>& problem, int thread, int threads)
@@ -49,6 +65,15 @@ struct Share {
         W(p.width),
         units(part({0, H}, threads, thread)),
         packed(p.packed + thread * packed_rows(ceil_div(H, threads)) * H) {}
+
+  ChoiceRow<T> row_of(const Choice<T>& choice, ptrdiff_t t, ptrdiff_t j) const {
+    const uint8_t* const row =
+        choice.mask == nullptr ? nullptr : choice.mask + t * choice.stride + j * p.batch;
+    return {row, p.batch, choice.yes, choice.no};
+  }
+
+  // Dropout of h_{t-1} within the product.
+  bool drops_hidden() const { return !p.of_hidden.is_constant(1); }
 
   T* recurrent_at(ptrdiff_t t) const { return p.recurrent + (p.keep ? t * kGates * H * W : 0); }
   T* state_at(ptrdiff_t t) const { return p.states + (p.keep ? t : t % 2) * H * W; }
@@ -71,13 +96,19 @@ struct Share {
   // Two take turns: a fast thread may write the next step's while a slow one reads this one's.
   T* panel_at(ptrdiff_t t, ptrdiff_t depth) const { return p.panels + t % 2 * depth * W; }
 
+  // h_{t-1} of unit j as the product takes it.
+  Vector<T> state_in_product(ptrdiff_t t, ptrdiff_t j, ptrdiff_t b) const {
+    const Vector<T> h = load(state_at(t) + j * W + b);
+    return drops_hidden() ? h * row_of(p.of_hidden, t, j)(b) : h;
+  }
+
   void put_state(ptrdiff_t t, ptrdiff_t j) const {
-    const T* state = state_at(t) + j * W;
     if (p.batch == 1) {
-      panel_at(t, H)[j] = *state;
+      panel_at(t, H)[j] = state_in_product(t, j, 0)[0];
       return;
     }
-    pack_right_row(panel_at(t, H), H, W, j, [&](ptrdiff_t b) { return load(state + b); });
+    pack_right_row(
+        panel_at(t, H), H, W, j, [&](ptrdiff_t b) { return state_in_product(t, j, b); });
   }
 
   // Of the rows of a group, gate after gate: which feature of 4H.
@@ -94,6 +125,14 @@ struct Share {
       visit(group, panel);
       panel += whole_tiles(kGates * group.size()) * H;
     }
+  }
+
+  // visit(group, j) for each unit.
+  template <typename Visit>
+  void for_units(Visit&& visit) const {
+    for_groups([&](Range group, T*) {
+      for (ptrdiff_t j = group.begin; j < group.end; ++j) visit(group, j);
+    });
   }
 
   const Problem<T>& p;

@@ -3,23 +3,35 @@
 
 #include <vector>
 
+#include "layer_norm.h"
 #include "share.h"
 #include "transpose.h"
 
 namespace bnrnn {
 
+// A step takes a unit through several parts. They follow one another at once, in the first-level
+// cache, unless a layer's statistics are needed, which all units of all threads contribute to: then
+// each part is done for all units of the thread before the next one (`apart`).
 template <typename T>
 class Step : public Share<T> {
  public:
-  using Share<T>::p, Share<T>::H, Share<T>::W;
+  using Share<T>::p, Share<T>::H, Share<T>::W, Share<T>::units;
   using Share<T>::recurrent_at, Share<T>::state_at, Share<T>::cell_at, Share<T>::live_at;
-  using Share<T>::counted_at, Share<T>::grad_recurrent_at, Share<T>::panel_at, Share<T>::put_state, Share<T>::is_lone;
+  using Share<T>::counted_at, Share<T>::grad_recurrent_at, Share<T>::panel_at, Share<T>::put_state;
+  using Share<T>::is_lone, Share<T>::row_of, Share<T>::drops_hidden;
 
-  Step(const Problem<T>& problem, int thread, int threads) : Share<T>(problem, thread, threads) {
-    input.resize(kGates * kGroup * W);
-    grad_input.resize(kGates * kGroup * W);
-    grad_out.resize(kGroup * W);
-    unit.resize(kUnitArrays * W);
+  Step(const Problem<T>& problem, int thread, int threads)
+      : Share<T>(problem, thread, threads),
+        apart(p.ih.layer || p.hh.layer || p.c.layer),
+        layer_ih(p.ih, *this),
+        layer_hh(p.hh, *this),
+        layer_c(p.c, *this),
+        at_hand(apart ? units.size() : kGroup) {
+    input.resize(kGates * at_hand * W);
+    grad_input.resize(kGates * at_hand * W);
+    grad_out.resize(at_hand * W);
+    unit.resize((apart ? units.size() : 1) * kUnitArrays * W);
+    unit_sums.resize((apart ? units.size() : 1) * kUnitSums);
   }
 
   // The group's rows of W_x x_t into `input`, which stays zero where there are sums: then to where
@@ -27,7 +39,7 @@ class Step : public Share<T> {
   void input_term(ptrdiff_t t, Range group) {
     for (int gate = 0; gate < kGates; ++gate) {
       const ptrdiff_t first = gate * H + group.begin;
-      T* const rows = p.sums ? recurrent_at(t) + first * W : input_row(input, gate, 0);
+      T* const rows = p.sums ? recurrent_at(t) + first * W : input_row(input, gate, group.begin, group);
       if (p.narrow == nullptr) {
         transpose_in(group.size(), p.batch, W, rows,
              [&](ptrdiff_t b) { return term_row(t, b) + first; });
@@ -46,46 +58,71 @@ class Step : public Share<T> {
     }
   }
 
-  // c_t and h_t of unit j, and the moments of its terms.
-  void forward_unit(ptrdiff_t t, Range group, ptrdiff_t j) {
-    const ptrdiff_t u = j - group.begin;
-    Standard<T> of_x[kGates], of_h[kGates], of_c[1];
-    const T *x[kGates], *h[kGates];
-    T* gates[kGates];
+  // Unit j's part of the statistics of a layer's gates.
+  void forward_parts(ptrdiff_t t, Range group, ptrdiff_t j) {
+    T *x[kGates], *h[kGates];
+    terms(t, group, j, x, h);
+    if (p.ih.layer) layer_ih.put(j, {x[0], x[1], x[2], x[3]});
+    if (p.hh.layer) layer_hh.put(j, {h[0], h[1], h[2], h[3]});
+  }
+
+  // The gates and c_t of unit j, and the moments of the terms in them.
+  void forward_cell(ptrdiff_t t, Range group, ptrdiff_t j) {
+    Standard<T> of_x[kGates], of_h[kGates];
+    T *x[kGates], *h[kGates];
+    terms(t, group, j, x, h);
     for (int gate = 0; gate < kGates; ++gate) {
-      x[gate] = input_row(input, gate, u);
-      h[gate] = recurrent_at(t) + (gate * H + j) * W;
-      gates[gate] = unit.data() + gate * W;
+      if (p.ih.layer) layer_ih.normalize(x[gate]);
+      if (p.hh.layer) layer_hh.normalize(h[gate]);
     }
-    standardize(p.ih, t, j, kGates * H, x, of_x);
-    standardize(p.hh, t, j, kGates * H, h, of_h);
+    standardize<kGates>(p.ih, t, j, kGates * H, {x[0], x[1], x[2], x[3]}, of_x);
+    standardize<kGates>(p.hh, t, j, kGates * H, {h[0], h[1], h[2], h[3]}, of_h);
+    T* const gates = array(j, 0);
     for (int gate = 0; gate < kGates; ++gate) {
       const T bias = p.bias == nullptr ? 0 : p.bias[gate * H + j];
       for (ptrdiff_t b = 0; b < W; b += kLanes<T>) {
         const Vector<T> z = (load(x[gate] + b) - of_x[gate].mean) * of_x[gate].scale() +
                             (load(h[gate] + b) - of_h[gate].mean) * of_h[gate].scale() + bias;
-        store(gates[gate] + b, gate == kCandidate ? tanh<T>(z) : sigmoid<T>(z));
+        store(gates + gate * W + b, gate == kCandidate ? tanh<T>(z) : sigmoid<T>(z));
       }
     }
     const T *c_before = cell_at(t) + j * W, *live = live_at(t);
-    T* const c_after = cell_at(t + 1) + j * W;
+    T *const c_new = new_cell(t, j), *const c_after = cell_at(t + 1) + j * W;
+    const ChoiceRow<T> of_candidate = row_of(p.of_candidate, t, j);
     for (ptrdiff_t b = 0; b < W; b += kLanes<T>) {
       const Vector<T> before = load(c_before + b);
-      const Vector<T> c = load(gates[kForget] + b) * before +
-                          load(gates[kInput] + b) * load(gates[kCandidate] + b);
+      const Vector<T> g = load(gates + kCandidate * W + b) * of_candidate(b);
+      const Vector<T> c = load(gates + kForget * W + b) * before + load(gates + kInput * W + b) * g;
       const Integers<T> runs = load(live + b) != 0;
-      store(c_after + b, runs ? c : before);
+      store(c_new + b, runs ? c : before);
     }
-    standardize(p.c, t, j, H, {c_after}, of_c);
+    if (p.c.layer) layer_c.put(j, {c_new});
+    if (c_new == c_after) return;
+    const ChoiceRow<T> hold = row_of(p.hold_cell, t, j);
+    for (ptrdiff_t b = 0; b < W; b += kLanes<T>) {
+      const Vector<T> before = load(c_before + b), kept = hold(b);
+      const Integers<T> runs = load(live + b) != 0;
+      store(c_after + b, runs ? kept * before + (1 - kept) * load(c_new + b) : before);
+    }
+  }
+
+  // h_t of unit j, and the moments of its cell state.
+  void forward_state(ptrdiff_t t, ptrdiff_t j) {
+    const T *c_new = new_cell(t, j), *o = array(j, kOutput), *live = live_at(t);
+    Standard<T> of_c[1];
+    standardize<1>(p.c, t, j, H, {c_new}, of_c);
     const T beta = p.beta_c == nullptr ? 0 : p.beta_c[j];
     const T* h_before = state_at(t) + j * W;
     T* h_after = state_at(t + 1) + j * W;
+    const ChoiceRow<T> hold = row_of(p.hold_hidden, t, j);
+    const bool zoneout = !p.hold_hidden.is_constant(0);
     for (ptrdiff_t b = 0; b < W; b += kLanes<T>) {
-      const Vector<T> c = load(c_after + b);
-      const Vector<T> h =
-          load(gates[kOutput] + b) * tanh<T>((c - of_c[0].mean) * of_c[0].scale() + beta);
+      const Vector<T> c = p.c.layer ? layer_c.normalized(load(c_new + b), b) : load(c_new + b);
+      const Vector<T> before = load(h_before + b);
+      Vector<T> h = load(o + b) * tanh<T>((c - of_c[0].mean) * of_c[0].scale() + beta);
+      if (zoneout) h = hold(b) * before + (1 - hold(b)) * h;
       const Integers<T> runs = load(live + b) != 0;
-      store(h_after + b, runs ? h : load(h_before + b));
+      store(h_after + b, runs ? h : before);
     }
     put_state(t + 1, j);
   }
@@ -103,93 +140,113 @@ class Step : public Share<T> {
   // The group's part of the output's gradient into `grad_out`.
   void get_grad_output(ptrdiff_t t, Range group) {
     if (p.grad_output == nullptr) return;
-    transpose_in(group.size(), p.batch, W, grad_out.data(), [&](ptrdiff_t b) {
+    transpose_in(group.size(), p.batch, W, grad_out_row(group.begin, group), [&](ptrdiff_t b) {
       return p.grad_output + (t * p.batch + b) * H + group.begin;
     });
   }
 
-  // The gradients of unit j at step t, in the order of the equations at the head of recurrence.cpp.
-  void backward_unit(ptrdiff_t t, Range group, ptrdiff_t j) {
-    const ptrdiff_t u = j - group.begin;
-    Standard<T> of_x[kGates], of_h[kGates];
-    T *x[kGates], *h[kGates], *gates[kGates], *dz[kGates], *da_h[kGates], *da_x[kGates];
-    T* free = unit.data();
-    const auto array = [&] { return (free += W) - W; };
-    for (int gate = 0; gate < kGates; ++gate) {
-      const ptrdiff_t i = gate * H + j;
-      x[gate] = input_row(input, gate, u);  // normalised in place
-      h[gate] = array();
-      dz[gate] = array();
-      gates[gate] = array();
-      da_h[gate] = grad_recurrent_at(t, i);
-      da_x[gate] = input_row(grad_input, gate, u);
-      of_x[gate] = standard_at(p.ih, t, i, kGates * H);
-      of_h[gate] = standard_at(p.hh, t, i, kGates * H);
-    }
-    const Standard<T> of_c = standard_at(p.c, t, j, H);
-    const T beta = p.beta_c == nullptr ? 0 : p.beta_c[j];
-    const T *c_before = cell_at(t) + j * W, *live = live_at(t), *counted = counted_at(t);
-    T *dh = p.grad_state + j * W, *dc = p.grad_cell + j * W;
-    T *dy = array(), *c_hat = array();
-
+  // The gradients of unit j at step t, in the order of the equations at the head of recurrence.cpp;
+  // first back to the normalised cell state.
+  void backward_state(ptrdiff_t t, Range group, ptrdiff_t j) {
+    Standard<T> of_x[kGates], of_h[kGates], of_c[1] = {standard_at(p.c, t, j, H)};
+    T *x[kGates], *h[kGates];
+    terms(t, group, j, x, h);  // those of the input are normalised in place
     // The gates again.
     for (int gate = 0; gate < kGates; ++gate) {
-      const T* recurrent = recurrent_at(t) + (gate * H + j) * W;
+      if (p.ih.layer) layer_ih.normalize(x[gate]);
+      of_x[gate] = standard_at(p.ih, t, gate * H + j, kGates * H);
+      of_h[gate] = standard_at(p.hh, t, gate * H + j, kGates * H);
+      T *const h_hats = array(j, kHiddenHat + gate), *const gates = array(j, gate);
       const T bias = p.bias == nullptr ? 0 : p.bias[gate * H + j];
       for (ptrdiff_t b = 0; b < W; b += kLanes<T>) {
         const Vector<T> x_hat = (load(x[gate] + b) - of_x[gate].mean) * of_x[gate].rstd;
-        const Vector<T> h_hat = (load(recurrent + b) - of_h[gate].mean) * of_h[gate].rstd;
+        const Vector<T> h_hat = (load(h[gate] + b) - of_h[gate].mean) * of_h[gate].rstd;
         store(x[gate] + b, x_hat);
-        store(h[gate] + b, h_hat);
+        store(h_hats + b, h_hat);
         const Vector<T> z = x_hat * of_x[gate].gamma + h_hat * of_h[gate].gamma + bias;
-        store(gates[gate] + b, gate == kCandidate ? tanh<T>(z) : sigmoid<T>(z));
+        store(gates + b, gate == kCandidate ? tanh<T>(z) : sigmoid<T>(z));
       }
     }
 
-    // h_t = o tanh(y), y = gamma_c c_hat + beta_c, back to y and o.
+    // h̃_t = o tanh(y), y = gamma_c c_hat + beta_c, back to y and o.
+    const T *c_before = cell_at(t) + j * W, *live = live_at(t);
+    const T beta = p.beta_c == nullptr ? 0 : p.beta_c[j];
+    T* const around = (drops_hidden() ? p.grad_around : p.grad_state) + j * W;
+    const T* const out = grad_out_row(j, group);
+    const T* const gates = array(j, 0);
+    T *const dy = array(j, kOfY), *const c_hat = array(j, kCellHat);
+    T* const dz_o = array(j, kOfZ + kOutput);
+    const ChoiceRow<T> of_candidate = row_of(p.of_candidate, t, j);
+    const ChoiceRow<T> hold = row_of(p.hold_hidden, t, j);
     Vector<T> sum_y = zero<T>(), sum_y_hat = zero<T>();
     for (ptrdiff_t b = 0; b < W; b += kLanes<T>) {
-      const Vector<T> i = load(gates[kInput] + b), f = load(gates[kForget] + b);
-      const Vector<T> g = load(gates[kCandidate] + b), o = load(gates[kOutput] + b);
+      const Vector<T> i = load(gates + kInput * W + b), f = load(gates + kForget * W + b);
+      const Vector<T> g = load(gates + kCandidate * W + b) * of_candidate(b);
+      const Vector<T> o = load(gates + kOutput * W + b);
       const Integers<T> runs = load(live + b) != 0;
       const Vector<T> before = load(c_before + b);
       const Vector<T> c = runs ? f * before + i * g : before;
-      const Vector<T> hat = (c - of_c.mean) * of_c.rstd;
-      const Vector<T> squashed = tanh<T>(hat * of_c.gamma + beta);
-      Vector<T> grad = load(dh + b);
-      store(dh + b, runs ? zero<T>() : grad);  // a finished sequence hands its gradient on
-      if (p.grad_output != nullptr) grad += load(grad_out.data() + u * W + b);
-      grad = runs ? grad : zero<T>();
+      const Vector<T> hat =
+          p.c.layer ? layer_c.normalized(c, b) : (c - of_c[0].mean) * of_c[0].rstd;
+      const Vector<T> squashed = tanh<T>(hat * of_c[0].gamma + beta);
+      Vector<T> grad = grad_of_state(j, b);
+      const Vector<T> of_finished = grad;  // a finished sequence hands its gradient on
+      if (p.grad_output != nullptr) grad += load(out + b);
+      const Vector<T> kept = grad * hold(b);
+      store(around + b, runs ? kept : of_finished);
+      grad = runs ? grad - kept : zero<T>();
       const Vector<T> of_y = grad * o * (1 - squashed * squashed);
       sum_y += of_y;
       sum_y_hat += of_y * hat;
-      store(dz[kOutput] + b, grad * squashed * o * (1 - o));
+      store(dz_o + b, grad * squashed * o * (1 - o));
       store(dy + b, of_y);
       store(c_hat + b, hat);
     }
-    const T total_y = sum<T>(sum_y), total_y_hat = sum<T>(sum_y_hat);
-    if (p.grad_beta_c != nullptr) p.grad_beta_c[j] += total_y;
-    if (p.c.grad_gamma != nullptr) p.c.grad_gamma[j] += total_y_hat;
+    T* const sums = sums_of(j);
+    sums[0] = sum<T>(sum_y), sums[1] = sum<T>(sum_y_hat);
+    if (p.grad_beta_c != nullptr) p.grad_beta_c[j] += sums[0];
+    if (p.c.grad_gamma != nullptr) p.c.grad_gamma[j] += sums[1];
+    if (p.c.layer) layer_c.put_gradient(j, {dy}, {c_hat}, of_c);
+  }
 
-    // c_t = f c_{t-1} + i g, back to the gates' arguments. A finished sequence's c_t is c_{t-1}: its
-    // gates get nothing, but where it counts in the statistics its c gets its share of them.
-    const T inverse = is_lone(t) ? 0 : p.inverse_count[t * p.count_stride];
-    const T c_inverse = p.c.per_step ? inverse : 0;
-    const T mean_y = total_y * c_inverse, mean_y_hat = total_y_hat * c_inverse;
+  // c̃_t = f c_{t-1} + i g, back to the gates' arguments. A finished sequence's c_t is c_{t-1}: its
+  // gates get nothing, but where it counts in the statistics its c gets its share of them.
+  void backward_cell(ptrdiff_t t, Range group, ptrdiff_t j) {
+    const Standard<T> of_c = standard_at(p.c, t, j, H);
+    const T *c_before = cell_at(t) + j * W, *live = live_at(t), *counted = counted_at(t);
+    const T *const dy = array(j, kOfY), *const c_hat = array(j, kCellHat);
+    T* const sums = sums_of(j);
+    T* const dc = p.grad_cell + j * W;
+    const T c_inverse = p.c.per_step ? inverse_count(t) : 0;
+    const T mean_y = sums[0] * c_inverse, mean_y_hat = sums[1] * c_inverse;
+    const T* const gates = array(j, 0);
+    const T *x[kGates], *h[kGates];
+    T* dz[kGates];
+    for (int gate = 0; gate < kGates; ++gate) {
+      x[gate] = input_row(input, gate, j, group);
+      h[gate] = array(j, kHiddenHat + gate);
+      dz[gate] = array(j, kOfZ + gate);
+    }
+    const ChoiceRow<T> of_candidate = row_of(p.of_candidate, t, j);
+    const ChoiceRow<T> hold = row_of(p.hold_cell, t, j);
+    const bool layer = p.c.layer;
     Vector<T> sum_z[kGates] = {}, sum_x[kGates] = {}, sum_h[kGates] = {};
     for (ptrdiff_t b = 0; b < W; b += kLanes<T>) {
       const Vector<T> m = load(counted + b);
       const Integers<T> runs = load(live + b) != 0;
       const Vector<T> through =
-          (load(dy + b) - m * (mean_y + load(c_hat + b) * mean_y_hat)) * of_c.scale();
-      const Vector<T> of_c_t = load(dc + b) + through;
+          layer ? layer_c.gradient(load(dy + b), load(c_hat + b), of_c.gamma, b)
+                : (load(dy + b) - m * (mean_y + load(c_hat + b) * mean_y_hat)) * of_c.scale();
+      const Vector<T> all = load(dc + b);
+      const Vector<T> kept = runs ? all * hold(b) : zero<T>();
+      const Vector<T> of_c_t = all - kept + through;
       const Vector<T> grad = runs ? of_c_t : zero<T>();
-      const Vector<T> i = load(gates[kInput] + b), f = load(gates[kForget] + b);
-      const Vector<T> g = load(gates[kCandidate] + b);
-      store(dc + b, runs ? of_c_t * f : of_c_t);
+      const Vector<T> i = load(gates + kInput * W + b), f = load(gates + kForget * W + b);
+      const Vector<T> g = load(gates + kCandidate * W + b), factor = of_candidate(b);
+      store(dc + b, runs ? of_c_t * f + kept : of_c_t);
       const Vector<T> of_z[kGates] = {
-          grad * g * i * (1 - i), grad * load(c_before + b) * f * (1 - f), grad * i * (1 - g * g),
-          load(dz[kOutput] + b)};
+          grad * (g * factor) * i * (1 - i), grad * load(c_before + b) * f * (1 - f),
+          grad * i * factor * (1 - g * g), load(dz[kOutput] + b)};
       for (int gate = 0; gate < kGates; ++gate) {
         store(dz[gate] + b, of_z[gate]);
         sum_z[gate] += of_z[gate];
@@ -197,31 +254,63 @@ class Step : public Share<T> {
         sum_h[gate] += of_z[gate] * load(h[gate] + b);
       }
     }
-
-    // z = BN(W_x x_t) + BN(W_h h_{t-1}) + b, back to the two products.
+    Standard<T> of_x[kGates], of_h[kGates];
     for (int gate = 0; gate < kGates; ++gate) {
       const ptrdiff_t k = gate * H + j;
+      of_x[gate] = standard_at(p.ih, t, k, kGates * H);
+      of_h[gate] = standard_at(p.hh, t, k, kGates * H);
       const T total = sum<T>(sum_z[gate]), total_x = sum<T>(sum_x[gate]);
       const T total_h = sum<T>(sum_h[gate]);
       p.grad_bias[k] += total;
       if (p.ih.grad_gamma != nullptr) p.ih.grad_gamma[k] += total_x;
       if (p.hh.grad_gamma != nullptr) p.hh.grad_gamma[k] += total_h;
-      const T x_inverse = p.ih.per_step ? inverse : 0, h_inverse = p.hh.per_step ? inverse : 0;
-      const T mean_x = total * x_inverse, mean_x_hat = total_x * x_inverse;
-      const T mean_h = total * h_inverse, mean_h_hat = total_h * h_inverse;
+      sums[3 * gate] = total, sums[3 * gate + 1] = total_x, sums[3 * gate + 2] = total_h;
+    }
+    if (p.ih.layer) layer_ih.put_gradient(j, {dz[0], dz[1], dz[2], dz[3]}, x, of_x);
+    if (p.hh.layer) layer_hh.put_gradient(j, {dz[0], dz[1], dz[2], dz[3]}, h, of_h);
+  }
+
+  // z = BN(W_x x_t) + BN(W_h h_{t-1}) + b, back to the two products.
+  void backward_terms(ptrdiff_t t, Range group, ptrdiff_t j) {
+    const T inverse = inverse_count(t), *counted = counted_at(t), *sums = sums_of(j);
+    const bool layer_x = p.ih.layer, layer_h = p.hh.layer, is_sum = p.sums;
+    const T x_inverse = p.ih.per_step ? inverse : 0, h_inverse = p.hh.per_step ? inverse : 0;
+    for (int gate = 0; gate < kGates; ++gate) {
+      const ptrdiff_t k = gate * H + j;
+      const Standard<T> of_x = standard_at(p.ih, t, k, kGates * H);
+      const Standard<T> of_h = standard_at(p.hh, t, k, kGates * H);
+      const T total = sums[3 * gate];
+      const T mean_x = total * x_inverse, mean_x_hat = sums[3 * gate + 1] * x_inverse;
+      const T mean_h = total * h_inverse, mean_h_hat = sums[3 * gate + 2] * h_inverse;
       // The gradient through whole-sequence statistics needs sums over all steps: see sequence.h.
-      const T x_scale = p.sequence_weights != nullptr ? 1 : of_x[gate].scale();
-      const T h_scale = of_h[gate].scale();
+      const T x_scale = p.sequence_weights != nullptr ? 1 : of_x.scale();
+      const T h_scale = of_h.scale();
+      const T *x = input_row(input, gate, j, group), *h = array(j, kHiddenHat + gate);
+      const T* dz = array(j, kOfZ + gate);
+      T *da_h = grad_recurrent_at(t, k), *da_x = input_row(grad_input, gate, j, group);
       pack_right_row(panel_at(t, kGates * H), kGates * H, W, k, [&](ptrdiff_t b) {
-        const Vector<T> m = load(counted + b), of_z = load(dz[gate] + b);
+        const Vector<T> m = load(counted + b), of_z = load(dz + b);
+        const Vector<T> x_hat = load(x + b), h_hat = load(h + b);
         const Vector<T> of_product =
-            (of_z - m * (mean_h + load(h[gate] + b) * mean_h_hat)) * h_scale;
-        store(da_h[gate] + b, of_product);
-        store(da_x[gate] + b,
-              p.sums ? of_product
-                     : (of_z - m * (mean_x + load(x[gate] + b) * mean_x_hat)) * x_scale);
+            layer_h ? layer_hh.gradient(of_z, h_hat, of_h.gamma, b)
+                    : (of_z - m * (mean_h + h_hat * mean_h_hat)) * h_scale;
+        store(da_h + b, of_product);
+        const Vector<T> of_input =
+            layer_x ? layer_ih.gradient(of_z, x_hat, of_x.gamma, b)
+                    : (of_z - m * (mean_x + x_hat * mean_x_hat)) * x_scale;
+        store(da_x + b, is_sum ? of_product : of_input);
         return of_product;
       });
+    }
+  }
+
+  // After the product: the gradient of h_{t-1} as a whole, where dropout has yet to be applied.
+  void complete_grad_state() {
+    if (!drops_hidden()) return;
+    for (ptrdiff_t j = units.begin; j < units.end; ++j) {
+      for (ptrdiff_t b = 0; b < W; b += kLanes<T>) {
+        store(p.grad_state + j * W + b, grad_of_state(j, b));
+      }
     }
   }
 
@@ -229,7 +318,7 @@ class Step : public Share<T> {
   void put_grad_input(ptrdiff_t t, Range group) {
     for (int gate = 0; gate < kGates; ++gate) {
       const ptrdiff_t first = gate * H + group.begin;
-      const T* const rows = input_row(grad_input, gate, 0);
+      const T* const rows = input_row(grad_input, gate, group.begin, group);
       if (p.grad_weight_ih != nullptr) {
         const T* x = p.narrow + t * p.input_size * W;
         for (ptrdiff_t u = 0; u < group.size(); ++u) {
@@ -257,12 +346,55 @@ class Step : public Share<T> {
     }
   }
 
- private:
-  static constexpr int kUnitArrays = 14;  // what backward_unit needs
+  const bool apart;
+  LayerNorm<T, kGates> layer_ih, layer_hh;
+  LayerNorm<T, 1> layer_c;
 
-  T* input_row(std::vector<T>& of, int gate, ptrdiff_t u) {
-    return of.data() + (gate * kGroup + u) * W;
+ private:
+  // Rows (W,) of a unit between the parts of a step; the gates come first.
+  enum { kOfZ = kGates, kHiddenHat = kOfZ + kGates, kOfY = kHiddenHat + kGates, kCellHat,
+         kNewCell = kOfY, kUnitArrays = kCellHat + 1 };
+  // Its sums over the batch: of the cell, then of the arguments of its gates.
+  static constexpr int kUnitSums = 3 * kGates;
+
+  T* array(ptrdiff_t j, int i) {
+    return unit.data() + ((apart ? (j - units.begin) * kUnitArrays : 0) + i) * W;
   }
+
+  T* sums_of(ptrdiff_t j) {
+    return unit_sums.data() + (apart ? (j - units.begin) * kUnitSums : 0);
+  }
+
+  // Of the units at hand, from which they are counted.
+  ptrdiff_t row(ptrdiff_t j, Range group) const { return j - (apart ? units.begin : group.begin); }
+
+  T* input_row(std::vector<T>& of, int gate, ptrdiff_t j, Range group) {
+    return of.data() + (gate * at_hand + row(j, group)) * W;
+  }
+
+  T* grad_out_row(ptrdiff_t j, Range group) { return grad_out.data() + row(j, group) * W; }
+
+  // The rows of the two terms of unit j, one a gate.
+  void terms(ptrdiff_t t, Range group, ptrdiff_t j, T* (&x)[kGates], T* (&h)[kGates]) {
+    for (int gate = 0; gate < kGates; ++gate) {
+      x[gate] = input_row(input, gate, j, group);
+      h[gate] = recurrent_at(t) + (gate * H + j) * W;
+    }
+  }
+
+  // c̃_t, which is c_t itself without zoneout.
+  T* new_cell(ptrdiff_t t, ptrdiff_t j) {
+    return p.hold_cell.is_constant(0) ? cell_at(t + 1) + j * W : array(j, kNewCell);
+  }
+
+  // Of the hidden state between two steps, from all that came after. The mask is that of all steps.
+  Vector<T> grad_of_state(ptrdiff_t j, ptrdiff_t b) const {
+    const Vector<T> grad = load(p.grad_state + j * W + b);
+    if (!drops_hidden()) return grad;
+    return grad * row_of(p.of_hidden, 0, j)(b) + load(p.grad_around + j * W + b);
+  }
+
+  T inverse_count(ptrdiff_t t) const { return is_lone(t) ? 0 : p.inverse_count[t * p.count_stride]; }
 
   // Row (t, b) of the input term, if it need not be computed from few features.
   const T* term_row(ptrdiff_t t, ptrdiff_t b) const {
@@ -306,9 +438,11 @@ class Step : public Share<T> {
     for (int n = 0; n < N; ++n) to[n] = standard_at(slot, t, n * H + j, features);
   }
 
-  std::vector<T> input, grad_input;  // [gate][unit of the group][W]
-  std::vector<T> grad_out;           // [unit of the group][W]
-  std::vector<T> unit;               // kUnitArrays of (W,) for the unit at hand
+  const ptrdiff_t at_hand;           // units: those of the group, or all of the thread
+  std::vector<T> input, grad_input;  // [gate][unit][W]
+  std::vector<T> grad_out;           // [unit][W]
+  // kUnitArrays of (W,) and kUnitSums, of the unit at hand or, if `apart`, of all of the thread.
+  std::vector<T> unit, unit_sums;
 };
 
 }  // namespace bnrnn

@@ -31,6 +31,7 @@ struct Types<float> {
   typedef float Vector __attribute__((vector_size(kVectorBytes)));
   typedef float Unaligned __attribute__((vector_size(kVectorBytes), aligned(4), may_alias));
   typedef int32_t Integers __attribute__((vector_size(kVectorBytes)));
+  typedef uint8_t Bytes __attribute__((vector_size(kVectorBytes / 4)));
   static constexpr int mantissa_bits = 23, exponent_bias = 127;
   static constexpr float max_exponent = 87.0f;
   // Adding it rounds to an integer and leaves that integer in the low bits.
@@ -44,6 +45,7 @@ struct Types<double> {
   typedef double Vector __attribute__((vector_size(kVectorBytes)));
   typedef double Unaligned __attribute__((vector_size(kVectorBytes), aligned(8), may_alias));
   typedef int64_t Integers __attribute__((vector_size(kVectorBytes)));
+  typedef uint8_t Bytes __attribute__((vector_size(kVectorBytes / 8)));
   static constexpr int mantissa_bits = 52, exponent_bias = 1023;
   static constexpr double max_exponent = 708.0;
   static constexpr double rounder = 6755399441055744.0;  // 1.5 * 2^52
@@ -110,6 +112,18 @@ BNRNN_INLINE Vector<T> zero() {
 template <typename T>
 BNRNN_INLINE Vector<T> broadcast(T x) {
   return x - zero<T>();  // exact, even of -0
+}
+
+// The first `count` bytes as integers of a lane's width; the others are zero, and not read.
+template <typename T>
+BNRNN_INLINE Integers<T> widened(const uint8_t* p, int count) {
+  typename Types<T>::Bytes bytes = {};
+  if (count >= kLanes<T>) {
+    std::memcpy(&bytes, p, kLanes<T>);
+  } else {
+    for (int i = 0; i < count; ++i) bytes[i] = p[i];
+  }
+  return __builtin_convertvector(bytes, Integers<T>);
 }
 
 // Halves added to halves, always in the same order.

@@ -1,4 +1,5 @@
-// The gradient of W_h: the sum over t of (gradient of W_h h_{t-1}) h_{t-1}^T.
+// The gradient of W_h: the sum over t of (gradient of W_h h_{t-1}) h_{t-1}^T, with h_{t-1} as it was
+// in the product, after dropout.
 #pragma once
 
 #include <vector>
@@ -67,7 +68,7 @@ class WeightGradient {
           for (ptrdiff_t b0 = 0; b0 < p.batch; b0 += lanes) {
             Vector<T> block[lanes];
             for (int i = 0; i < lanes; ++i) {
-              block[i] = unit + i < H ? load(share.state_at(t) + (unit + i) * W + b0) : zero<T>();
+              block[i] = unit + i < H ? share.state_in_product(t, unit + i, b0) : zero<T>();
             }
             transpose<T>(block);
             for (int i = 0; i < lanes && b0 + i < p.batch; ++i) {

@@ -25,7 +25,9 @@ from torch import Tensor
 
 from bnrnn.kernels import reference
 from bnrnn.kernels.interface import (
+    SILENCE,
     Moments,
+    Noise,
     Normalization,
     Request,
     TermMoments,
@@ -54,6 +56,7 @@ def recurrence(
     population: TermMoments | None = None,
     lengths: Tensor | None = None,
     count_padding: bool = False,
+    noise: Noise = SILENCE,
     way: str | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, TermMoments]:
     """See `bnrnn.kernels.interface.Recurrence`.
@@ -69,7 +72,7 @@ def recurrence(
         _log(_SUMS if normalization.sums else f"it takes {plan.MAX_BATCH} sequences at most")
         return reference.recurrence(
             input, h_0, c_0, weights, normalization,
-            population=population, lengths=lengths, count_padding=count_padding,
+            population=population, lengths=lengths, count_padding=count_padding, noise=noise,
         )  # fmt: skip
     from bnrnn.kernels.triton import operators
 
@@ -107,6 +110,8 @@ def why_not(request: Request) -> str | None:
         return "torch.func cannot transform it"
     if request.normalization.sums:
         reason = _SUMS
+    elif request.normalization.has_layer or request.noisy:
+        reason = "it has no layer normalisation, zoneout or dropout of states"
     elif request.dtype not in DTYPES:
         reason = f"it is for float32 and bfloat16, not {request.dtype}"
     else:

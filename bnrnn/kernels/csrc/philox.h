@@ -1,0 +1,14 @@
+// Random booleans: bnrnn/kernels/philox.py has the source and the definition.
+#pragma once
+
+#include <cstdint>
+
+namespace bnrnn {
+
+constexpr int64_t kBernoulliBlock = 512;
+
+// Numbers begin..end of a mask; `begin` is a multiple of kBernoulliBlock. True where a word is below the threshold.
+void bernoulli(uint64_t key, uint32_t stream, uint64_t threshold, int64_t begin, int64_t end,
+               uint8_t* to);
+
+}  // namespace bnrnn

@@ -1,0 +1,54 @@
+"""The random numbers of a pass in training: zoneout, and the dropouts of a recurrence."""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from bnrnn import kernels
+from bnrnn.kernels import SILENCE, Noise
+
+if TYPE_CHECKING:
+    from bnrnn.nn.options import NoiseOptions
+
+# Which numbers of a key are whose: philox.bernoulli.
+_CELL, _HIDDEN, _CANDIDATE, _STATE, _WEIGHT = range(5)
+
+
+def draw(
+    options: "NoiseOptions", shape: tuple[int, int, int], key: Tensor | None, device: torch.device
+) -> Noise:
+    """The noise of one layer and direction.
+
+    Args:
+        shape: (T, B, H).
+        key: of `kernels.new_key`; None: in evaluation, where zoneouts are their expectations.
+    """
+    o, (steps, batch, hidden) = options, shape
+    if not o.is_noisy:
+        return SILENCE
+    if key is None:
+        return Noise(o.zoneout_cell, o.zoneout_hidden)
+    key = key.to(device, non_blocking=True)
+
+    def mask(stream: int, p: float, *rows: int) -> Tensor | None:
+        """The batch last in memory, as the CPU kernel reads it."""
+        if p == 0:
+            return None
+        count = batch * hidden * (rows[0] if rows else 1)
+        return kernels.bernoulli(key, stream, count, p).view(*rows, hidden, batch).mT
+
+    return Noise(
+        o.zoneout_cell, o.zoneout_hidden, o.recurrent_dropout, o.hidden_dropout,
+        mask(_CELL, o.zoneout_cell, steps), mask(_HIDDEN, o.zoneout_hidden, steps),
+        mask(_CANDIDATE, o.recurrent_dropout, steps), mask(_STATE, o.hidden_dropout),
+    )  # fmt: skip
+
+
+def drop_weights(weight: Tensor, p: float, key: Tensor | None) -> Tensor:
+    """DropConnect: a mask over the weight itself; without a key, the weight as it is."""
+    if key is None or p == 0:
+        return weight
+    key = key.to(weight.device, non_blocking=True)
+    dropped = kernels.bernoulli(key, _WEIGHT, weight.numel(), p).view_as(weight)
+    return torch.where(dropped, 0.0, weight) / (1 - p)
