@@ -25,7 +25,7 @@ def zoneout(old, new, p, held):
 
 
 def dropout(y, p, dropped):
-    """Semeniuta et al. 2016, Gal and Ghahramani 2016; scaled in training, nothing without a mask."""
+    """Semeniuta et al. 2016, Gal and Ghahramani 2016: scaled in training, else nothing at all."""
     return y if dropped is None else (1 - dropped.astype(float)) * y / (1 - p)
 
 

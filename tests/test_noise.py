@@ -1,6 +1,7 @@
 """Zoneout, the dropouts of a recurrence, and the norm stabiliser."""
 
 import copy
+import itertools
 import math
 
 import numpy as np
@@ -203,7 +204,7 @@ def stabilizer_in_numpy(output, lengths):
     terms = []
     for b, length in enumerate(lengths):
         norms = [np.sqrt((h**2).sum()) for h in output[:length, b]]
-        terms += [(after - before) ** 2 for before, after in zip(norms, norms[1:], strict=False)]
+        terms += [(after - before) ** 2 for before, after in itertools.pairwise(norms)]
     return np.mean(terms)
 
 

@@ -180,9 +180,8 @@ _composed_mode = Hydra.get_mode
 def _mode(self: Hydra, config_name: str | None, overrides: list[str]) -> RunMode | None:
     """What sets `hydra.mode`, as `Hydra.get_mode`: that composes all settings once more for it."""
     words = (*sys.argv[1:], *overrides)
-    if any(
-        word.startswith(("reproduce=", "hydra.searchpath", "-cd", "--config-dir")) for word in words
-    ):
+    may_sweep = ("reproduce=", "experiment=", "hydra.searchpath", "-cd", "--config-dir")
+    if any(word.startswith(may_sweep) for word in words):
         return _composed_mode(self, config_name, overrides)
     return None
 
