@@ -10,6 +10,7 @@ import torch
 
 from bnrnn.report import readme
 from tests.conftest import DATA, QUESTIONS, ROOT, needs_data
+from tests.run_folders import make_run
 
 README = (ROOT / "README.md").read_text()
 COMMANDS = [
@@ -23,13 +24,15 @@ SMALL = ["max_steps=2", "calibration_batches=2", "max_valid_batches=2", "model.h
 CHARACTERS = [*SMALL, "task.batch_size=500", "task.length=10", "task.stream_length=50000"]
 
 
-def arguments(command, run, reader):
+def arguments(command, run, reader, board):
     """As the README has it, but small; what is left to the reader (FILE, STAMP, DIR) filled in."""
     for stamp, folder in (("ptb/bnlstm", run), ("cnn4/attentive_bne_star_star", reader)):
         command = command.replace(f"outputs/{stamp}/STAMP", str(folder))
     words = shlex.split(command)[1:]
     words = [word.replace("question=FILE", f"question={QUESTION}") for word in words]
     words = [word.replace("task.path=FILE", f"task.path={ROOT / 'LICENSE'}") for word in words]
+    if "mode=leaderboard" in words:
+        return [*words, f"outputs={board}"]
     if "mode=report" in words:
         return [*words, f"outputs={run.parent.parent.parent}"]
     if "--help" in words or any(word.startswith("run=") for word in words):
@@ -76,6 +79,15 @@ def reader(tmp_path_factory):
     return next(folder.glob("outputs/cnn4/*/*"))
 
 
+@pytest.fixture(scope="module")
+def board(tmp_path_factory):
+    """Enough models for a leaderboard."""
+    folder = tmp_path_factory.mktemp("board")
+    for model in ("lstm", "bnlstm", "lnlstm"):
+        make_run(folder / model, model, [2.0, 1.5])
+    return folder
+
+
 def test_the_readme_has_the_commands_of_every_task():
     assert {
         "pmnist_official",
@@ -102,8 +114,8 @@ def test_the_readme_has_the_commands_of_every_task():
 @pytest.mark.slow
 @needs_data("mnist", "ptb", "text8", "an4", QUESTIONS)
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_bnrnn_command(command, run, reader, bnrnn_here):
-    done = bnrnn_here(*arguments(command, run, reader))
+def test_every_bnrnn_command(command, run, reader, board, bnrnn_here):
+    done = bnrnn_here(*arguments(command, run, reader, board))
     assert done.returncode == 0, done.stderr
 
 

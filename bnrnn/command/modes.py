@@ -229,6 +229,16 @@ def _report(config: Config) -> None:
     say(f"{target / 'report.html'}, and the same as report.md")
 
 
+def _leaderboard(config: Config) -> None:
+    try:
+        from bnrnn.report.report import write_leaderboard
+    except ImportError as error:
+        raise ConfigError(f"mode=leaderboard needs pip install bnrnn[plot]: {error}") from error
+    target = Path(config.outputs) / "leaderboard"
+    say(write_leaderboard(Path(config.outputs), target))
+    say(f"\nWith settings, commands and figures: {target / 'leaderboard.html'}")
+
+
 @dataclass(frozen=True)
 class Mode:
     run: Callable[[Config], None]
@@ -243,4 +253,5 @@ MODES = {
     "answer": Mode(_answer, uses_run=True),
     **{name: Mode(_analyse, analysis.uses_run) for name, analysis in ANALYSES.items()},
     "report": Mode(_report),
+    "leaderboard": Mode(_leaderboard),
 }

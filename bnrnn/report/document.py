@@ -3,6 +3,7 @@
 import base64
 import html
 import re
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -89,6 +90,44 @@ def to_markdown(blocks: Sequence[Block], pictures: str = "figures") -> str:
                     f"![{_markdown(alt)}]({pictures}/{quote(name)}.png)\n\n{_markdown(caption)}"
                 )
     return "\n\n".join(parts) + "\n"
+
+
+def to_text(blocks: Sequence[Block]) -> str:
+    """For a terminal, of 100 columns or so: a table without its wrapped columns, no figures."""
+    parts = []
+    for block in blocks:
+        match block:
+            case Heading(_, text):
+                parts.append(_plain(text))
+            case Paragraph(text):
+                parts.append(textwrap.fill(_plain(text), 98))
+            case Bullets(items):
+                parts.append("\n".join(f"- {_plain(item)}" for item in items))
+            case Table(header, align, rows):
+                parts.append(_aligned(header, align, rows))
+            case Figure():
+                pass
+    return "\n\n".join(parts)
+
+
+def _plain(text: Text) -> str:
+    if isinstance(text, tuple):
+        return "".join(_plain(part) for part in text)
+    return _shown(text if isinstance(text, str) else text.text)
+
+
+def _aligned(header: Sequence[Text], align: str, rows: Sequence[Sequence[Text]]) -> str:
+    kept = [k for k, letter in enumerate(align) if letter != "w"]
+    cells = [[_plain(row[k]) for k in kept] for row in [header, *rows]]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = [
+        "  ".join(
+            cell.rjust(width) if align[k] == "r" else cell.ljust(width)
+            for k, cell, width in zip(kept, row, widths, strict=True)
+        ).rstrip()
+        for row in cells
+    ]
+    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
 
 
 def _shown(text: str) -> str:

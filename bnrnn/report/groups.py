@@ -61,7 +61,7 @@ class Group:
 
     @property
     def reported(self) -> paper.Reported | None:
-        return paper.RESULTS.get((self.first.data, self.first.model))
+        return paper.reported(self.first.data, self.first.model)
 
     @property
     def split(self) -> str:
@@ -93,8 +93,10 @@ class Group:
 
     @property
     def share(self) -> float | None:
-        """Of the paper's steps; None where the paper has no such run."""
-        return self.steps[0] / self.reported.steps if self.reported else None
+        """Of the paper's steps; None where the paper has no such run, or says no number."""
+        if self.reported is None or self.reported.steps is None:
+            return None
+        return self.steps[0] / self.reported.steps
 
     @property
     def difference(self) -> float | None:
@@ -108,6 +110,8 @@ class Group:
             return f"{percent(self.share)} of the paper's steps"
         if unlike_the_paper(self.first):
             return "not the paper's settings"
+        if self.share is None:
+            return "the paper's steps are not known"
         if len(self.runs) == 1:
             return "one seed"
         if len(self.runs) == 2:

@@ -36,7 +36,7 @@ class Reported(NamedTuple):
     value: float
     split: str  # "test" or "valid"
     source: str
-    steps: int  # of training behind it: as far as the paper's curve goes
+    steps: int | None  # of training behind it: as far as the paper's curve goes; None: unknown
 
 
 COOIJMANS = Paper("Recurrent Batch Normalization", "Cooijmans et al., ICLR 2017")
@@ -96,6 +96,14 @@ RESULTS: dict[tuple[str, str], Reported] = {
     ("ptb_words", "words_large"): Reported(81.8, "valid", "table 2", 72_985),
     ("ptb_words", "words_large_bn_input"): Reported(97.4, "valid", "table 2", 72_985),
 }
+# Other papers' numbers for other models of the same tasks, and the experiment with their settings.
+FAMILY: dict[tuple[str, str], tuple[Reported, str]] = {
+    ("pmnist_official", "bn_zoneout"): (
+        Reported(95.9, "test", "Krueger et al. 2017", None), "zoneout_paper",
+    ),
+    ("ptb", "zoneout"): (Reported(1.27, "test", "Krueger et al. 2017", None), "zoneout_paper"),
+    ("ptb", "lnlstm"): (Reported(1.267, "test", "Ha et al. 2017, table 3", None), "ln_paper"),
+}  # fmt: skip
 # Laurent et al., table 2: perplexity in training.
 WORDS_TRAINING = {
     "words_small": 78.5, "words_small_bn_input": 62.5, "words_medium": 49.1,
@@ -129,10 +137,20 @@ def order(data: str, model: str) -> tuple[int, bool, str, int, str]:
     )
 
 
+def reported(data: str, model: str) -> Reported | None:
+    """What a paper has for a model on these data."""
+    if (data, model) in FAMILY:
+        return FAMILY[data, model][0]
+    return RESULTS.get((data, model))
+
+
 @functools.cache
 def settings(data: str, model: str) -> dict[str, Any]:
-    """The settings of the paper's run, flat, as `reproduce=` has them; {} where there is none."""
+    """The settings of the paper's run, flat, as `reproduce=`, or for `FAMILY` `experiment=`, has
+    them; {} where there is none."""
     data = data.removesuffix("-part")
+    if (data, model) in FAMILY:
+        return defaults(f"experiment={FAMILY[data, model][1]}", f"task={data}", f"model={model}")
     if (data, model) not in RESULTS:
         return {}
     return defaults(f"reproduce={family(data)}", f"task={data}", f"model={model}")

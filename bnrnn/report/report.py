@@ -10,7 +10,7 @@ from typing import Any
 
 from bnrnn.errors import CheckpointError
 from bnrnn.plots.style import encode, plt
-from bnrnn.report import first_attempt, laurent, paper, words
+from bnrnn.report import first_attempt, laurent, leaderboard, paper, words
 from bnrnn.report.analyses import furthest
 from bnrnn.report.analysis_figures import FIGURES
 from bnrnn.report.document import (
@@ -25,6 +25,7 @@ from bnrnn.report.document import (
     Text,
     to_html,
     to_markdown,
+    to_text,
 )
 from bnrnn.report.figures import gamma_sweep, validation_curves
 from bnrnn.report.groups import (
@@ -77,6 +78,31 @@ def write_report(outputs: Path, target: Path) -> None:
         lambda run: Code(place(found, run.path)),
         resume=lambda run: f"bnrnn resume={quoted(run.path)}",
     )
+    _write_document("report", "bnrnn: report", blocks, target)
+
+
+def write_leaderboard(outputs: Path, target: Path) -> str:
+    """The leaderboards of all runs under `outputs` into `target`, as one HTML page and as Markdown.
+
+    Returns:
+        the same for a terminal.
+
+    Raises:
+        CheckpointError: no data set has enough models.
+        OutputError: the files cannot be written.
+    """
+    found = leaderboard.blocks(find(outputs).runs)
+    if not found:
+        raise CheckpointError(
+            f"no data set under {outputs} has finished runs of {leaderboard.FEWEST} models: train "
+            "more, or name another folder with outputs=DIR"
+        )
+    _write_document("leaderboard", "bnrnn: leaderboard", found, target)
+    return to_text(found)
+
+
+def _write_document(name: str, title: str, blocks: list[Block], target: Path) -> None:
+    """NAME.md, NAME.html and the figures of both; figures of runs that are gone are removed."""
     blocks, pictures = draw(blocks, ("png", "svg"))
     figures = target / "figures"
     write_pictures(figures, pictures)
@@ -84,8 +110,8 @@ def write_report(outputs: Path, target: Path) -> None:
         if picture.stem not in pictures and picture.suffix in (".png", ".svg"):
             picture.unlink()  # of runs that are gone, or have another name by now
     vectors = {name: kinds["svg"] for name, kinds in pictures.items()}
-    write_atomic(target / "report.md", to_markdown(blocks).encode())
-    write_atomic(target / "report.html", to_html("bnrnn: report", blocks, vectors).encode())
+    write_atomic(target / f"{name}.md", to_markdown(blocks).encode())
+    write_atomic(target / f"{name}.html", to_html(title, blocks, vectors).encode())
 
 
 def draw(blocks: Sequence[Block], kinds: Sequence[str]) -> tuple[list[Block], Pictures]:
@@ -136,6 +162,7 @@ def document(
         Paragraph(_HOW_TO_READ),
         *_results(found.runs),
         *laurent.speech(found.runs),
+        *leaderboard.blocks(found.runs),
         *_not_run(found.runs),
         *_analyses(furthest(found.analyses)),
         *_unfinished(found, name, resume),
@@ -212,7 +239,7 @@ def _result_row(group: Group) -> list[Text]:
     low, high = group.steps
     steps = f"{low:,}" if low == high else f"{low:,} to {high:,}"
     reported, difference = group.reported, group.difference
-    if reported is not None:
+    if reported is not None and reported.steps is not None:
         steps += f" of {reported.steps:,}"
     scales = sorted({run.scale for run in group.runs if run.scale})
     settings = ", ".join([*filter(None, [group.label]), *(f"scale={scale}" for scale in scales)])

@@ -1,0 +1,192 @@
+"""Which model when: every model on the same data at its best settings, by test and by speed."""
+
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from bnrnn.plots.style import colour, entry, plain, plt, tidy
+from bnrnn.report import document
+from bnrnn.report.document import Block, Code, Heading, Paragraph, Table, Text
+from bnrnn.report.groups import cluster, kind, label, mean, one_a_seed, order
+from bnrnn.runs.record import Run
+
+FEWEST = 3  # models, below which there is nothing to rank
+BASELINE = "lstm"
+_HOW_TO_READ = (
+    "Each model at the settings with its best validation, of those that were run: compared on the "
+    "seeds that all its settings have. Validation with population statistics. Steps and seconds "
+    "are those until the first validation at least as good as {target}, {whose}: the mean over the "
+    "seeds that reach it. Seconds, validations included, compare on one machine only."
+)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model at its best settings."""
+
+    runs: list[Run]  # finished, one of each seed
+    tried: int  # settings
+
+    @property
+    def first(self) -> Run:
+        return self.runs[0]
+
+    @property
+    def valid(self) -> float:
+        return mean([run.final("valid") for run in self.runs])
+
+    @property
+    def tests(self) -> list[float]:
+        return [run.final("test") for run in self.runs]
+
+    def reached(self, target: float) -> list[tuple[int, float]]:
+        """Steps and seconds until a validation as good as the target, of runs that get there."""
+        found = (_first_at(run, target) for run in self.runs)
+        return [point for point in found if point is not None]
+
+
+def entries(runs: Sequence[Run]) -> list[Entry]:
+    """Of runs on the same data: an entry a model, the best test first."""
+    finished = [run for run in runs if run.state == "finished"]
+    by_model: dict[str, list[list[Run]]] = {}
+    for members in cluster(sorted(finished, key=order)):
+        by_model.setdefault(members[0].model, []).append(one_a_seed(members))
+    found = [Entry(_best(settings), len(settings)) for settings in by_model.values()]
+    metric = finished[0].metric if finished else None
+    sign = 1 if metric is None or metric.lower_is_better else -1
+    return sorted(found, key=lambda entry: sign * mean(entry.tests))
+
+
+def _best(settings: list[list[Run]]) -> list[Run]:
+    """The settings with the best validation, on the seeds that all have; one run a seed each."""
+    shared = set.intersection(*({run.seed for run in runs} for runs in settings))
+
+    def score(runs: list[Run]) -> float:
+        return mean([run.final("valid") for run in runs if run.seed in shared or not shared])
+
+    best = settings[0][0].metric.best(score(runs) for runs in settings)
+    return next(runs for runs in settings if score(runs) == best)
+
+
+def target(found: Sequence[Entry]) -> tuple[float, str]:
+    """A validation to reach, and whose it is: the baseline's best, so that what beats it shows."""
+    for entry_ in found:
+        if entry_.first.model == BASELINE:
+            return entry_.valid, "the best of the LSTM"
+    metric = found[0].first.metric
+    best = [entry_.valid for entry_ in found]
+    worst = max(best) if metric.lower_is_better else min(best)
+    return worst, "the best of the model that comes last"
+
+
+def _first_at(run: Run, target: float) -> tuple[int, float] | None:
+    seconds = run.values("seconds", "valid", "population")
+    better = run.metric.best
+    for step, value in zip(*run.curve(), strict=True):
+        if better([value, target]) == value:
+            return step, seconds.get(step, math.nan)
+    return None
+
+
+def blocks(runs: list[Run]) -> list[Block]:
+    """A table and a figure for each data set on which enough models have been run."""
+    found: list[Block] = []
+    for data in dict.fromkeys(run.data for run in sorted(runs, key=order)):
+        of_data = [run for run in runs if run.data == data]
+        ranked = entries(of_data)
+        if len(ranked) >= FEWEST:
+            found += _of_data(ranked, of_data)
+    return [Heading(2, "Leaderboard"), *found] if found else []
+
+
+def _of_data(ranked: list[Entry], runs: list[Run]) -> list[Block]:
+    first = ranked[0].first
+    value, whose = target(ranked)
+    title = first.subject.data_title
+    return [
+        Heading(3, f"{title}: all models"),
+        Paragraph(_HOW_TO_READ.format(target=first.metric.number(value), whose=whose)),
+        table(ranked, value, runs),
+        document.Figure(
+            f"{first.data}-leaderboard",
+            f"Validation against seconds, {title}",
+            "Each model at its best settings; thin lines are single seeds. Dotted: the target.",
+            functools.partial(figure, ranked, value, title),
+        ),
+    ]
+
+
+def table(ranked: list[Entry], target: float, runs: list[Run]) -> Table:
+    metric = ranked[0].first.metric
+    header: list[Text] = [
+        "model", f"test, {metric.label}", "seeds", "best validation", "steps to the target",
+        "seconds to the target", "best settings", "settings tried", "command",
+    ]  # fmt: skip
+    rows = [_row(entry_, target, runs) for entry_ in ranked]
+    return Table(header, "lrrrrrwrw", rows)
+
+
+def _row(found: Entry, target: float, runs: list[Run]) -> list[Text]:
+    run, number, n = found.first, found.first.metric.number, len(found.runs)
+    low, high = min(found.tests), max(found.tests)
+    reached = found.reached(target)
+    missing = n - len(reached)
+    not_all = f" ({len(reached)} of {n} seeds)" if reached and missing else ""
+    siblings = [c[0] for c in cluster(runs) if kind(c[0]) == kind(run)]
+    command = "-" if run.result is None else run.result.command
+    return [
+        run.subject.model_title,
+        number(mean(found.tests)) + (f" ({number(low)} to {number(high)})" if n > 1 else ""),
+        str(n),
+        number(found.valid),
+        f"{mean([steps for steps, _ in reached]):,.0f}{not_all}" if reached else "not reached",
+        f"{mean([seconds for _, seconds in reached]):,.0f}" if reached else "-",
+        label(run, siblings) or "-",
+        str(found.tried),
+        Code(command) if command != "-" else "-",
+    ]
+
+
+def figure(ranked: list[Entry], target: float, title: str) -> Figure:
+    """Validation against seconds of training, a colour a model."""
+    picture, axes = plt.subplots(figsize=(7.2, 4.5), layout="constrained")
+    for entry_ in ranked:
+        for run in entry_.runs:
+            steps, values = run.curve()
+            seconds = run.values("seconds", "valid", "population")
+            times = [seconds.get(step, math.nan) for step in steps]
+            axes.plot(
+                times, values, color=colour(run.model),
+                linewidth=1.6 if len(entry_.runs) == 1 else 0.9,
+                label=entry(run.subject.model_title) if run is entry_.first else None,
+            )  # fmt: skip
+    axes.axhline(target, color="0.5", linestyle=":", linewidth=1)
+    metric = ranked[0].first.metric
+    tidy(axes, "seconds", f"validation {metric.label}")
+    best = metric.best(entry_.valid for entry_ in ranked)
+    _look_at_the_end(axes, ranked, best)
+    axes.legend(frameon=False, loc="best", fontsize=9)
+    axes.set_title(plain(title), fontsize=10, loc="left")
+    return picture
+
+
+def _look_at_the_end(axes: Axes, ranked: list[Entry], best: float) -> None:
+    """Leave the steep beginning out: a quarter of all validations may lie outside."""
+    values = sorted(
+        value for found in ranked for run in found.runs for value in run.curve()[1]
+        if math.isfinite(value)
+    )  # fmt: skip
+    if len(values) < 8:
+        return
+    lower_is_better = ranked[0].first.metric.lower_is_better
+    edge = values[3 * len(values) // 4] if lower_is_better else values[len(values) // 4]
+    margin = 0.08 * abs(edge - best)
+    if margin > 0:
+        axes.set_ylim(*sorted((best + (margin if best > edge else -margin), edge)))
+
+
+__all__ = ["Entry", "blocks", "entries", "figure", "table", "target"]
