@@ -282,7 +282,8 @@ def test_resumed_equals_uninterrupted(bnrnn, tmp_path, text):
     """Dropout and noise draw random numbers; half an epoch is left when it is stopped."""
     arguments = [
         "task=text", f"task.path={text}", *TINY, "model.num_layers=2", "model.dropout=0.3",
-        "max_steps=40", "validate_every=7",
+        "max_steps=40", "validate_every=7", "model.zoneout_cell=0.2", "model.hidden_dropout=0.1",
+        "model.weight_dropout=0.1", "model.output_dropout=0.1", "model.stabilizer=1",
     ]  # fmt: skip
     bnrnn(*arguments, "outputs=whole")
     bnrnn(*arguments, "max_steps=17", "outputs=parts")

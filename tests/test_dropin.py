@@ -17,6 +17,10 @@ from bnrnn import BNLSTM, calibrate
 T, B, D, H = 6, 4, 3, 5
 NONE = {"input_norm": "none", "recurrent_norm": "none", "cell_norm": "none"}
 SUM = {"input_norm": "none", "recurrent_norm": "sum", "cell_norm": "frame"}
+LAYER = {
+    "input_norm": "layer", "recurrent_norm": "layer", "cell_norm": "layer",
+    "zoneout_cell": 0.3, "zoneout_hidden": 0.1,
+}  # fmt: skip
 PLAIN_AND_NORMALISING = pytest.mark.parametrize("options", [NONE, {}], ids=["plain", "norm"])
 
 
@@ -584,7 +588,7 @@ def test_onnx_of_a_cell_bias(tmp_path):
 @pytest.mark.filterwarnings("ignore")  # of the exporter
 @pytest.mark.parametrize(
     ("options", "padded"),
-    [({}, True), ({}, False), (NONE, True), (NONE, False), (SUM, True)],
+    [({}, True), ({}, False), (NONE, True), (NONE, False), (SUM, True), (LAYER, True)],
     ids=str,
 )
 def test_onnx_at_any_length(options, padded, tmp_path):

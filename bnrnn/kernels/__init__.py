@@ -83,6 +83,7 @@ def recurrence(
     request = Request(
         h_0.device.type, h_0.dtype, normalization, cell_bias,
         padded=lengths is not None, by_batch=population is None, noisy=not noise.is_silent,
+        random=noise.is_random,
     )  # fmt: skip
     run = KERNELS[choose(kernel, request)].run
     return run(

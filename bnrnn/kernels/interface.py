@@ -74,6 +74,11 @@ class Normalization(NamedTuple):
     def has_layer(self) -> bool:
         return "layer" in (self.ih, self.hh, self.c)
 
+    @property
+    def by_batch(self) -> bool:
+        """Whether any slot takes moments."""
+        return any(self.takes_moments(term) for term in TermMoments._fields)
+
     def takes_moments(self, term: str) -> bool:
         """Whether a slot's statistics are those of a batch, which a population's can replace."""
         return getattr(self, term) not in ("none", "layer")
@@ -97,10 +102,13 @@ class Noise(NamedTuple):
     dropped_hidden: Tensor | None = None  # (B, H): left out of W_h h_{t-1} at every step
 
     @property
+    def is_random(self) -> bool:
+        return any(mask is not None for mask in self[4:])
+
+    @property
     def is_silent(self) -> bool:
         """Whether a pass with this equals one without."""
-        dropped = self.dropped_candidate is not None or self.dropped_hidden is not None
-        return self.zoneout_cell == self.zoneout_hidden == 0 and not dropped
+        return self.zoneout_cell == self.zoneout_hidden == 0 and not self.is_random
 
 
 SILENCE = Noise()
@@ -156,6 +164,7 @@ class Request:
     padded: bool = False  # sequences of different lengths
     by_batch: bool = True  # statistics, if any, are the batch's own
     noisy: bool = False  # some `Noise`
+    random: bool = False  # with masks
 
     @property
     def is_plain(self) -> bool:

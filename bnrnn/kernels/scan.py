@@ -88,6 +88,6 @@ def recurrence(
 def why_not(request: Request) -> str | None:
     if not torch.onnx.is_in_onnx_export():
         return "it is for export to ONNX"
-    if request.by_batch and not request.normalization.is_empty:
-        return "it takes no batch statistics: call eval() first"
+    if (request.by_batch and request.normalization.by_batch) or request.random:
+        return "it takes no batch statistics and no noise: call eval() first"
     return None
