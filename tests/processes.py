@@ -19,10 +19,7 @@ from pathlib import Path
 import pytest
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_PRELOADED = [
-    "bnrnn.command.cli", "bnrnn.command.modes", "torch.utils.tensorboard",
-    "torch._inductor",  # which torch.use_deterministic_algorithms imports
-]  # fmt: skip
+_PRELOADED = ["bnrnn.command.cli", "bnrnn.command.modes", "torch.utils.tensorboard"]
 
 
 class Forked:
