@@ -18,11 +18,10 @@ if not torch.cuda.is_available():
 
 import omegaconf.base
 import pytest
-from hydra._internal.core_plugins.importlib_resources_config_source import (
-    ImportlibResourcesConfigSource,
-)
+from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.global_hydra import GlobalHydra
-from hydra.plugins.config_source import ConfigResult
+from hydra.core.plugins import Plugins
+from hydra.plugins.config_source import ConfigResult, ConfigSource
 
 from bnrnn.settings.compose import compose_config as compose_settings
 from bnrnn.settings.schema import Config
@@ -66,19 +65,20 @@ def pytest_addoption(parser):
 
 def pytest_configure() -> None:
     """Hydra reads and parses conf/ for every command: a third of what a small run takes."""
+    Plugins.instance()  # has the sources registered
+    of_packages = SourcesRegistry.instance().resolve("pkg")
+    load = of_packages.load_config
 
     @functools.cache
     def read(package: str, file: str) -> ConfigResult:
-        source = ImportlibResourcesConfigSource("tests", f"pkg://{package}")
-        return load(source, file)
+        return load(of_packages("tests", f"pkg://{package}"), file)
 
-    def load_copy(source: ImportlibResourcesConfigSource, config_path: str) -> ConfigResult:
+    def load_copy(source: ConfigSource, config_path: str) -> ConfigResult:
         result = copy.copy(read(source.path, config_path))
         result.provider, result.config = source.provider, copy.deepcopy(result.config)
         return result
 
-    load = ImportlibResourcesConfigSource.load_config
-    ImportlibResourcesConfigSource.load_config = load_copy
+    of_packages.load_config = load_copy
     omegaconf.base.parse = functools.cache(omegaconf.base.parse)
 
 

@@ -19,7 +19,10 @@ from pathlib import Path
 import pytest
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_PRELOADED = ["bnrnn.command.cli", "bnrnn.command.modes", "torch.utils.tensorboard"]
+_PRELOADED = [
+    "bnrnn.command.cli", "bnrnn.command.modes", "torch.utils.tensorboard",
+    "torch._dynamo",  # which every optimiser imports
+]  # fmt: skip
 
 
 class Forked:

@@ -363,7 +363,7 @@ PLACES = [[0, 0, 0, 0], [0, 3, 1, 2], [2**53] * 4]
         pytest.param(x, values, marks=[] if x in few else pytest.mark.slow)
         for x in PLACES
         for values, few in (
-            (ODD, PLACES), ([None] * 4, PLACES[:1]), ([1e308] * 4, []), ([0.0] * 4, []),
+            (ODD, PLACES[1:2]), ([None] * 4, PLACES[:1]), ([1e308] * 4, []), ([0.0] * 4, []),
         )
     ],
 )  # fmt: skip

@@ -163,7 +163,12 @@ def random_case(seed):
 
 @pytest.mark.parametrize(
     ("number", "dtype"),
-    [*((k, torch.float64) for k in range(60)), *((k, torch.float32) for k in range(60, 90))],
+    [
+        # By default two thirds of each.
+        pytest.param(k, dtype, marks=pytest.mark.slow if k % 3 == 0 else [])
+        for dtype, numbers in ((torch.float64, range(60)), (torch.float32, range(60, 90)))
+        for k in numbers
+    ],
 )
 def test_random_problems(number, dtype, seed):
     shape, norms, threads, options = random_case(number + 1000 * seed)

@@ -57,8 +57,8 @@ def assert_equal(problem, way, tolerance=1e-10):
 @pytest.mark.parametrize(
     ("number", "way"),
     [
-        *((k, "stepwise") for k in (1, 2, 3, 4, 8, 9)),
-        *((k, "alternating") for k in (12, 13, 14, 16, 18, 19)),
+        *((k, "stepwise") for k in (1, 3, 8)),
+        *((k, "alternating") for k in (12, 14, 18)),
         *(
             pytest.param(k, way, marks=pytest.mark.slow)
             for k in range(60)
@@ -178,7 +178,10 @@ def persistent(monkeypatch):
 
 @pytest.mark.parametrize(
     ("shape", "options"),
-    [((3, 6, 3, 13), {}), ((3, 7, 3, 10), {"lengths": True})],
+    [
+        pytest.param((3, 6, 3, 13), {}, marks=pytest.mark.slow),
+        ((3, 7, 3, 10), {"lengths": True}),
+    ],
 )
 def test_interleaved_programs_give_the_bits_of_one_launch_a_step(persistent, shape, options, seed):
     from tests.triton_programs import all_programs_at_once
