@@ -22,6 +22,7 @@ from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigResult, ConfigSource
+from omegaconf import grammar_parser
 
 from bnrnn.settings.compose import compose_config as compose_settings
 from bnrnn.settings.schema import Config
@@ -79,7 +80,7 @@ def pytest_configure() -> None:
         return result
 
     of_packages.load_config = load_copy
-    omegaconf.base.parse = functools.cache(omegaconf.base.parse)
+    omegaconf.base.parse = functools.cache(grammar_parser.parse)  # pyright: ignore (private there)
 
 
 def pytest_collection_finish() -> None:

@@ -83,7 +83,7 @@ def trained(tmp_path_factory):
 def run(trained, tmp_path, bnrnn):
     """A copy of that run, where a command without `outputs=` would have put it; the text is where
     it was."""
-    text, original = trained
+    _, original = trained
     copied = tmp_path / "outputs" / "text" / "bnlstm" / original.name
     shutil.copytree(original, copied)
     return copied

@@ -308,8 +308,8 @@ def damage(path, how):
 
 
 DAMAGES = [*CONTENT, *PLACES]
-# Of the 306, every sixth damage of a file with one of the commands in turn: each damage meets a file,
-# and each file two or three of the commands.
+# Of the 306, every sixth damage of a file with one of the commands in turn: each damage meets one
+# file, and each file two or three of the commands.
 CASES = [
     pytest.param(
         file, how, command, id=f"{file}-{how}-{command.split()[0]}",

@@ -296,10 +296,13 @@ def test_bad_data_are_one_line_and_exit_code_3(tmp_path, bnrnn_here, how):
 @pytest.mark.parametrize("how", BAD)
 def test_bad_data_are_an_error_that_names_the_utterance(tmp_path, how):
     make(tmp_path, change=damaged(how))
-    with pytest.raises(DataError, match=BAD[how]):
+
+    def read():
         task = task_on(tmp_path, cmvn="global")
-        for index in range(task.steps_per_epoch):
-            task.train_batch(0, index)
+        return [task.train_batch(0, index) for index in range(task.steps_per_epoch)]
+
+    with pytest.raises(DataError, match=BAD[how]):
+        read()
 
 
 def test_splits_that_do_not_fit_each_other(tmp_path):
