@@ -9,13 +9,6 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
-# Before anything imports triton: without a GPU its kernels are interpreted, see
-# tests/test_triton_kernel.py.
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
-
 import omegaconf.base
 import pytest
 from hydra._internal.sources_registry import SourcesRegistry
@@ -64,7 +57,19 @@ def pytest_addoption(parser):
     )  # fmt: skip
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
+        return  # the tests run in other processes: this one need not import torch
+    import torch
+
+    # Before anything imports triton: without a GPU its kernels are interpreted, see
+    # tests/test_triton_kernel.py.
+    if not torch.cuda.is_available():
+        os.environ.setdefault("TRITON_INTERPRET", "1")
+    _read_conf_once()
+
+
+def _read_conf_once() -> None:
     """Hydra reads and parses conf/ for every command: a third of what a small run takes."""
     Plugins.instance()  # has the sources registered
     of_packages = SourcesRegistry.instance().resolve("pkg")
@@ -98,6 +103,8 @@ def pytest_generate_tests(metafunc):
 @pytest.fixture(autouse=True)
 def seed(request) -> int:
     """Of everything that a test draws from torch: 0, and what --seeds adds."""
+    import torch
+
     number = getattr(request, "param", 0)
     torch.manual_seed(number)
     return number

@@ -46,8 +46,8 @@ SPILLED = 64
 
 @pytest.mark.parametrize(
     "cases",
-    [EDGES, PAPER, pytest.param(REST, marks=pytest.mark.slow)],
-    ids=["edges", "paper", "rest"],
+    [EDGES + PAPER, pytest.param(REST, marks=pytest.mark.slow)],
+    ids=["edges and paper", "rest"],
 )
 def test_compiles_and_fits(cases):
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
