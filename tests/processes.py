@@ -25,6 +25,15 @@ _PRELOADED = [
 ]  # fmt: skip
 
 
+def start_server() -> None:
+    """Unless it runs already."""
+    with pytest.MonkeyPatch.context() as patch:
+        # With threads of their own, numpy and torch could not be forked.
+        patch.setenv("OMP_NUM_THREADS", "1")
+        _CONTEXT.set_forkserver_preload(_PRELOADED)
+        forkserver.ensure_running()
+
+
 class Forked:
     """`python -m bnrnn ARGUMENTS`, or `python -c CODE`; used as a `subprocess.Popen` with pipes.
 
@@ -46,11 +55,7 @@ class Forked:
         limits: Mapping[int, int] | None = None,
         new_session: bool = False,
     ) -> None:
-        with pytest.MonkeyPatch.context() as patch:
-            # With threads of their own, numpy and torch could not be forked.
-            patch.setenv("OMP_NUM_THREADS", "1")
-            _CONTEXT.set_forkserver_preload(_PRELOADED)
-            forkserver.ensure_running()
+        start_server()
         pipes = [_CONTEXT.Pipe(duplex=False) for _ in range(2)]
         self._process = _CONTEXT.Process(
             target=_run,

@@ -26,7 +26,10 @@ SLOTS = [
     ("none", "sum", "layer"),
 ]
 # Of them, those of which `test_gradients` takes the whole Jacobian by default.
-WHOLE = [("frame", "frame", "frame"), ("sequence", "frame", "frame"), ("none", "sum", "frame")]
+WHOLE = [
+    ("frame", "frame", "frame"), ("sequence", "frame", "frame"), ("none", "sum", "frame"),
+    ("layer", "layer", "layer"),
+]  # fmt: skip
 
 
 @pytest.fixture(params=["reference", "cpu", pytest.param("triton", marks=needs_gpu)])

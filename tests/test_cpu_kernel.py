@@ -190,13 +190,23 @@ def test_a_single_sequence(dtype, hidden, norms):
     ("shape", "one_hot"),
     [((3, 130, 5, 300), False), ((70, 5, 300, 40), False), ((4, 33, 70, 261), True)],
 )
-@pytest.mark.parametrize("threads", [1, 3])
-def test_large_problems(shape, one_hot, threads):
+@pytest.mark.parametrize(
+    ("norms", "threads"),
+    [
+        (FRAME, 1), (("sequence", "frame", "none"), 3), (SUM, 3), (LAYER, 1),
+        *(
+            pytest.param(norms, threads, marks=pytest.mark.slow)
+            for norms, threads in (
+                (FRAME, 3), (("sequence", "frame", "none"), 1), (SUM, 1), (LAYER, 3)
+            )
+        ),
+    ],
+)  # fmt: skip
+def test_large_problems(shape, one_hot, norms, threads):
     torch.set_num_threads(threads)
-    for norms in (FRAME, ("sequence", "frame", "none"), SUM, LAYER):
-        assert_as_accurate_as_the_reference(
-            problem(*shape, norms, one_hot=one_hot, noise=norms == LAYER)
-        )
+    assert_as_accurate_as_the_reference(
+        problem(*shape, norms, one_hot=one_hot, noise=norms == LAYER)
+    )
 
 
 @pytest.mark.parametrize(
