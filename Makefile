@@ -23,11 +23,14 @@ demo: install  ## LSTM against BN-LSTM on the embedded corpus: about two minutes
 	@echo
 	$(BIN)/python -m bnrnn.report.compare outputs/demo outputs/demo/comparison.png
 
+# Bytecode is kept, regardless of the environment: compiling the tests takes longer than importing
+# them, and each process that a test starts would compile the package again.
+PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 test: install  ## the tests, without the slow ones
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+	$(PYTEST)
 
 test-all: install  ## all tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m 'not gpu'
+	$(PYTEST) -m 'not gpu'
 
 # What is combined is in tests/portable.py; a set that the machine lacks is skipped with a line.
 PORTABLE ?= --seeds 20

@@ -2,21 +2,20 @@
 
 import copy
 import functools
+import gc
 import logging
 import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
-# Before anything imports triton: without a GPU its kernels are interpreted, see
-# tests/test_triton_kernel.py.
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
-
+import omegaconf.base
 import pytest
+from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.plugins import Plugins
+from hydra.plugins.config_source import ConfigResult, ConfigSource
+from omegaconf import grammar_parser
 
 from bnrnn.settings.compose import compose_config as compose_settings
 from bnrnn.settings.schema import Config
@@ -58,6 +57,42 @@ def pytest_addoption(parser):
     )  # fmt: skip
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
+        return  # the tests run in other processes: this one need not import torch
+    import torch
+
+    # Before anything imports triton: without a GPU its kernels are interpreted, see
+    # tests/test_triton_kernel.py.
+    if not torch.cuda.is_available():
+        os.environ.setdefault("TRITON_INTERPRET", "1")
+    _read_conf_once()
+
+
+def _read_conf_once() -> None:
+    """Hydra reads and parses conf/ for every command: a third of what a small run takes."""
+    Plugins.instance()  # has the sources registered
+    of_packages = SourcesRegistry.instance().resolve("pkg")
+    load = of_packages.load_config
+
+    @functools.cache
+    def read(package: str, file: str) -> ConfigResult:
+        return load(of_packages("tests", f"pkg://{package}"), file)
+
+    def load_copy(source: ConfigSource, config_path: str) -> ConfigResult:
+        result = copy.copy(read(source.path, config_path))
+        result.provider, result.config = source.provider, copy.deepcopy(result.config)
+        return result
+
+    of_packages.load_config = load_copy
+    omegaconf.base.parse = functools.cache(grammar_parser.parse)  # pyright: ignore (private there)
+
+
+def pytest_collection_finish() -> None:
+    gc.collect()
+    gc.freeze()  # what is imported by now: no collection looks at it again
+
+
 def pytest_generate_tests(metafunc):
     numeric = metafunc.definition.get_closest_marker("numeric")
     seeds = metafunc.config.getoption("seeds")
@@ -68,6 +103,8 @@ def pytest_generate_tests(metafunc):
 @pytest.fixture(autouse=True)
 def seed(request) -> int:
     """Of everything that a test draws from torch: 0, and what --seeds adds."""
+    import torch
+
     number = getattr(request, "param", 0)
     torch.manual_seed(number)
     return number

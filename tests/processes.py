@@ -21,8 +21,17 @@ import pytest
 _CONTEXT = multiprocessing.get_context("forkserver")
 _PRELOADED = [
     "bnrnn.command.cli", "bnrnn.command.modes", "torch.utils.tensorboard",
-    "torch._inductor",  # which torch.use_deterministic_algorithms imports
+    "torch._dynamo",  # which every optimiser imports
 ]  # fmt: skip
+
+
+def start_server() -> None:
+    """Unless it runs already."""
+    with pytest.MonkeyPatch.context() as patch:
+        # With threads of their own, numpy and torch could not be forked.
+        patch.setenv("OMP_NUM_THREADS", "1")
+        _CONTEXT.set_forkserver_preload(_PRELOADED)
+        forkserver.ensure_running()
 
 
 class Forked:
@@ -46,11 +55,7 @@ class Forked:
         limits: Mapping[int, int] | None = None,
         new_session: bool = False,
     ) -> None:
-        with pytest.MonkeyPatch.context() as patch:
-            # With threads of their own, numpy and torch could not be forked.
-            patch.setenv("OMP_NUM_THREADS", "1")
-            _CONTEXT.set_forkserver_preload(_PRELOADED)
-            forkserver.ensure_running()
+        start_server()
         pipes = [_CONTEXT.Pipe(duplex=False) for _ in range(2)]
         self._process = _CONTEXT.Process(
             target=_run,

@@ -363,7 +363,7 @@ PLACES = [[0, 0, 0, 0], [0, 3, 1, 2], [2**53] * 4]
         pytest.param(x, values, marks=[] if x in few else pytest.mark.slow)
         for x in PLACES
         for values, few in (
-            (ODD, PLACES), ([None] * 4, PLACES[:1]), ([1e308] * 4, []), ([0.0] * 4, []),
+            (ODD, PLACES[1:2]), ([None] * 4, PLACES[:1]), ([1e308] * 4, []), ([0.0] * 4, []),
         )
     ],
 )  # fmt: skip
@@ -462,19 +462,22 @@ def test_the_report_has_a_figure_for_each_data_set(tmp_path):
     assert legend(found["lengths-pydocs"].draw()) == ["LSTM, 100 steps"]
 
 
-SMALL = ["max_steps=2", "model.hidden_size=8", "calibration_batches=2", "task.batch_size=500",
-         "task.length=10", "test_calibration_batches=2", "task.stream_length=50000",
+SMALL = ["max_steps=2", "model.hidden_size=8", "calibration_batches=2", "task.batch_size=100",
+         "task.length=10", "test_calibration_batches=2",
          "model.gamma_init=0.2", "lengths.lengths=[10,40]"]  # fmt: skip
 
 
 def test_what_is_analysed_already_is_not_analysed_again(bnrnn_here, tmp_path):
-    assert bnrnn_here(*SMALL).returncode == 0
-    (run,) = tmp_path.glob("outputs/pydocs/bnlstm/*")
+    text = tmp_path / "book.txt"
+    text.write_bytes(np.random.default_rng(0).integers(97, 107, 20_000, dtype=np.uint8).tobytes())
+    small = [*SMALL, "task=text", f"task.path={text}"]
+    assert bnrnn_here(*small).returncode == 0
+    (run,) = tmp_path.glob("outputs/text/bnlstm/*")
 
     def analyse(*arguments):
         """What was printed, and whether a folder came of it."""
         before = set(tmp_path.rglob("*"))
-        done = bnrnn_here(*arguments, *SMALL)
+        done = bnrnn_here(*arguments, *small)
         assert done.returncode == 0, done.stderr
         return done.stdout + done.stderr, bool(set(tmp_path.rglob("*")) - before)
 
@@ -489,7 +492,7 @@ def test_what_is_analysed_already_is_not_analysed_again(bnrnn_here, tmp_path):
         assert said == f"finished already: {place}/result.json, {place}/{mode}.png\n"
     result = json.loads(file.read_text())
     assert result["units"] == 3
-    facts = {"task": "pydocs", "data": "pydocs", "model": "bnlstm", "gamma_init": 0.2,
+    facts = {"task": "text", "data": "text-book", "model": "bnlstm", "gamma_init": 0.2,
              "hidden_size": 8, "seed": 0, "scale": None, "step": 2}  # fmt: skip
     assert {key: result["of"][key] for key in facts} == facts
 

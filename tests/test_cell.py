@@ -25,6 +25,11 @@ SLOTS = [
     ("sequence", "none", "layer"),
     ("none", "sum", "layer"),
 ]
+# Of them, those of which `test_gradients` takes the whole Jacobian by default.
+WHOLE = [
+    ("frame", "frame", "frame"), ("sequence", "frame", "frame"), ("none", "sum", "frame"),
+    ("layer", "layer", "layer"),
+]  # fmt: skip
 
 
 @pytest.fixture(params=["reference", "cpu", pytest.param("triton", marks=needs_gpu)])
@@ -231,16 +236,21 @@ def test_sequence_wise_statistics_have_an_eps_of_their_own(recurrence, ih, given
 
 @pytest.mark.numeric(repeat=False)  # finite differences, far above all rounding
 @pytest.mark.parametrize(
-    ("norms", "padding"),
+    ("norms", "padding", "whole"),
     [
-        # By default all slots, with one kind of padding each: some take seconds.
-        pytest.param(norms, padding, marks=[] if (i + j) % 3 == 0 else pytest.mark.slow)
+        # By default all slots with one kind of padding each, three of them the whole Jacobian, the
+        # others by products with vectors: some take seconds.
+        pytest.param(
+            norms, padding, whole,
+            marks=[] if (i + j) % 3 == 0 and whole == (norms in WHOLE) else pytest.mark.slow,
+        )
         for i, norms in enumerate(SLOTS)
         for j, padding in enumerate(["none", "left out", "counted"])
+        for whole in (False, True)
     ],
     ids=str,
-)
-def test_gradients(recurrence, norms, padding):
+)  # fmt: skip
+def test_gradients(recurrence, norms, padding, whole):
     x, h, c = inputs(steps=3, hidden=2)  # few numbers: each is differentiated
     lengths = None if padding == "none" else torch.tensor([3, 2, 3, 2, 1])
     counted = padding == "counted"
@@ -253,7 +263,7 @@ def test_gradients(recurrence, norms, padding):
         return recurrence(x, h, c, named, kinds, lengths=lengths, count_padding=counted)[:3]
 
     leaves = [v.requires_grad_() for v in (x, h, c, *present.values())]
-    assert torch.autograd.gradcheck(run, leaves, atol=1e-6, rtol=1e-4)
+    assert torch.autograd.gradcheck(run, leaves, atol=1e-6, rtol=1e-4, fast_mode=not whole)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -37,7 +37,7 @@ from bnrnn.errors import DataError, OutputError
 from tests.conftest import DATA, QUESTIONS, missing_data
 from tests.question_corpora import baselines, four_sentence_items, question_corpus
 
-SIZE = 2000
+SIZE = 1000
 
 
 def real(name: str) -> Path:
@@ -341,12 +341,12 @@ def test_rows(corpus: QuestionCorpus):
     assert isinstance(rows.flat, np.memmap)
     assert rows.flat.dtype == np.int32
     assert rows.offsets.dtype == np.int64
-    assert len(rows) == len(corpus.train) == len(corpus.train.questions) == 1800
-    assert len(list(rows)) == 1800
-    np.testing.assert_array_equal(rows[-1], rows[1799])
+    assert len(rows) == len(corpus.train) == len(corpus.train.questions) == 900
+    assert len(list(rows)) == 900
+    np.testing.assert_array_equal(rows[-1], rows[899])
     np.testing.assert_array_equal(rows.lengths, [len(row) for row in rows])
     assert np.shares_memory(rows[3], rows.flat)
-    for index in (1800, -1801):
+    for index in (900, -901):
         with pytest.raises(IndexError):
             rows[index]
 
@@ -367,8 +367,8 @@ def test_folder_and_archive_give_the_same_corpus(
         assert (found.name, found.synthetic, found.whole) == ("CNN questions", False, False)
     assert corpus.synthetic
     assert corpus.whole
-    assert corpus.name == "synthetic CNN-like questions (2,000)"
-    warning = "holds 1,800 / 100 / 100 questions, not the 380,298 / 3,924 / 3,198 of the published"
+    assert corpus.name == "synthetic CNN-like questions (1,000)"
+    warning = "holds 900 / 50 / 50 questions, not the 380,298 / 3,924 / 3,198 of the published"
     assert all(warning in record.getMessage() for record in caplog.records)
     assert len(caplog.records) == 2
 
@@ -641,7 +641,7 @@ def test_layout_of_the_archive(generated: Path):
             assert format_question(parse_question(content, name)).encode() == content
     counts = Counter(name.rsplit("/", 1)[0] for name in names)
     assert counts == {
-        "cnn/questions/training": 1800, "cnn/questions/validation": 100, "cnn/questions/test": 100,
+        "cnn/questions/training": 900, "cnn/questions/validation": 50, "cnn/questions/test": 50,
     }  # fmt: skip
 
 

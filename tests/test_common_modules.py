@@ -11,6 +11,7 @@ The samples are those of `torch.testing._internal.common_modules`, what is asser
 """
 
 import copy
+import functools
 import pickle
 import warnings
 from functools import partial
@@ -21,11 +22,6 @@ from torch import nn
 
 from bnrnn import BNLSTM, calibrate
 
-with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
-    patch.setattr("sys.argv", ["pytest"])  # common_utils parses it
-    warnings.simplefilter("ignore")  # of packages that only PyTorch's other tests use
-    from torch.testing._internal import common_modules
-
 NONE = {"input_norm": "none", "recurrent_norm": "none", "cell_norm": "none"}
 FRAMES = {}
 SEQUENCES = {"input_norm": "sequence", "recurrent_norm": "none", "cell_norm": "none"}
@@ -35,8 +31,19 @@ KINDS = pytest.mark.parametrize(
 )
 
 
-def samples(dtype=torch.float64, requires_grad=True):
+@functools.cache
+def lstm_info():
+    """Imported by the process that runs these tests only: it takes three seconds."""
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        patch.setattr("sys.argv", ["pytest"])  # common_utils parses it
+        warnings.simplefilter("ignore")  # of packages that only PyTorch's other tests use
+        from torch.testing._internal import common_modules
     (info,) = (m for m in common_modules.module_db if m.module_cls is nn.LSTM)
+    return info
+
+
+def samples(dtype=torch.float64, requires_grad=True):
+    info = lstm_info()
     found = info.module_inputs_func(
         info, device="cpu", dtype=dtype, requires_grad=requires_grad, training=False
     )

@@ -163,7 +163,12 @@ def random_case(seed):
 
 @pytest.mark.parametrize(
     ("number", "dtype"),
-    [*((k, torch.float64) for k in range(60)), *((k, torch.float32) for k in range(60, 90))],
+    [
+        # By default two thirds of each.
+        pytest.param(k, dtype, marks=pytest.mark.slow if k % 3 == 0 else [])
+        for dtype, numbers in ((torch.float64, range(60)), (torch.float32, range(60, 90)))
+        for k in numbers
+    ],
 )
 def test_random_problems(number, dtype, seed):
     shape, norms, threads, options = random_case(number + 1000 * seed)
@@ -185,13 +190,23 @@ def test_a_single_sequence(dtype, hidden, norms):
     ("shape", "one_hot"),
     [((3, 130, 5, 300), False), ((70, 5, 300, 40), False), ((4, 33, 70, 261), True)],
 )
-@pytest.mark.parametrize("threads", [1, 3])
-def test_large_problems(shape, one_hot, threads):
+@pytest.mark.parametrize(
+    ("norms", "threads"),
+    [
+        (FRAME, 1), (("sequence", "frame", "none"), 3), (SUM, 3), (LAYER, 1),
+        *(
+            pytest.param(norms, threads, marks=pytest.mark.slow)
+            for norms, threads in (
+                (FRAME, 3), (("sequence", "frame", "none"), 1), (SUM, 1), (LAYER, 3)
+            )
+        ),
+    ],
+)  # fmt: skip
+def test_large_problems(shape, one_hot, norms, threads):
     torch.set_num_threads(threads)
-    for norms in (FRAME, ("sequence", "frame", "none"), SUM, LAYER):
-        assert_as_accurate_as_the_reference(
-            problem(*shape, norms, one_hot=one_hot, noise=norms == LAYER)
-        )
+    assert_as_accurate_as_the_reference(
+        problem(*shape, norms, one_hot=one_hot, noise=norms == LAYER)
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,17 @@
 """The programs in examples/, small, on real data, with `nn.LSTM` and with `BNLSTM`."""
 
+import contextlib
 import math
+import warnings
+from functools import partial
 
 import pytest
 import torch
+from torch.multiprocessing.spawn import start_processes
 
 from examples import ctc, distributed, language_model, tagger
 from tests.conftest import DATA, needs_data
+from tests.processes import start_server
 
 TEXT = DATA / "ptb" / "ptb.valid.txt"
 NORMALISE = pytest.mark.parametrize("normalise", [[], ["--normalise"]], ids=["lstm", "bnlstm"])
@@ -52,19 +57,32 @@ def test_edits_are_counted():
     assert ctc.edits(list(b"kitten"), list(b"sitting")) == 3
 
 
+def work_strictly(rank, args, *rest):
+    """`distributed.work`, where a warning is an error; what it prints goes to a file."""
+    with open(args.save / f"printed{rank}", "w") as file, contextlib.redirect_stdout(file):
+        warnings.simplefilter("error")
+        distributed.work(rank, args, *rest)
+
+
 @pytest.mark.parametrize(
-    "normalise",
-    [pytest.param([], marks=pytest.mark.slow), ["--normalise"]],
-    ids=["lstm", "bnlstm"],
+    ("normalise", "start"),
+    [
+        (["--normalise"], "forkserver"),  # which has imported torch already
+        pytest.param(["--normalise"], "spawn", marks=pytest.mark.slow),
+        pytest.param([], "spawn", marks=pytest.mark.slow),
+    ],
+    ids=["bnlstm", "bnlstm-as-it-is", "lstm-as-it-is"],
 )
 @needs_data("ptb")
 def test_two_processes_learn_one_model_from_lines_of_different_lengths(
-    normalise, tmp_path, monkeypatch, capfd
+    normalise, start, tmp_path, monkeypatch
 ):
-    monkeypatch.setenv("PYTHONWARNINGS", "error")  # of the processes
+    start_server()
+    monkeypatch.setattr(distributed, "spawn", partial(start_processes, start_method=start))
+    monkeypatch.setattr(distributed, "work", work_strictly)
     small = ["--lines=500", "--longest=60", "--batch-size=16", f"--save={tmp_path}", *normalise]
     distributed.main([f"--data={TEXT}", *small])
-    assert "bits per character" in capfd.readouterr().out
+    assert "bits per character" in (tmp_path / "printed0").read_text()
     first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1))
     for rank in (first, second):
         assert_falls(rank["losses"])

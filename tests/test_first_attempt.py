@@ -105,8 +105,7 @@ def test_figure_1(tmp_path):
         ours[1], [[k, b * math.log(2)] for k, b in ((1, 4), (2, 3), (3, 2.5))]
     )
     assert axes.get_ylim() == (1.5, 4.5)
-    report.write_report(tmp_path, tmp_path / "report")
-    assert (tmp_path / "report" / "figures" / "ptb_characters-laurent-figure-1.png").exists()
+    assert figure.name == "ptb_characters-laurent-figure-1"
 
 
 def test_a_run_that_has_not_validated_is_reported(tmp_path):

@@ -21,8 +21,8 @@ from bnrnn.kernels import BuildError, build, cpu, operators
 from tests.processes import Forked
 
 STRANGER = 12345  # a user, not us
-TINY = ["max_steps=2", "model.hidden_size=4", "calibration_batches=2", "threads=1",
-        "max_valid_batches=2", "task.length=5", "task.batch_size=500", "task.stream_length=50000",
+TINY = ["task=text", "task.path=book.txt", "max_steps=2", "model.hidden_size=4", "threads=1",
+        "calibration_batches=2", "task.length=5", "task.batch_size=8",
         "test_calibration_batches=2"]  # fmt: skip
 USE = """
 import torch, bnrnn
@@ -30,6 +30,12 @@ lstm = bnrnn.BNLSTM(3, 4)
 lstm(torch.randn(5, 2, 3))
 print(lstm.active_kernel())
 """
+
+
+@pytest.fixture(autouse=True)
+def book(tmp_path):
+    """The text that TINY names."""
+    (tmp_path / "book.txt").write_text("the gate of a cell lets in what the cell keeps\n" * 100)
 
 
 def in_a_clean_cache(folder, *arguments, code="", new_session=False, **environment):
@@ -87,7 +93,7 @@ def test_a_run_without_a_compiler(tmp_path, no_compiler):
     _, err = process.communicate(timeout=200)
     assert process.returncode == 0, err
     assert err.count("slower ones") == 1
-    (result,) = tmp_path.glob("outputs/pydocs/bnlstm/*/result.json")
+    (result,) = tmp_path.glob("outputs/text/bnlstm/*/result.json")
     assert json.loads(result.read_text())["kernel"] == "reference"
 
     process = in_a_clean_cache(tmp_path, *TINY, "kernel=cpu", **no_compiler)
@@ -405,7 +411,7 @@ def test_a_run_where_the_cache_is_not_safe(full, bnrnn_here, tmp_path):
     done = bnrnn_here(*TINY)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("slower ones run instead; others can write to") == 1
-    (result,) = tmp_path.glob("outputs/pydocs/bnlstm/*/result.json")
+    (result,) = tmp_path.glob("outputs/text/bnlstm/*/result.json")
     assert json.loads(result.read_text())["kernel"] == "reference"
     done = bnrnn_here(*TINY, "kernel=cpu")
     assert done.returncode == 2

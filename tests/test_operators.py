@@ -80,7 +80,12 @@ def test_multiply():
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # in torch's own compiler
 @pytest.mark.parametrize(
     ("backend", "options"),
-    [("inductor", {}), ("aot_eager", {"lengths": True}), ("aot_eager", {"one_hot": True})],
+    [
+        # The operators' part of the compiler is the same for all backends.
+        pytest.param("inductor", {}, marks=pytest.mark.slow),
+        ("aot_eager", {"lengths": True}),
+        ("aot_eager", {"one_hot": True}),
+    ],
 )
 def test_compiled_at_any_length(backend, options):
     """One graph, without a break, and one compilation for all lengths."""

@@ -58,7 +58,7 @@ def test_scales_differ_in_their_steps(composed, experiment):
 @SOME_JOBS
 @pytest.mark.parametrize("experiment", AS_BY_THEMSELVES)
 def test_in_full_it_is_the_run_of_task_and_model_alone(composed, experiment, some):
-    for job in some(experiment):
+    for job in some(experiment)[-1:] if some is ends else some(experiment):
         ours = to_dict(composed(f"reproduce={experiment}", *job))
         task = {"sum": "ptb_characters", "words": "ptb_words"}.get(experiment, experiment)
         task = [] if job[0].startswith("task=") else [f"task={task}"]

@@ -57,8 +57,8 @@ def assert_equal(problem, way, tolerance=1e-10):
 @pytest.mark.parametrize(
     ("number", "way"),
     [
-        *((k, "stepwise") for k in (1, 2, 3, 4, 8, 9)),
-        *((k, "alternating") for k in (12, 13, 14, 16, 18, 19)),
+        *((k, "stepwise") for k in (1, 3, 8)),
+        *((k, "alternating") for k in (12, 14, 18)),
         *(
             pytest.param(k, way, marks=pytest.mark.slow)
             for k in range(60)
@@ -96,13 +96,19 @@ def test_the_equations(norms, padding, way):
 def test_the_rest_of_the_cell_suite(way):
     cell = recurrence(way)
     test_cell.test_given_statistics_are_used_and_the_last_row_beyond_them(cell, FRAME)
-    test_cell.test_one_hot_indices_are_one_hot_vectors(cell, FRAME)
     test_cell.test_a_cell_bias_without_normalization_is_the_authors_baseline(cell)
     test_cell.test_a_finished_sequence_counts_with_the_cell_it_ended_in(cell)
+    test_cell.test_padding_content_never_matters_where_padding_is_not_counted(cell, FRAME)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["stepwise", "alternating"])
+def test_more_of_the_cell_suite(way):
+    cell = recurrence(way)
+    test_cell.test_one_hot_indices_are_one_hot_vectors(cell, FRAME)
     test_cell.test_the_cell_of_a_finished_sequence_has_a_gradient_through_the_statistics(cell)
     test_cell.test_sequence_wise_statistics_have_an_eps_of_their_own(cell, "sequence", False)
     test_cell.test_dtype_is_kept(cell, torch.float32)
-    test_cell.test_padding_content_never_matters_where_padding_is_not_counted(cell, FRAME)
     test_cell.test_padding_steps_at_the_end_change_nothing(cell)
 
 
@@ -178,7 +184,10 @@ def persistent(monkeypatch):
 
 @pytest.mark.parametrize(
     ("shape", "options"),
-    [((3, 6, 3, 13), {}), ((3, 7, 3, 10), {"lengths": True})],
+    [
+        pytest.param((3, 6, 3, 13), {}, marks=pytest.mark.slow),
+        ((3, 7, 3, 10), {"lengths": True}),
+    ],
 )
 def test_interleaved_programs_give_the_bits_of_one_launch_a_step(persistent, shape, options, seed):
     from tests.triton_programs import all_programs_at_once

@@ -12,6 +12,8 @@ A reader of these files needs no knowledge of tasks and models: a run says how i
 metric are called. Everything read is checked: kinds, sizes, depth; nothing is executed.
 """
 
+import copy
+import functools
 import json
 import math
 from collections.abc import Iterable, Iterator
@@ -27,6 +29,7 @@ from bnrnn.runs.files import read_bounded, write_atomic
 
 FORMAT = 1
 MOST_BYTES = 16 << 20  # of a file that is read whole
+_SHORT = 16 << 10  # letters of settings that are kept: those of a run are 3,000
 MOST_METRICS_BYTES = 256 << 20  # a million records
 
 _T = TypeVar("_T")
@@ -290,6 +293,12 @@ class _PlainLoader(yaml.SafeLoader):
         return super().compose_node(parent, index)  # type: ignore[no-untyped-call]
 
 
+@functools.lru_cache(200)
+def _parsed(text: str) -> Any:
+    """PyYAML is slow, and a command reads the settings of one run several times."""
+    return yaml.load(text, _PlainLoader)
+
+
 def read_settings(path: Path) -> Settings | None:
     """The settings of a run; None where there is no such file.
 
@@ -298,7 +307,7 @@ def read_settings(path: Path) -> Settings | None:
     """
     try:
         text = read_bounded(path, MOST_BYTES).decode()
-        found = yaml.load(text, _PlainLoader)
+        found = copy.deepcopy(_parsed(text)) if len(text) < _SHORT else _parsed.__wrapped__(text)
         settings = msgspec.convert(found, Settings)
         msgspec.convert(found, _Needed)
         _check_plain(settings)

@@ -27,6 +27,9 @@ GROUPS = ("model", "task", "optimizer", "experiment", "reproduce")
 @functools.cache
 def register() -> None:
     """Make known to Hydra the schemas, `base_*` in each group of `conf/`, and the resolvers."""
+    # Hydra copies all schemas for each composition, a hundred times for --help; those that it
+    # uses it copies by themselves.
+    ConfigStore.__deepcopy__ = lambda store, memo: store  # pyright: ignore (it has none)
     OmegaConf.register_new_resolver("bnrnn.by_scale", _by_scale, replace=True)
     OmegaConf.register_new_resolver("bnrnn.by_size", _by_size, replace=True)
     add("base_config", Config)
