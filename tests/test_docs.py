@@ -19,6 +19,7 @@ def test_the_api_reference_is_built(tmp_path):
     for page, names in (
         ("nn/lstm", ("BNLSTM", "BNLSTM.forward", "BNLSTM.from_lstm", "BNLSTM.to_lstm")),
         ("nn/statistics", ("calibrate", "batch_statistics", "StepStatistics")),
+        ("nn/stabilizer", ("NormStabilizer", "norm_stabilizer")),
         ("nn/attentive_reader", ("AttentiveReader",)),
         ("nn/feature_norm", ("FeatureNorm",)),
         ("kernels", ("recurrence", "KERNELS", "Weights")),
