@@ -456,7 +456,7 @@ def test_the_initial_hidden_state_is_learned_and_the_cell_stays_zero():
         ({"hidden_size": 0}, "hidden_size must be positive"),
         ({"dropout": 1.0}, r"dropout must be in \[0, 1\)"),
         ({"init": "xavier"}, "init must be one of sound, official_code, got 'xavier'"),
-        ({"input_norm": "layer"}, "input_norm must be one of none, frame, sequence"),
+        ({"input_norm": "group"}, "input_norm must be one of none, frame, sequence, layer"),
         ({"eps": 0.0}, "eps must be positive"),
         ({"sequence_eps": 0.0}, "sequence_eps must be positive, got 0.0"),
         ({"kernel": "fpga"}, "kernel must be one of auto, scan, torch.lstm"),
