@@ -356,8 +356,10 @@ def uninterrupted(tmp_path_factory):
 
 @pytest.mark.parametrize(
     "signum",
-    [  # SIGTERM is handled as SIGINT is.
-        pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGINT, signal.SIGKILL,
+    [  # Signals that are handled stop a run in test_words.py by default.
+        pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
+        signal.SIGKILL,
     ],
 )  # fmt: skip
 def test_stopped_by_a_signal_and_resumed_equals_uninterrupted(

@@ -288,7 +288,9 @@ def test_differentiated_twice(norms, options):
         torch.testing.assert_close(ours, theirs)
 
 
-@pytest.mark.parametrize("norms", [FRAME, SUM, LAYER])
+@pytest.mark.parametrize(
+    "norms", [FRAME, *(pytest.param(norms, marks=pytest.mark.slow) for norms in (SUM, LAYER))]
+)
 def test_gradgradcheck(norms):
     case = problem(2, 4, 3, 2, norms, noise=norms == LAYER)
     present = [k for k, v in case["weights"]._asdict().items() if v is not None]

@@ -500,10 +500,10 @@ def test_a_pickled_module_is_loaded_without_its_code(options):
 @pytest.mark.parametrize(
     ("options", "training", "padded", "bidirectional"),
     [
-        # The slow ones compile the same code or less of it, or twice in one graph.
+        # By default a smaller one, in evaluation: test_operators.py compiles the training.
         pytest.param(
             options, training, padded, bidirectional,
-            marks=[] if (options, training, padded, bidirectional) == ({}, True, True, False)
+            marks=[] if (options, training, padded, bidirectional) == ({}, False, True, False)
             else pytest.mark.slow,
         )
         for options in (NONE, {}, SUM)
@@ -585,7 +585,7 @@ def test_onnx_of_a_cell_bias(tmp_path):
     torch.testing.assert_close(torch.from_numpy(found[0]), module(input)[0])
 
 
-@pytest.mark.slow  # test_readme.py has one of them
+@pytest.mark.slow  # test_onnx_of_a_cell_bias is one by default
 @pytest.mark.filterwarnings("ignore")  # of the exporter
 @pytest.mark.parametrize(
     ("options", "padded"),

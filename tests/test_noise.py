@@ -113,8 +113,8 @@ def test_random_in_training_and_the_expectation_in_evaluation(noise):
     # Zoneout alone draws what is linear in the first step: its mean is the evaluation's.
     if noise == "zoneout_hidden":
         lstm.train()
-        many = torch.stack([lstm(x[:1])[0] for _ in range(4000)]).mean(0)
-        error = 5 * (lstm.eval()(x[:1])[0].abs().max() / math.sqrt(4000)).item()
+        many = torch.stack([lstm(x[:1])[0] for _ in range(1000)]).mean(0)
+        error = 5 * (lstm.eval()(x[:1])[0].abs().max() / math.sqrt(1000)).item()
         torch.testing.assert_close(many, lstm(x[:1])[0], atol=error, rtol=0)
 
 

@@ -84,7 +84,7 @@ def test_multiply():
         # The operators' part of the compiler is the same for all backends.
         pytest.param("inductor", {}, marks=pytest.mark.slow),
         ("aot_eager", {"lengths": True}),
-        ("aot_eager", {"one_hot": True}),
+        pytest.param("aot_eager", {"one_hot": True}, marks=pytest.mark.slow),
     ],
 )
 def test_compiled_at_any_length(backend, options):

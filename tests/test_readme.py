@@ -119,14 +119,20 @@ def test_every_bnrnn_command(command, run, reader, board, bnrnn_here):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.filterwarnings("ignore")  # of the exporters
-def test_the_library_examples(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    first, second = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+def test_the_library_example():
+    first, _ = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     scope = {}
     exec(first, scope)
     assert scope["output"].shape == (80, 1, 100)
-    exec(second, scope)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of the exporters
+def test_the_exporting_example(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    scope = {}
+    for example in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
+        exec(example, scope)
     assert (tmp_path / "lstm.onnx").exists()
     x = scope["x"]
     torch.testing.assert_close(scope["program"].module()(x)[0], scope["lstm"](x)[0])

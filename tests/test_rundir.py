@@ -86,8 +86,8 @@ def test_a_run_that_another_process_has_just_begun_is_not_begun_twice(train):
         done = train("max_steps=3", "resume=auto", exit_code=6)
     assert "another process is training in" in done.stderr
     train("max_steps=3", "resume=auto")
-    # Nobody trains in the old one any more, and nothing was begun there: it is gone. (The new one may
-    # have its name, if all this took less than a second.)
+    # Nobody trains in the old one any more, and nothing was begun there: it is gone. (The new one
+    # may have its name, if all this took less than a second.)
     assert list(run.parent.iterdir()) == list(finished())
 
 
