@@ -1,4 +1,4 @@
-"""The commands in the README work, and its numbers are those of `results/`."""
+"""The commands in the README and docs/ work, and their numbers are those of `results/`."""
 
 import re
 import shlex
@@ -12,13 +12,17 @@ from bnrnn.report import readme
 from tests.conftest import DATA, QUESTIONS, ROOT, needs_data
 from tests.run_folders import make_run
 
-README = (ROOT / "README.md").read_text()
-COMMANDS = [
-    line.partition("  #")[0].strip()
-    for line in re.findall(r"^(bnrnn .*)$|`(bnrnn [^`]+)`", README, re.MULTILINE)
-    for line in line
-    if line
-]
+PAGES = {page: page.read_text() for page in readme.pages(ROOT)}
+README = PAGES[ROOT / "README.md"]
+COMMANDS = list(
+    dict.fromkeys(
+        line.partition("  #")[0].strip()
+        for text in PAGES.values()
+        for lines in re.findall(r"^(bnrnn .*)$|`(bnrnn [^`]+)`", text, re.MULTILINE)
+        for line in lines
+        if line
+    )
+)
 QUESTION = DATA / QUESTIONS / "000021e9748578a514493c773809465c661a28d1.question"
 SMALL = ["max_steps=2", "calibration_batches=2", "max_valid_batches=2", "model.hidden_size=8"]
 CHARACTERS = [*SMALL, "task.batch_size=500", "task.length=10", "task.stream_length=50000"]
@@ -88,7 +92,11 @@ def board(tmp_path_factory):
     return folder
 
 
-def test_the_readme_has_the_commands_of_every_task():
+def test_the_readme_is_short():
+    assert README.count("\n") <= 150
+
+
+def test_the_pages_have_the_commands_of_every_task():
     assert {
         "pmnist_official",
         "pmnist",
@@ -120,9 +128,9 @@ def test_every_bnrnn_command(command, run, reader, board, bnrnn_here):
 
 
 def test_the_library_example():
-    first, _ = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     scope = {}
-    exec(first, scope)
+    exec(example, scope)
     assert scope["output"].shape == (80, 1, 100)
 
 
@@ -130,23 +138,28 @@ def test_the_library_example():
 @pytest.mark.filterwarnings("ignore")  # of the exporters
 def test_the_exporting_example(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    page = PAGES[ROOT / "docs" / "module.md"]
+    (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     scope = {}
-    for example in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
-        exec(example, scope)
+    exec(example, scope)
     assert (tmp_path / "lstm.onnx").exists()
     x = scope["x"]
     torch.testing.assert_close(scope["program"].module()(x)[0], scope["lstm"](x)[0])
 
 
 def test_the_numbers_are_those_of_the_results():
-    names = re.findall(r"<!-- results: (\w+) -->", README)
-    assert sorted(names) == ["experiments", "speed"]
-    assert README.count("<!-- end of results -->") == 2
-    assert readme.refreshed(README, ROOT / "results") == README
+    found = []
+    for page, text in PAGES.items():
+        names = re.findall(r"<!-- results: (\w+) -->", text)
+        assert text.count("<!-- end of results -->") == len(names)
+        up = "../" * (page.parent != ROOT)
+        assert readme.refreshed(text, ROOT / "results", f"{up}results") == text
+        found += names
+    assert sorted(found) == ["experiments", "experiments", "speed"]
 
 
 def test_every_make_target_is_one():
-    for target in set(re.findall(r"`?make ([a-z0-9-]+)", README)):
+    for target in set(re.findall(r"`?make ([a-z0-9-]+)", "".join(PAGES.values()))):
         done = subprocess.run(
             ["make", "--dry-run", target], cwd=ROOT, capture_output=True, text=True
         )
@@ -154,6 +167,7 @@ def test_every_make_target_is_one():
 
 
 def test_every_file_it_points_to_is_there():
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
-        if not target.startswith("http"):
-            assert (ROOT / target).exists(), target
+    for page, text in PAGES.items():
+        for target in re.findall(r"\]\(([^)#]+)\)", text):
+            if not target.startswith("http"):
+                assert (page.parent / target).exists(), target

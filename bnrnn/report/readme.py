@@ -1,4 +1,4 @@
-"""The numbers in the project's README.md: our results, and what a training step costs.
+"""The numbers in README.md and docs/: our results, and what a training step costs.
 
 They stand between `<!-- results: NAME -->` and `<!-- end of results -->`, NAME being "experiments"
 (a table of commands, of which one column is ours) or "speed". `make results` writes them.
@@ -26,28 +26,37 @@ _SHAPES = {
 }
 
 
-def refreshed(text: str, results: Path) -> str:
-    """The README with the numbers that are in `results`."""
+def pages(root: Path) -> list[Path]:
+    """What has such numbers, or could: README.md and the pages of docs/."""
+    return [root / "README.md", *sorted((root / "docs").glob("*.md"))]
+
+
+def refreshed(text: str, results: Path, to_results: str = "results") -> str:
+    """A page with the numbers that are in `results`.
+
+    Args:
+        to_results: how a link from the page gets there.
+    """
     blocks: dict[str, Callable[[str], str]] = {
-        "experiments": lambda block: _experiments(block, find_runs(results / "runs")),
+        "experiments": lambda block: _experiments(block, find_runs(results / "runs"), to_results),
         "speed": lambda block: _speed(results / "bench" / "recurrence.json"),
     }
     return _BLOCK.sub(lambda found: found[1] + blocks[found[2]](found[3]) + found[4], text)
 
 
-def _experiments(block: str, runs: list[Run]) -> str:
+def _experiments(block: str, runs: list[Run], to_results: str) -> str:
     """The same table, with our results in the rows that have the command of a task and a model."""
     rows = []
     for row in block.splitlines():
         if found := _COMMAND.match(row):
             cells = row.split("|")
-            cells[_OURS] = f" {ours(runs, *found.groups())} "
+            cells[_OURS] = f" {ours(runs, *found.groups(), to_results)} "
             row = "|".join(cells)
         rows.append(row + "\n")
     return "".join(rows)
 
 
-def ours(runs: list[Run], data: str, model: str) -> str:
+def ours(runs: list[Run], data: str, model: str, to_results: str = "results") -> str:
     """`90.4 % (LSTM 81.2) after 20 epochs`: of runs that differ from the paper's in length only."""
     if model.startswith("words_"):
         baseline = model.removesuffix("_bn_input")
@@ -58,7 +67,7 @@ def ours(runs: list[Run], data: str, model: str) -> str:
     found = {run.model: run for run in sorted(alike, key=lambda run: (run.step, -run.seed))}
     if model not in found or baseline not in found:
         others = [run.subject.data_title for run in runs if run.data.startswith(f"{data}-")]
-        return f"[only {others[0]}](results/README.md)" if others else "not run yet"
+        return f"[only {others[0]}]({to_results}/README.md)" if others else "not run yet"
     run, base = found[model], found[baseline]
     metric = run.metric
     decimals = metric.decimals - (metric.unit == "%")

@@ -4,7 +4,8 @@ python -m bnrnn.report.results OUTPUTS RESULTS
 
 Runs under OUTPUTS are copied (settings, records, result; no weights) to RESULTS/runs, analyses to
 RESULTS/analyses; then RESULTS/README.md and RESULTS/figures are made from RESULTS alone, so that
-anyone can make them again without the runs, and the numbers in the README.md beside RESULTS.
+anyone can make them again without the runs, and the numbers in the README.md and docs/ beside
+RESULTS.
 """
 
 import itertools
@@ -180,9 +181,10 @@ def main(arguments: Sequence[str]) -> None:
     outputs, results = map(Path, arguments)
     collect(outputs, results)
     write_atomic(results / "README.md", write(results).encode())
-    front = results.absolute().parent / "README.md"
-    if front.exists():
-        write_atomic(front, readme.refreshed(front.read_text(encoding="utf-8"), results).encode())
+    root = results.absolute().parent
+    for page in filter(Path.exists, readme.pages(root)):
+        text, up = page.read_text(encoding="utf-8"), "../" * (page.parent != root)
+        write_atomic(page, readme.refreshed(text, results, f"{up}results").encode())
 
 
 if __name__ == "__main__":
