@@ -50,7 +50,7 @@ def _experiments(block: str, runs: list[Run], to_results: str) -> str:
     for row in block.splitlines():
         if found := _COMMAND.match(row):
             cells = row.split("|")
-            cells[_OURS] = f" {ours(runs, *found.groups(), to_results)} "
+            cells[_OURS] = f" {ours(runs, found[1], found[2], to_results)} "
             row = "|".join(cells)
         rows.append(row + "\n")
     return "".join(rows)
