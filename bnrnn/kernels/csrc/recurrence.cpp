@@ -42,8 +42,8 @@
 namespace bnrnn {
 namespace {
 
-template <typename T>
-void forward_steps(Step<T>& step, Barrier& barrier) {
+template <typename T, bool kFamily>
+void forward_steps(Step<T, kFamily>& step, Barrier& barrier) {
   const Problem<T>& p = step.p;
   const ptrdiff_t H = step.H, W = step.W;
   if (p.batch > 1) {
@@ -74,7 +74,7 @@ void forward_steps(Step<T>& step, Barrier& barrier) {
   };
   for (ptrdiff_t t = 0; t < p.steps; ++t) {
     barrier.wait();  // h_{t-1} is whole
-    if (!step.apart) {
+    if (!kFamily || !step.apart) {
       step.for_groups([&](Range group, T* panel) {
         products(t, group, panel);
         for (ptrdiff_t j = group.begin; j < group.end; ++j) {
@@ -101,8 +101,8 @@ void forward_steps(Step<T>& step, Barrier& barrier) {
   }
 }
 
-template <typename T>
-void backward_steps(Step<T>& step, Barrier& barrier) {
+template <typename T, bool kFamily>
+void backward_steps(Step<T, kFamily>& step, Barrier& barrier) {
   const Problem<T>& p = step.p;
   const ptrdiff_t H = step.H, W = step.W, features = kGates * H;
   const Range units = step.units;
@@ -118,8 +118,8 @@ void backward_steps(Step<T>& step, Barrier& barrier) {
       !step.drops_hidden() && (p.mask_stride != 0 || !p.hold_hidden.is_constant(0));
   WeightGradient<T> weight_gradient(step);
   for (ptrdiff_t t = p.steps - 1; t >= 0; --t) {
-    step.layer_ih.recall(t), step.layer_hh.recall(t), step.layer_c.recall(t);
-    if (!step.apart) {
+    if (kFamily) step.layer_ih.recall(t), step.layer_hh.recall(t), step.layer_c.recall(t);
+    if (!kFamily || !step.apart) {
       step.for_groups([&](Range group, T*) {
         step.get_grad_output(t, group);
         if (!p.sums) step.input_term(t, group);
@@ -155,7 +155,7 @@ void backward_steps(Step<T>& step, Barrier& barrier) {
   if (p.sequence_weights != nullptr) sequence_gradient(step);
 }
 
-template <typename T, typename Run>
+template <bool kFamily, typename T, typename Run>
 void in_parallel(const Problem<T>& problem, Run&& run) {
   Barrier barrier;
 #pragma omp parallel num_threads(problem.threads)
@@ -163,7 +163,7 @@ void in_parallel(const Problem<T>& problem, Run&& run) {
     // There may be fewer than were asked for.
 #pragma omp single
     barrier.expect(omp_get_num_threads());
-    Step<T> step(problem, omp_get_thread_num(), omp_get_num_threads());
+    Step<T, kFamily> step(problem, omp_get_thread_num(), omp_get_num_threads());
     run(step, barrier);
   }
 }
@@ -184,12 +184,20 @@ int lanes(bool is_double) { return is_double ? kLanes<double> : kLanes<float>; }
 
 template <typename T>
 void forward(const Problem<T>& problem) {
-  in_parallel(problem, forward_steps<T>);
+  if (has_layer(problem) || has_noise(problem)) {
+    in_parallel<true>(problem, forward_steps<T, true>);
+  } else {
+    in_parallel<false>(problem, forward_steps<T, false>);
+  }
 }
 
 template <typename T>
 void backward(const Problem<T>& problem) {
-  in_parallel(problem, backward_steps<T>);
+  if (has_layer(problem) || has_noise(problem)) {
+    in_parallel<true>(problem, backward_steps<T, true>);
+  } else {
+    in_parallel<false>(problem, backward_steps<T, false>);
+  }
 }
 
 template ptrdiff_t gradient_row<float>(ptrdiff_t);

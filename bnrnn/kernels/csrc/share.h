@@ -58,6 +58,17 @@ struct ChoiceRow {
 };
 
 template <typename T>
+bool has_layer(const Problem<T>& p) {
+  return p.ih.layer || p.hh.layer || p.c.layer;
+}
+
+template <typename T>
+bool has_noise(const Problem<T>& p) {
+  return !(p.hold_cell.is_constant(0) && p.hold_hidden.is_constant(0) &&
+           p.of_candidate.is_constant(1) && p.of_hidden.is_constant(1));
+}
+
+template <typename T>
 struct Share {
   Share(const Problem<T>& problem, int thread, int threads)
       : p(problem),

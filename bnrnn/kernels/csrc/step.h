@@ -12,17 +12,19 @@ namespace bnrnn {
 // A step takes a unit through several parts. They follow one another at once, in the first-level
 // cache, unless a layer's statistics are needed, which all units of all threads contribute to: then
 // each part is done for all units of the thread before the next one (`apart`).
-template <typename T>
+//
+// kFamily: whether there are layers or noise at all; without, nothing of them is compiled in.
+template <typename T, bool kFamily>
 class Step : public Share<T> {
  public:
   using Share<T>::p, Share<T>::H, Share<T>::W, Share<T>::units;
   using Share<T>::recurrent_at, Share<T>::state_at, Share<T>::cell_at, Share<T>::live_at;
   using Share<T>::counted_at, Share<T>::grad_recurrent_at, Share<T>::panel_at, Share<T>::put_state;
-  using Share<T>::is_lone, Share<T>::row_of, Share<T>::drops_hidden;
+  using Share<T>::is_lone, Share<T>::row_of;
 
   Step(const Problem<T>& problem, int thread, int threads)
       : Share<T>(problem, thread, threads),
-        apart(p.ih.layer || p.hh.layer || p.c.layer),
+        apart(has_layer(p)),
         layer_ih(p.ih, *this),
         layer_hh(p.hh, *this),
         layer_c(p.c, *this),
@@ -72,8 +74,8 @@ class Step : public Share<T> {
     T *x[kGates], *h[kGates];
     terms(t, group, j, x, h);
     for (int gate = 0; gate < kGates; ++gate) {
-      if (p.ih.layer) layer_ih.normalize(x[gate]);
-      if (p.hh.layer) layer_hh.normalize(h[gate]);
+      if (kFamily && p.ih.layer) layer_ih.normalize(x[gate]);
+      if (kFamily && p.hh.layer) layer_hh.normalize(h[gate]);
     }
     standardize<kGates>(p.ih, t, j, kGates * H, {x[0], x[1], x[2], x[3]}, of_x);
     standardize<kGates>(p.hh, t, j, kGates * H, {h[0], h[1], h[2], h[3]}, of_h);
@@ -91,11 +93,13 @@ class Step : public Share<T> {
     const ChoiceRow<T> of_candidate = row_of(p.of_candidate, t, j);
     for (ptrdiff_t b = 0; b < W; b += kLanes<T>) {
       const Vector<T> before = load(c_before + b);
-      const Vector<T> g = load(gates + kCandidate * W + b) * of_candidate(b);
+      Vector<T> g = load(gates + kCandidate * W + b);
+      if (kFamily) g *= of_candidate(b);
       const Vector<T> c = load(gates + kForget * W + b) * before + load(gates + kInput * W + b) * g;
       const Integers<T> runs = load(live + b) != 0;
       store(c_new + b, runs ? c : before);
     }
+    if (!kFamily) return;
     if (p.c.layer) layer_c.put(j, {c_new});
     if (c_new == c_after) return;
     const ChoiceRow<T> hold = row_of(p.hold_cell, t, j);
@@ -115,9 +119,9 @@ class Step : public Share<T> {
     const T* h_before = state_at(t) + j * W;
     T* h_after = state_at(t + 1) + j * W;
     const ChoiceRow<T> hold = row_of(p.hold_hidden, t, j);
-    const bool zoneout = !p.hold_hidden.is_constant(0);
+    const bool zoneout = kFamily && !p.hold_hidden.is_constant(0), layer = kFamily && p.c.layer;
     for (ptrdiff_t b = 0; b < W; b += kLanes<T>) {
-      const Vector<T> c = p.c.layer ? layer_c.normalized(load(c_new + b), b) : load(c_new + b);
+      const Vector<T> c = layer ? layer_c.normalized(load(c_new + b), b) : load(c_new + b);
       const Vector<T> before = load(h_before + b);
       Vector<T> h = load(o + b) * tanh<T>((c - of_c[0].mean) * of_c[0].scale() + beta);
       if (zoneout) h = hold(b) * before + (1 - hold(b)) * h;
@@ -153,7 +157,7 @@ class Step : public Share<T> {
     terms(t, group, j, x, h);  // those of the input are normalised in place
     // The gates again.
     for (int gate = 0; gate < kGates; ++gate) {
-      if (p.ih.layer) layer_ih.normalize(x[gate]);
+      if (kFamily && p.ih.layer) layer_ih.normalize(x[gate]);
       of_x[gate] = standard_at(p.ih, t, gate * H + j, kGates * H);
       of_h[gate] = standard_at(p.hh, t, gate * H + j, kGates * H);
       T *const h_hats = array(j, kHiddenHat + gate), *const gates = array(j, gate);
@@ -178,23 +182,29 @@ class Step : public Share<T> {
     T* const dz_o = array(j, kOfZ + kOutput);
     const ChoiceRow<T> of_candidate = row_of(p.of_candidate, t, j);
     const ChoiceRow<T> hold = row_of(p.hold_hidden, t, j);
+    const bool layer = kFamily && p.c.layer;
     Vector<T> sum_y = zero<T>(), sum_y_hat = zero<T>();
     for (ptrdiff_t b = 0; b < W; b += kLanes<T>) {
       const Vector<T> i = load(gates + kInput * W + b), f = load(gates + kForget * W + b);
-      const Vector<T> g = load(gates + kCandidate * W + b) * of_candidate(b);
+      Vector<T> g = load(gates + kCandidate * W + b);
+      if (kFamily) g *= of_candidate(b);
       const Vector<T> o = load(gates + kOutput * W + b);
       const Integers<T> runs = load(live + b) != 0;
       const Vector<T> before = load(c_before + b);
       const Vector<T> c = runs ? f * before + i * g : before;
       const Vector<T> hat =
-          p.c.layer ? layer_c.normalized(c, b) : (c - of_c[0].mean) * of_c[0].rstd;
+          layer ? layer_c.normalized(c, b) : (c - of_c[0].mean) * of_c[0].rstd;
       const Vector<T> squashed = tanh<T>(hat * of_c[0].gamma + beta);
       Vector<T> grad = grad_of_state(j, b);
       const Vector<T> of_finished = grad;  // a finished sequence hands its gradient on
       if (p.grad_output != nullptr) grad += load(out + b);
-      const Vector<T> kept = grad * hold(b);
+      Vector<T> kept = zero<T>();
+      if (kFamily) {
+        kept = grad * hold(b);
+        grad -= kept;
+      }
       store(around + b, runs ? kept : of_finished);
-      grad = runs ? grad - kept : zero<T>();
+      grad = runs ? grad : zero<T>();
       const Vector<T> of_y = grad * o * (1 - squashed * squashed);
       sum_y += of_y;
       sum_y_hat += of_y * hat;
@@ -206,7 +216,7 @@ class Step : public Share<T> {
     sums[0] = sum<T>(sum_y), sums[1] = sum<T>(sum_y_hat);
     if (p.grad_beta_c != nullptr) p.grad_beta_c[j] += sums[0];
     if (p.c.grad_gamma != nullptr) p.c.grad_gamma[j] += sums[1];
-    if (p.c.layer) layer_c.put_gradient(j, {dy}, {c_hat}, of_c);
+    if (layer) layer_c.put_gradient(j, {dy}, {c_hat}, of_c);
   }
 
   // c̃_t = f c_{t-1} + i g, back to the gates' arguments. A finished sequence's c_t is c_{t-1}: its
@@ -229,7 +239,7 @@ class Step : public Share<T> {
     }
     const ChoiceRow<T> of_candidate = row_of(p.of_candidate, t, j);
     const ChoiceRow<T> hold = row_of(p.hold_cell, t, j);
-    const bool layer = p.c.layer;
+    const bool layer = kFamily && p.c.layer;
     Vector<T> sum_z[kGates] = {}, sum_x[kGates] = {}, sum_h[kGates] = {};
     for (ptrdiff_t b = 0; b < W; b += kLanes<T>) {
       const Vector<T> m = load(counted + b);
@@ -237,16 +247,23 @@ class Step : public Share<T> {
       const Vector<T> through =
           layer ? layer_c.gradient(load(dy + b), load(c_hat + b), of_c.gamma, b)
                 : (load(dy + b) - m * (mean_y + load(c_hat + b) * mean_y_hat)) * of_c.scale();
-      const Vector<T> all = load(dc + b);
-      const Vector<T> kept = runs ? all * hold(b) : zero<T>();
-      const Vector<T> of_c_t = all - kept + through;
+      Vector<T> of_c_t = load(dc + b), kept = zero<T>();
+      if (kFamily) {
+        kept = runs ? of_c_t * hold(b) : kept;
+        of_c_t -= kept;
+      }
+      of_c_t += through;
       const Vector<T> grad = runs ? of_c_t : zero<T>();
       const Vector<T> i = load(gates + kInput * W + b), f = load(gates + kForget * W + b);
-      const Vector<T> g = load(gates + kCandidate * W + b), factor = of_candidate(b);
-      store(dc + b, runs ? of_c_t * f + kept : of_c_t);
+      const Vector<T> g = load(gates + kCandidate * W + b);
+      const Vector<T> factor = kFamily ? of_candidate(b) : broadcast<T>(1);
+      const Vector<T> onward = of_c_t * f;
+      store(dc + b, runs ? (kFamily ? onward + kept : onward) : of_c_t);
+      const Vector<T> of_g = kFamily ? grad * (g * factor) : grad * g;
+      const Vector<T> of_i = kFamily ? grad * i * factor : grad * i;
       const Vector<T> of_z[kGates] = {
-          grad * (g * factor) * i * (1 - i), grad * load(c_before + b) * f * (1 - f),
-          grad * i * factor * (1 - g * g), load(dz[kOutput] + b)};
+          of_g * i * (1 - i), grad * load(c_before + b) * f * (1 - f), of_i * (1 - g * g),
+          load(dz[kOutput] + b)};
       for (int gate = 0; gate < kGates; ++gate) {
         store(dz[gate] + b, of_z[gate]);
         sum_z[gate] += of_z[gate];
@@ -266,14 +283,14 @@ class Step : public Share<T> {
       if (p.hh.grad_gamma != nullptr) p.hh.grad_gamma[k] += total_h;
       sums[3 * gate] = total, sums[3 * gate + 1] = total_x, sums[3 * gate + 2] = total_h;
     }
-    if (p.ih.layer) layer_ih.put_gradient(j, {dz[0], dz[1], dz[2], dz[3]}, x, of_x);
-    if (p.hh.layer) layer_hh.put_gradient(j, {dz[0], dz[1], dz[2], dz[3]}, h, of_h);
+    if (kFamily && p.ih.layer) layer_ih.put_gradient(j, {dz[0], dz[1], dz[2], dz[3]}, x, of_x);
+    if (kFamily && p.hh.layer) layer_hh.put_gradient(j, {dz[0], dz[1], dz[2], dz[3]}, h, of_h);
   }
 
   // z = BN(W_x x_t) + BN(W_h h_{t-1}) + b, back to the two products.
   void backward_terms(ptrdiff_t t, Range group, ptrdiff_t j) {
     const T inverse = inverse_count(t), *counted = counted_at(t), *sums = sums_of(j);
-    const bool layer_x = p.ih.layer, layer_h = p.hh.layer, is_sum = p.sums;
+    const bool layer_x = kFamily && p.ih.layer, layer_h = kFamily && p.hh.layer, is_sum = p.sums;
     const T x_inverse = p.ih.per_step ? inverse : 0, h_inverse = p.hh.per_step ? inverse : 0;
     for (int gate = 0; gate < kGates; ++gate) {
       const ptrdiff_t k = gate * H + j;
@@ -346,6 +363,9 @@ class Step : public Share<T> {
     }
   }
 
+  // Dropout of h_{t-1} within the product.
+  bool drops_hidden() const { return kFamily && Share<T>::drops_hidden(); }
+
   const bool apart;
   LayerNorm<T, kGates> layer_ih, layer_hh;
   LayerNorm<T, 1> layer_c;
@@ -384,7 +404,7 @@ class Step : public Share<T> {
 
   // c̃_t, which is c_t itself without zoneout.
   T* new_cell(ptrdiff_t t, ptrdiff_t j) {
-    return p.hold_cell.is_constant(0) ? cell_at(t + 1) + j * W : array(j, kNewCell);
+    return !kFamily || p.hold_cell.is_constant(0) ? cell_at(t + 1) + j * W : array(j, kNewCell);
   }
 
   // Of the hidden state between two steps, from all that came after. The mask is that of all steps.
