@@ -26,19 +26,20 @@ def bernoulli(key: Tensor, stream: int, count: int, p: float) -> Tensor:
         key: of `new_key`.
         stream: another one draws other numbers with the same key; 0 or more.
         count: how many.
-        p: the probability of true, of which 32 bits count.
+        p: the probability of true, rounded to a multiple of 2^-16.
 
     Returns:
         (count,) booleans, on the key's device.
     """
-    blocks = torch.arange((count + 3) // 4, device=key.device)
+    blocks = torch.arange((count + 7) // 8, device=key.device)
     words = _philox(blocks, stream, key)
-    return (words.flatten() < threshold(p))[:count]
+    halves = torch.stack([words & 0xFFFF, words >> 16], 2)
+    return (halves.flatten() < threshold(p))[:count]
 
 
 def threshold(p: float) -> int:
-    """How many of the 2^32 words mean true."""
-    return round(p * 2**32)
+    """How many of the 2^16 halves of a word mean true."""
+    return round(p * 2**16)
 
 
 def _philox(blocks: Tensor, stream: int, key: Tensor) -> Tensor:

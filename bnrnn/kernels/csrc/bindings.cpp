@@ -500,9 +500,9 @@ Tensor bernoulli(const Tensor& key, int64_t stream, int64_t count, double p) {
   TORCH_CHECK_TYPE(key.scalar_type() == at::kLong && key.numel() == 1, "the key must be one int64");
   const Tensor found = at::empty({count}, key.options().dtype(at::kBool));
   const auto bits = static_cast<uint64_t>(key.item<int64_t>());
-  const auto threshold = static_cast<uint64_t>(std::nearbyint(p * 4294967296.0));
+  const auto threshold = static_cast<uint32_t>(std::nearbyint(p * 65536.0));
   uint8_t* const to = reinterpret_cast<uint8_t*>(found.data_ptr<bool>());
-  constexpr int64_t kBlock = bnrnn::kBernoulliBlock, kGrain = 64;  // of 0.1 ms
+  constexpr int64_t kBlock = bnrnn::kBernoulliBlock, kGrain = 32;  // of 0.1 ms
   at::parallel_for(0, (count + kBlock - 1) / kBlock, kGrain, [&](int64_t begin, int64_t end) {
     bnrnn::bernoulli(bits, static_cast<uint32_t>(stream), threshold, kBlock * begin,
                      std::min(kBlock * end, count), to);

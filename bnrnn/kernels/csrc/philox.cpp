@@ -5,7 +5,7 @@ namespace {
 
 // Blocks of four words worked on side by side: so many that the compiler keeps the loops over them,
 // which it turns into vectors.
-constexpr int kTogether = kBernoulliBlock / 4;
+constexpr int kTogether = kBernoulliBlock / 8;
 
 void draw(uint64_t key, uint32_t stream, uint64_t first, uint32_t (&word)[4][kTogether]) {
   uint32_t k0 = static_cast<uint32_t>(key), k1 = static_cast<uint32_t>(key >> 32);
@@ -28,14 +28,17 @@ void draw(uint64_t key, uint32_t stream, uint64_t first, uint32_t (&word)[4][kTo
 
 }  // namespace
 
-void bernoulli(uint64_t key, uint32_t stream, uint64_t threshold, int64_t begin, int64_t end,
+void bernoulli(uint64_t key, uint32_t stream, uint32_t threshold, int64_t begin, int64_t end,
                uint8_t* to) {
   for (int64_t i = begin; i < end; i += kBernoulliBlock) {
     uint32_t word[4][kTogether];
     uint8_t found[kBernoulliBlock];
-    draw(key, stream, static_cast<uint64_t>(i / 4), word);
+    draw(key, stream, static_cast<uint64_t>(i / 8), word);
     for (int k = 0; k < kTogether; ++k) {
-      for (int w = 0; w < 4; ++w) found[4 * k + w] = word[w][k] < threshold;
+      for (int w = 0; w < 4; ++w) {
+        found[8 * k + 2 * w] = (word[w][k] & 0xFFFFu) < threshold;
+        found[8 * k + 2 * w + 1] = (word[w][k] >> 16) < threshold;
+      }
     }
     const int64_t n = end - i < kBernoulliBlock ? end - i : kBernoulliBlock;
     for (int64_t k = 0; k < n; ++k) to[i + k] = found[k];

@@ -124,7 +124,10 @@ class Step : public Share<T> {
       const Vector<T> c = layer ? layer_c.normalized(load(c_new + b), b) : load(c_new + b);
       const Vector<T> before = load(h_before + b);
       Vector<T> h = load(o + b) * tanh<T>((c - of_c[0].mean) * of_c[0].scale() + beta);
-      if (zoneout) h = hold(b) * before + (1 - hold(b)) * h;
+      if (zoneout) {
+        const Vector<T> kept = hold(b);
+        h = kept * before + (1 - kept) * h;
+      }
       const Integers<T> runs = load(live + b) != 0;
       store(h_after + b, runs ? h : before);
     }
