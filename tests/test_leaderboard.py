@@ -4,7 +4,7 @@ import pytest
 
 from bnrnn.report import leaderboard, paper
 from bnrnn.report.groups import Group
-from bnrnn.report.leaderboard import entries, target
+from bnrnn.report.leaderboard import standings, target
 from bnrnn.runs.find import find_runs
 from tests.run_folders import make_run
 
@@ -28,7 +28,7 @@ def outputs(tmp_path):
 
 
 def test_each_model_at_its_best_settings_and_the_best_test_first(outputs):
-    found = entries(find_runs(outputs))
+    found = standings(find_runs(outputs))
     assert [(e.first.model, e.tried, [run.seed for run in e.runs]) for e in found] == [
         ("bnlstm", 2, [0, 1]), ("lstm", 1, [0, 1]), ("zoneout", 1, [0]),
     ]  # fmt: skip
@@ -39,7 +39,7 @@ def test_each_model_at_its_best_settings_and_the_best_test_first(outputs):
 
 
 def test_how_soon_the_baselines_best_is_reached(outputs):
-    bnlstm, lstm, zoneout = entries(find_runs(outputs))
+    bnlstm, lstm, zoneout = standings(find_runs(outputs))
     value, whose = target([bnlstm, lstm, zoneout])
     assert (value, whose) == (1.5, "the best of the LSTM")
     assert bnlstm.reached(value) == [(200, 2.0), (300, 3.0)]
@@ -51,7 +51,7 @@ def test_how_soon_the_baselines_best_is_reached(outputs):
 def test_where_more_is_better(tmp_path):
     for model, last in (("lstm", 0.5), ("bnlstm", 0.75), ("zoneout", 0.625)):
         make_run(tmp_path / model, model, [0.25, last], task="pmnist", test=last)
-    found = entries(find_runs(tmp_path))
+    found = standings(find_runs(tmp_path))
     assert [e.first.model for e in found] == ["bnlstm", "zoneout", "lstm"]
     assert found[0].reached(50.0) == [(200, 2.0)]
 
@@ -83,7 +83,7 @@ def test_too_few_models_are_one_line(bnrnn_here, tmp_path):
 def test_a_figure_that_shows_the_end_of_long_curves(tmp_path):
     for model, last in (("lstm", 1.5), ("bnlstm", 1.25), ("zoneout", 1.375)):
         make_run(tmp_path / model, model, [6.0, 3.0, 2.0, 1.75, 1.625, last, last, last])
-    ranked = entries(find_runs(tmp_path))
+    ranked = standings(find_runs(tmp_path))
     axes = leaderboard.figure(ranked, 1.5, "A title").axes[0]
     low, high = axes.get_ylim()
     assert low < 1.25 < 1.5 < high <= 3

@@ -25,7 +25,7 @@ _HOW_TO_READ = (
 
 
 @dataclass(frozen=True)
-class Entry:
+class Standing:
     """A model at its best settings."""
 
     runs: list[Run]  # finished, one of each seed
@@ -49,16 +49,16 @@ class Entry:
         return [point for point in found if point is not None]
 
 
-def entries(runs: Sequence[Run]) -> list[Entry]:
-    """Of runs on the same data: an entry a model, the best test first."""
+def standings(runs: Sequence[Run]) -> list[Standing]:
+    """Of runs on the same data: one a model, the best test first."""
     finished = [run for run in runs if run.state == "finished"]
     by_model: dict[str, list[list[Run]]] = {}
     for members in cluster(sorted(finished, key=order)):
         by_model.setdefault(members[0].model, []).append(one_a_seed(members))
-    found = [Entry(_best(settings), len(settings)) for settings in by_model.values()]
+    found = [Standing(_best(settings), len(settings)) for settings in by_model.values()]
     metric = finished[0].metric if finished else None
     sign = 1 if metric is None or metric.lower_is_better else -1
-    return sorted(found, key=lambda entry: sign * mean(entry.tests))
+    return sorted(found, key=lambda standing: sign * mean(standing.tests))
 
 
 def _best(settings: list[list[Run]]) -> list[Run]:
@@ -72,13 +72,13 @@ def _best(settings: list[list[Run]]) -> list[Run]:
     return next(runs for runs in settings if score(runs) == best)
 
 
-def target(found: Sequence[Entry]) -> tuple[float, str]:
+def target(found: Sequence[Standing]) -> tuple[float, str]:
     """A validation to reach, and whose it is: the baseline's best, so that what beats it shows."""
-    for entry_ in found:
-        if entry_.first.model == BASELINE or entry_.first.model.endswith(f"_{BASELINE}"):
-            return entry_.valid, "the best of the LSTM"
+    for standing in found:
+        if standing.first.model == BASELINE or standing.first.model.endswith(f"_{BASELINE}"):
+            return standing.valid, "the best of the LSTM"
     metric = found[0].first.metric
-    best = [entry_.valid for entry_ in found]
+    best = [standing.valid for standing in found]
     worst = max(best) if metric.lower_is_better else min(best)
     return worst, "the best of the model that comes last"
 
@@ -97,13 +97,13 @@ def blocks(runs: list[Run]) -> list[Block]:
     found: list[Block] = []
     for data in dict.fromkeys(run.data for run in sorted(runs, key=order)):
         of_data = [run for run in runs if run.data == data]
-        ranked = entries(of_data)
+        ranked = standings(of_data)
         if len(ranked) >= FEWEST:
             found += _of_data(ranked, of_data)
     return [Heading(2, "Leaderboard"), *found] if found else []
 
 
-def _of_data(ranked: list[Entry], runs: list[Run]) -> list[Block]:
+def _of_data(ranked: list[Standing], runs: list[Run]) -> list[Block]:
     first = ranked[0].first
     value, whose = target(ranked)
     title = first.subject.data_title
@@ -120,24 +120,24 @@ def _of_data(ranked: list[Entry], runs: list[Run]) -> list[Block]:
     ]
 
 
-def table(ranked: list[Entry], target: float, runs: list[Run]) -> Table:
+def table(ranked: list[Standing], target: float, runs: list[Run]) -> Table:
     metric = ranked[0].first.metric
     header: list[Text] = [
         "model", f"test, {metric.label}", "seeds", "best validation", "steps to the target",
         "seconds to the target", "best settings", "settings tried", "command",
     ]  # fmt: skip
-    rows = [_row(entry_, target, runs) for entry_ in ranked]
+    rows = [_row(standing, target, runs) for standing in ranked]
     return Table(header, "lrrrrrwrw", rows)
 
 
-def _row(found: Entry, target: float, runs: list[Run]) -> list[Text]:
+def _row(found: Standing, target: float, runs: list[Run]) -> list[Text]:
     run, number, n = found.first, found.first.metric.number, len(found.runs)
     low, high = min(found.tests), max(found.tests)
     reached = found.reached(target)
     missing = n - len(reached)
     not_all = f" ({len(reached)} of {n} seeds)" if reached and missing else ""
     siblings = [c[0] for c in cluster(runs) if kind(c[0]) == kind(run)]
-    command = "-" if run.result is None else run.result.command
+    assert run.result is not None
     return [
         run.subject.model_title,
         number(mean(found.tests)) + (f" ({number(low)} to {number(high)})" if n > 1 else ""),
@@ -147,34 +147,34 @@ def _row(found: Entry, target: float, runs: list[Run]) -> list[Text]:
         f"{mean([seconds for _, seconds in reached]):,.0f}" if reached else "-",
         label(run, siblings) or "-",
         str(found.tried),
-        Code(command) if command != "-" else "-",
+        Code(run.result.command),
     ]
 
 
-def figure(ranked: list[Entry], target: float, title: str) -> Figure:
+def figure(ranked: list[Standing], target: float, title: str) -> Figure:
     """Validation against seconds of training, a colour a model."""
     picture, axes = plt.subplots(figsize=(7.2, 4.5), layout="constrained")
-    for entry_ in ranked:
-        for run in entry_.runs:
+    for standing in ranked:
+        for run in standing.runs:
             steps, values = run.curve()
             seconds = run.values("seconds", "valid", "population")
             times = [seconds.get(step, math.nan) for step in steps]
             axes.plot(
                 times, values, color=colour(run.model),
-                linewidth=1.6 if len(entry_.runs) == 1 else 0.9,
-                label=entry(run.subject.model_title) if run is entry_.first else None,
+                linewidth=1.6 if len(standing.runs) == 1 else 0.9,
+                label=entry(run.subject.model_title) if run is standing.first else None,
             )  # fmt: skip
     axes.axhline(target, color="0.5", linestyle=":", linewidth=1)
     metric = ranked[0].first.metric
     tidy(axes, "seconds", f"validation {metric.label}")
-    best = metric.best(entry_.valid for entry_ in ranked)
+    best = metric.best(standing.valid for standing in ranked)
     _look_at_the_end(axes, ranked, best)
     axes.legend(frameon=False, loc="best", fontsize=9)
     axes.set_title(plain(title), fontsize=10, loc="left")
     return picture
 
 
-def _look_at_the_end(axes: Axes, ranked: list[Entry], best: float) -> None:
+def _look_at_the_end(axes: Axes, ranked: list[Standing], best: float) -> None:
     """Leave the steep beginning out: a quarter of all validations may lie outside."""
     values = sorted(
         value for found in ranked for run in found.runs for value in run.curve()[1]
@@ -189,4 +189,4 @@ def _look_at_the_end(axes: Axes, ranked: list[Entry], best: float) -> None:
         axes.set_ylim(*sorted((best + (margin if best > edge else -margin), edge)))
 
 
-__all__ = ["Entry", "blocks", "entries", "figure", "table", "target"]
+__all__ = ["Standing", "blocks", "figure", "standings", "table", "target"]
