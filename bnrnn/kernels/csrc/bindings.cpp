@@ -195,8 +195,8 @@ class Call {
     p.c = slot(l.c, l.gamma_c, l.mean_c, l.var_c, l.eps);
     p.hold_cell = zoneout(l.held_cell, l.zoneout_cell);
     p.hold_hidden = zoneout(l.held_hidden, l.zoneout_hidden);
-    p.of_candidate = dropout(l.dropped_candidate, l.recurrent_dropout);
-    p.of_hidden = dropout(l.dropped_hidden, l.hidden_dropout);
+    p.candidate_factor = dropout(l.dropped_candidate, l.recurrent_dropout);
+    p.hidden_factor = dropout(l.dropped_hidden, l.hidden_dropout);
     p.packed = data(in_large_pages(bnrnn::packed_size(p.hidden, p.threads), options));
     masks();
   }
@@ -272,12 +272,12 @@ class Call {
     return slot;
   }
 
-  bnrnn::Choice<T> zoneout(const OptionalTensor& held, double p) {
+  bnrnn::Factor<T> zoneout(const OptionalTensor& held, double p) {
     if (!held) return {nullptr, 0, 0, static_cast<T>(p)};
     return {mask(*held), held->size(1) * held->size(2), 1, 0};
   }
 
-  bnrnn::Choice<T> dropout(const OptionalTensor& dropped, double p) {
+  bnrnn::Factor<T> dropout(const OptionalTensor& dropped, double p) {
     if (!dropped) return {nullptr, 0, 0, 1};
     const int64_t stride = dropped->dim() == 3 ? dropped->size(1) * dropped->size(2) : 0;
     return {mask(*dropped), stride, 0, static_cast<T>(1 / (1 - p))};

@@ -31,9 +31,10 @@ struct Slot {
   T* grad_gamma = nullptr;  // (features,)
 };
 
-// A number for each element of a state at each step: one of two where there is a mask, else `no`.
+// What each element of a state is multiplied by at each step: one of two numbers where there is a mask,
+// else `no`.
 template <typename T>
-struct Choice {
+struct Factor {
   const uint8_t* mask = nullptr;  // (T, H, B), or (H, B) for all steps
   ptrdiff_t stride = 0;           // from step to step
   T yes = 0, no = 0;
@@ -73,7 +74,8 @@ struct Problem {
 
   // How much of the old state zoneout keeps, and what dropout multiplies tanh(g) and, within
   // W_h h_{t-1}, h_{t-1} by.
-  Choice<T> hold_cell, hold_hidden, of_candidate{nullptr, 0, 0, 1}, of_hidden{nullptr, 0, 0, 1};
+  Factor<T> hold_cell, hold_hidden;
+  Factor<T> candidate_factor{nullptr, 0, 0, 1}, hidden_factor{nullptr, 0, 0, 1};
 
   // keep: (T, 4H, W), (T + 1, H, W), (T + 1, H, W). Else (4H, W), (2, H, W), (1, H, W).
   T* recurrent;  // W_h h_{t-1}, normalised if hh is a layer's; see `sums`
@@ -88,7 +90,7 @@ struct Problem {
   // weight_gradient.h.
   T* grad_recurrent = nullptr;  // (4H, gradient_row(B))
   T* grad_state = nullptr;         // (H, W): of h_n, at the end of h_0
-  // Where `of_hidden` is no constant, grad_state has what comes back through the product alone, yet
+  // Where `hidden_factor` is no constant, grad_state has what comes back through the product alone, yet
   // to be multiplied by it, and this the rest.
   T* grad_around = nullptr;        // (H, W): of h_n
   T* grad_cell = nullptr;          // (H, W): of c_n, at the end of c_0

@@ -42,9 +42,9 @@ inline ptrdiff_t packed_rows(ptrdiff_t units) {
   return kGates * units + (ceil_div(units, kGroup) + kGates) * kTileRows;
 }
 
-// The numbers of a `Choice` for one unit at one step.
+// The numbers of a `Factor` for one unit at one step.
 template <typename T>
-struct ChoiceRow {
+struct FactorRow {
   const uint8_t* mask;
   ptrdiff_t batch;
   T yes, no;
@@ -52,8 +52,8 @@ struct ChoiceRow {
   // Of the sequences from b on.
   Vector<T> operator()(ptrdiff_t b) const {
     if (mask == nullptr) return broadcast(no);
-    const Integers<T> chosen = widened<T>(mask + b, static_cast<int>(batch - b));
-    return chosen != 0 ? broadcast(yes) : broadcast(no);
+    const Integers<T> marked = widened<T>(mask + b, static_cast<int>(batch - b));
+    return marked != 0 ? broadcast(yes) : broadcast(no);
   }
 };
 
@@ -65,7 +65,7 @@ bool has_layer(const Problem<T>& p) {
 template <typename T>
 bool has_noise(const Problem<T>& p) {
   return !(p.hold_cell.is_constant(0) && p.hold_hidden.is_constant(0) &&
-           p.of_candidate.is_constant(1) && p.of_hidden.is_constant(1));
+           p.candidate_factor.is_constant(1) && p.hidden_factor.is_constant(1));
 }
 
 template <typename T>
@@ -77,14 +77,14 @@ struct Share {
         units(part({0, H}, threads, thread)),
         packed(p.packed + thread * packed_rows(ceil_div(H, threads)) * H) {}
 
-  ChoiceRow<T> row_of(const Choice<T>& choice, ptrdiff_t t, ptrdiff_t j) const {
+  FactorRow<T> row_of(const Factor<T>& factor, ptrdiff_t t, ptrdiff_t j) const {
     const uint8_t* const row =
-        choice.mask == nullptr ? nullptr : choice.mask + t * choice.stride + j * p.batch;
-    return {row, p.batch, choice.yes, choice.no};
+        factor.mask == nullptr ? nullptr : factor.mask + t * factor.stride + j * p.batch;
+    return {row, p.batch, factor.yes, factor.no};
   }
 
   // Dropout of h_{t-1} within the product.
-  bool drops_hidden() const { return !p.of_hidden.is_constant(1); }
+  bool drops_hidden() const { return !p.hidden_factor.is_constant(1); }
 
   T* recurrent_at(ptrdiff_t t) const { return p.recurrent + (p.keep ? t * kGates * H * W : 0); }
   T* state_at(ptrdiff_t t) const { return p.states + (p.keep ? t : t % 2) * H * W; }
@@ -110,7 +110,7 @@ struct Share {
   // h_{t-1} of unit j as the product takes it.
   Vector<T> state_in_product(ptrdiff_t t, ptrdiff_t j, ptrdiff_t b) const {
     const Vector<T> h = load(state_at(t) + j * W + b);
-    return drops_hidden() ? h * row_of(p.of_hidden, t, j)(b) : h;
+    return drops_hidden() ? h * row_of(p.hidden_factor, t, j)(b) : h;
   }
 
   void put_state(ptrdiff_t t, ptrdiff_t j) const {

@@ -90,11 +90,11 @@ class Step : public Share<T> {
     }
     const T *c_before = cell_at(t) + j * W, *live = live_at(t);
     T *const c_new = new_cell(t, j), *const c_after = cell_at(t + 1) + j * W;
-    const ChoiceRow<T> of_candidate = row_of(p.of_candidate, t, j);
+    const FactorRow<T> candidate_factor = row_of(p.candidate_factor, t, j);
     for (ptrdiff_t b = 0; b < W; b += kLanes<T>) {
       const Vector<T> before = load(c_before + b);
       Vector<T> g = load(gates + kCandidate * W + b);
-      if (kFamily) g *= of_candidate(b);
+      if (kFamily) g *= candidate_factor(b);
       const Vector<T> c = load(gates + kForget * W + b) * before + load(gates + kInput * W + b) * g;
       const Integers<T> runs = load(live + b) != 0;
       store(c_new + b, runs ? c : before);
@@ -102,7 +102,7 @@ class Step : public Share<T> {
     if (!kFamily) return;
     if (p.c.layer) layer_c.put(j, {c_new});
     if (c_new == c_after) return;
-    const ChoiceRow<T> hold = row_of(p.hold_cell, t, j);
+    const FactorRow<T> hold = row_of(p.hold_cell, t, j);
     for (ptrdiff_t b = 0; b < W; b += kLanes<T>) {
       const Vector<T> before = load(c_before + b), kept = hold(b);
       const Integers<T> runs = load(live + b) != 0;
@@ -118,7 +118,7 @@ class Step : public Share<T> {
     const T beta = p.beta_c == nullptr ? 0 : p.beta_c[j];
     const T* h_before = state_at(t) + j * W;
     T* h_after = state_at(t + 1) + j * W;
-    const ChoiceRow<T> hold = row_of(p.hold_hidden, t, j);
+    const FactorRow<T> hold = row_of(p.hold_hidden, t, j);
     const bool zoneout = kFamily && !p.hold_hidden.is_constant(0), layer = kFamily && p.c.layer;
     for (ptrdiff_t b = 0; b < W; b += kLanes<T>) {
       const Vector<T> c = layer ? layer_c.normalized(load(c_new + b), b) : load(c_new + b);
@@ -183,14 +183,14 @@ class Step : public Share<T> {
     const T* const gates = array(j, 0);
     T *const dy = array(j, kOfY), *const c_hat = array(j, kCellHat);
     T* const dz_o = array(j, kOfZ + kOutput);
-    const ChoiceRow<T> of_candidate = row_of(p.of_candidate, t, j);
-    const ChoiceRow<T> hold = row_of(p.hold_hidden, t, j);
+    const FactorRow<T> candidate_factor = row_of(p.candidate_factor, t, j);
+    const FactorRow<T> hold = row_of(p.hold_hidden, t, j);
     const bool layer = kFamily && p.c.layer;
     Vector<T> sum_y = zero<T>(), sum_y_hat = zero<T>();
     for (ptrdiff_t b = 0; b < W; b += kLanes<T>) {
       const Vector<T> i = load(gates + kInput * W + b), f = load(gates + kForget * W + b);
       Vector<T> g = load(gates + kCandidate * W + b);
-      if (kFamily) g *= of_candidate(b);
+      if (kFamily) g *= candidate_factor(b);
       const Vector<T> o = load(gates + kOutput * W + b);
       const Integers<T> runs = load(live + b) != 0;
       const Vector<T> before = load(c_before + b);
@@ -240,8 +240,8 @@ class Step : public Share<T> {
       h[gate] = array(j, kHiddenHat + gate);
       dz[gate] = array(j, kOfZ + gate);
     }
-    const ChoiceRow<T> of_candidate = row_of(p.of_candidate, t, j);
-    const ChoiceRow<T> hold = row_of(p.hold_cell, t, j);
+    const FactorRow<T> candidate_factor = row_of(p.candidate_factor, t, j);
+    const FactorRow<T> hold = row_of(p.hold_cell, t, j);
     const bool layer = kFamily && p.c.layer;
     Vector<T> sum_z[kGates] = {}, sum_x[kGates] = {}, sum_h[kGates] = {};
     for (ptrdiff_t b = 0; b < W; b += kLanes<T>) {
@@ -259,7 +259,7 @@ class Step : public Share<T> {
       const Vector<T> grad = runs ? of_c_t : zero<T>();
       const Vector<T> i = load(gates + kInput * W + b), f = load(gates + kForget * W + b);
       const Vector<T> g = load(gates + kCandidate * W + b);
-      const Vector<T> factor = kFamily ? of_candidate(b) : broadcast<T>(1);
+      const Vector<T> factor = kFamily ? candidate_factor(b) : broadcast<T>(1);
       const Vector<T> onward = of_c_t * f;
       store(dc + b, runs ? (kFamily ? onward + kept : onward) : of_c_t);
       const Vector<T> of_g = kFamily ? grad * (g * factor) : grad * g;
@@ -414,7 +414,7 @@ class Step : public Share<T> {
   Vector<T> grad_of_state(ptrdiff_t j, ptrdiff_t b) const {
     const Vector<T> grad = load(p.grad_state + j * W + b);
     if (!drops_hidden()) return grad;
-    return grad * row_of(p.of_hidden, 0, j)(b) + load(p.grad_around + j * W + b);
+    return grad * row_of(p.hidden_factor, 0, j)(b) + load(p.grad_around + j * W + b);
   }
 
   T inverse_count(ptrdiff_t t) const { return is_lone(t) ? 0 : p.inverse_count[t * p.count_stride]; }
