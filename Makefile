@@ -125,9 +125,10 @@ results: install  ## results/ again, from the runs under outputs/
 	$(BIN)/python -m bnrnn.report.results outputs results
 	if [ -d outputs/demo ]; then $(BIN)/python -m bnrnn.report.compare outputs/demo results/figures/demo.png; fi
 
-bench: install  ## results/bench/: what a training step costs, ours against nn.LSTM and others; ten minutes
+bench: install  ## results/bench/: what a training step costs, ours against nn.LSTM and others; twelve minutes
 	$(BIN)/python -m bench.recurrence results/bench
 	$(BIN)/python -m bench.reader results/bench
+	$(BIN)/python -m bench.processes results/bench
 
 # With .venv if there is one, else with the Python at hand, which may have a torch for its GPU already.
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from bnrnn.nn.lstm import BNLSTM
     from bnrnn.nn.stabilizer import NormStabilizer, norm_stabilizer
     from bnrnn.nn.statistics import batch_statistics, calibrate
+    from bnrnn.nn.synchronise import synchronise
 
 try:
     __version__ = version("bnrnn")
@@ -16,6 +17,7 @@ except PackageNotFoundError:  # a source tree that is not installed
 
 __all__ = [
     "BNLSTM", "NormStabilizer", "__version__", "batch_statistics", "calibrate", "norm_stabilizer",
+    "synchronise",
 ]  # fmt: skip
 
 _MODULES = {
@@ -24,6 +26,7 @@ _MODULES = {
     "norm_stabilizer": "bnrnn.nn.stabilizer",
     "batch_statistics": "bnrnn.nn.statistics",
     "calibrate": "bnrnn.nn.statistics",
+    "synchronise": "bnrnn.nn.synchronise",
 }
 
 

@@ -6,6 +6,7 @@ The other half, numbers that are read later, is `Job.measured` and `Job.settle` 
 import torch
 from torch import Tensor
 
+from bnrnn.nn.share import WHOLE
 from bnrnn.tasks import Batch, Task
 
 
@@ -16,6 +17,7 @@ class TrainingBatches:
         self.task, self.device = task, device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._next: tuple[int, Batch] | None = None
+        self.share = WHOLE  # of the batch, where several processes train together
 
     def take(self, step: int) -> Batch:
         if self._stream is None:
@@ -41,4 +43,6 @@ class TrainingBatches:
             self._next = step, batch.map(lambda x: x.to(self.device, non_blocking=True))
 
     def _load(self, step: int) -> Batch:
-        return self.task.train_batch(*divmod(step, self.task.steps_per_epoch))
+        whole = self.task.train_batch(*divmod(step, self.task.steps_per_epoch))
+        batch, self.share = whole.part()
+        return batch

@@ -10,6 +10,7 @@
 | 5 | training stopped because a loss or gradient was not finite |
 | 6 | nothing can be written: disk full, read-only folder |
 | 7 | out of memory |
+| 8 | another process of the run has ended, or hangs |
 | 130, 143 | stopped by Ctrl-C or SIGTERM; the checkpoint is saved |
 | 141 | nobody reads what is printed: a closed pipe |
 """
@@ -71,3 +72,7 @@ class OutputError(BnrnnError):
 
 class MemoryLimitError(BnrnnError):
     exit_code = 7
+
+
+class PeerError(BnrnnError):
+    exit_code = 8

@@ -10,8 +10,10 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from bnrnn import processes
 from bnrnn.errors import CheckpointError
 from bnrnn.nn.statistics import StepStatistics, batch_statistics, calibrate
+from bnrnn.nn.synchronise import synchronise
 from bnrnn.runs import checkpoint
 from bnrnn.runs.interrupt import Interruption
 from bnrnn.settings.schema import Config
@@ -93,19 +95,29 @@ def evaluate(config: Config, run: Path, task: Task, device: torch.device) -> dic
     return {**metrics, "step": content["step"], "calibrated": calibrated}
 
 
+def build_model(config: Config, task: Task, device: torch.device) -> nn.Module:
+    model = task.build_model(config.model, config.kernel).to(device)
+    several = processes.count() > 1 and config.statistics == "synchronised"
+    return synchronise(model) if several else model
+
+
 def load_best(
     config: Config, run: Path, task: Task, device: torch.device
 ) -> tuple[nn.Module, dict[str, Any]]:
     path = run / "best.pt"
-    if not path.exists():
-        raise CheckpointError(f"{run} has no best.pt: the run has not reached a validation yet")
-    content = checkpoint.load(path, device)
+    content = processes.from_first(lambda: _best(run, path, device))
     task.load_state(content["task"])
     with torch.random.fork_rng():  # its first weights are drawn, and overwritten
-        model = task.build_model(config.model, config.kernel).to(device)
+        model = build_model(config, task, device)
     task.kernel(model)
     checkpoint.load_model(model, content, path)
     return model, content
+
+
+def _best(run: Path, path: Path, device: torch.device) -> dict[str, Any]:
+    if not path.exists():
+        raise CheckpointError(f"{run} has no best.pt: the run has not reached a validation yet")
+    return checkpoint.load(path, device)
 
 
 def load_calibrated(
@@ -130,7 +142,9 @@ def _calibrate(
 
     def run(batch: Batch) -> None:
         nonlocal carry
-        carry = task.loss(model, batch.to(device), carry).carry
+        part, share = batch.part()
+        with share:
+            carry = task.loss(model, part.to(device), carry).carry
 
     return calibrate(model, batches, run)
 
@@ -153,5 +167,6 @@ def _bar(
     items: Iterable[Any], stop: Interruption, name: str, total: int | None = None
 ) -> Iterable[Any]:
     """`items` under a progress bar (none where the output is no terminal), stopping if asked."""
-    bar = tqdm(items, desc=name, total=total, leave=False, disable=None, dynamic_ncols=True)
+    shown = None if processes.is_first() else True  # None: where the output is a terminal
+    bar = tqdm(items, desc=name, total=total, leave=False, disable=shown, dynamic_ncols=True)
     return stop.guard(bar)

@@ -14,15 +14,17 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from bnrnn import processes
 from bnrnn.ahead import TrainingBatches
 from bnrnn.errors import CheckpointError, ConfigError, NonFiniteError
-from bnrnn.evaluate import final_test, load_best, validate
+from bnrnn.evaluate import build_model, final_test, load_best, validate
+from bnrnn.nn.share import WHOLE, Share
 from bnrnn.nn.stabilizer import NormStabilizer
 from bnrnn.optim import build_optimizer, clip_gradients, set_adam_eps, set_learning_rate
 from bnrnn.runs import checkpoint
 from bnrnn.runs.directory import RunDirectory
 from bnrnn.runs.interrupt import Interrupted, Interruption
-from bnrnn.runs.metrics import MetricsWriter, format_values
+from bnrnn.runs.metrics import MetricsWriter, NoMetrics, format_values
 from bnrnn.runs.provenance import commit, provenance
 from bnrnn.runs.record import Result, Subject, write_json, write_settings
 from bnrnn.settings.same import free_settings, to_dict
@@ -30,6 +32,8 @@ from bnrnn.settings.schema import Config
 from bnrnn.tasks import Sums, Task, base
 
 log = logging.getLogger(__name__)
+
+Metrics = MetricsWriter | NoMetrics
 
 # A mean gradient norm beyond which float32, of seven digits, loses parts of the usual size.
 ROUNDING_ERRORS = 1e6
@@ -50,7 +54,7 @@ def train(config: Config, task: Task, run: RunDirectory, device: torch.device) -
         CheckpointError: `run` was trained on other data, or is damaged.
         OutputError: the disk is full.
     """
-    with Interruption() as stop:
+    with Interruption(processes.largest) as stop:
         job = begin(config, task, run, device)
         model, optimizer, state = job.model, job.optimizer, job.state
         stabilizer = NormStabilizer(model, config.model.stabilizer)
@@ -67,9 +71,12 @@ def train(config: Config, task: Task, run: RunDirectory, device: torch.device) -
                     epoch, index = divmod(state.step, task.steps_per_epoch)
                     batch = batches.take(state.step)
                     model.train()
-                    loss, sums, carry = task.loss(model, batch, job.carry if index else None)
+                    with batches.share:
+                        found = task.loss(job.parallel, batch, job.carry if index else None)
+                        added = stabilizer.take()
+                    loss, sums, carry = task.everywhere(found, batch, batches.share)
                     optimizer.zero_grad(set_to_none=True)
-                    (loss + stabilizer.take()).backward()
+                    (loss + added).backward()
                     grad_norm = clip_gradients(model, config.optimizer)
                     job.measured(loss, grad_norm, sums)
                     set_learning_rate(optimizer, config.optimizer, epoch + 1)
@@ -77,7 +84,7 @@ def train(config: Config, task: Task, run: RunDirectory, device: torch.device) -
                     optimizer.step()
                     if state.step + 1 < job.total:
                         batches.prepare(state.step + 1)
-                    job.advance(carry, time.monotonic() - began)
+                    job.advance(carry, batches.share, time.monotonic() - began)
                     bar.update()
 
                     if state.step % config.log_every == 0:
@@ -136,11 +143,13 @@ class Job:
     ) -> None:
         self.config, self.task, self.run, self.device = config, task, run, device
         self.model, self.state = model, state
+        self.parallel = model  # with gradients averaged over processes: see `join`
         self.optimizer = build_optimizer(config.optimizer, model)
         self.total = config.total_steps(task.steps_per_epoch)
         self.carry: Any = None  # the task's, from one batch to the next
+        self.share = WHOLE  # of the batch that it was carried from
         # As it was after the last step: a checkpoint may be saved in the middle of a validation.
-        self.random = checkpoint.random_state()
+        self.random = checkpoint.random_state(self.device)
         self._began = time.monotonic() - state.seconds
         self._saved_at = time.monotonic()
         self._warned = False
@@ -165,7 +174,8 @@ class Job:
     def checkpoint_is_due(self) -> bool:
         minutes = (time.monotonic() - self._saved_at) / 60
         end_of_epoch = self.state.step % self.task.steps_per_epoch == 0
-        return end_of_epoch or minutes >= self.config.checkpoint_minutes
+        late = processes.is_first() and minutes >= self.config.checkpoint_minutes
+        return end_of_epoch or bool(processes.largest(late))
 
     def tick(self) -> float:
         """Seconds of the run so far, over all its processes."""
@@ -207,11 +217,11 @@ class Job:
         if base.reading_waits(self.device):
             state.train_seconds += time.monotonic() - began
 
-    def advance(self, carry: Any, seconds: float) -> None:
+    def advance(self, carry: Any, share: Share, seconds: float) -> None:
         """A step is done."""
         self.state.step += 1
         self.state.train_seconds += seconds
-        self.carry, self.random = carry, checkpoint.random_state()
+        self.carry, self.share, self.random = carry, share, checkpoint.random_state(self.device)
         if len(self._unread) >= MOST_UNREAD:
             self.settle()
         self.tick()
@@ -250,15 +260,18 @@ class Job:
     def _or_advice(self) -> str:
         return f", or {self.task.advice}" if self.task.advice else ""
 
-    def recording(self) -> MetricsWriter:
+    def recording(self) -> Metrics:
+        if not processes.is_first():
+            return NoMetrics()
         state = self.state
         return MetricsWriter(
             self.run, to_dict(self.config), self.task.metric,
             state.step, state.validated, state.records,
         )  # fmt: skip
 
-    def save_last(self, metrics: MetricsWriter | None = None) -> None:
-        """
+    def save_last(self, metrics: Metrics | None = None) -> None:
+        """By the first process; all of them call it.
+
         Raises:
             NonFiniteError: see `settle`; nothing is saved then.
         """
@@ -269,16 +282,23 @@ class Job:
         training = {
             "optimizer": self.optimizer.state_dict(),
             "loop": dataclasses.asdict(self.state),
-            "carry": self.carry,
+            "carry": self._whole_carry(),
             "random": self.random,
         }
-        checkpoint.save(self.run.last, self._content(self.model, self.state.step) | {
-            "calibrated": None, "training": training,
-        })  # fmt: skip
+        if processes.is_first():
+            checkpoint.save(self.run.last, self._content(self.model, self.state.step) | {
+                "calibrated": None, "training": training,
+            })  # fmt: skip
         self._saved_at = time.monotonic()
 
     def save_best(self, model: nn.Module, step: int, calibrated: int | None) -> None:
-        checkpoint.save(self.run.best, self._content(model, step) | {"calibrated": calibrated})
+        if processes.is_first():
+            checkpoint.save(self.run.best, self._content(model, step) | {"calibrated": calibrated})
+
+    def _whole_carry(self) -> Any:
+        if self.carry is None or self.share.is_whole:
+            return self.carry
+        return tuple(processes.gather(self.share, state) for state in self.carry)
 
     def _content(self, model: nn.Module, step: int) -> dict[str, Any]:
         return {
@@ -296,7 +316,9 @@ def begin(config: Config, task: Task, run: RunDirectory, device: torch.device) -
     Raises:
         CheckpointError, ConfigError: see `train`.
     """
-    resumed = checkpoint.load(run.last, device) if run.last.exists() else None
+    resumed = processes.from_first(
+        lambda: checkpoint.load(run.last, device) if run.last.exists() else None
+    )
     if resumed is not None:
         task.load_state(resumed["task"])
         if resumed["data"] not in (None, task.fingerprint):
@@ -305,7 +327,7 @@ def begin(config: Config, task: Task, run: RunDirectory, device: torch.device) -
                 "its own, or choose another place for a new run with outputs=DIR"
             )
     torch.manual_seed(config.seed)
-    model = task.build_model(config.model, config.kernel).to(device)
+    model = build_model(config, task, device)
     kernel = task.kernel(model)  # refused before anything is written
     job = Job(config, task, run, device, model, LoopState())
     if resumed is not None:
@@ -320,11 +342,15 @@ def begin(config: Config, task: Task, run: RunDirectory, device: torch.device) -
         state.commits.append(source)
 
     subject = describe(job)
-    write_settings(run.config, to_dict(config))
-    write_json(run.subject, subject)
+    processes.wait_for_all()
+    job.parallel = processes.wrapped(model, task.carries)
+    if processes.is_first():
+        write_settings(run.config, to_dict(config))
+        write_json(run.subject, subject)
     if resumed is None:
         job.save_last()
-    run.failure.unlink(missing_ok=True)
+    if processes.is_first():
+        run.failure.unlink(missing_ok=True)
     if resumed is not None:
         log.info("Going on at step %d of %s", state.step, run.path)
     log.info("%s", subject.description)
@@ -355,7 +381,10 @@ def restore(job: Job, resumed: dict[str, Any]) -> Job:
     job = Job(job.config, job.task, job.run, job.device, job.model, state)
     checkpoint.load_optimizer(job.optimizer, training.get("optimizer"), path)
     job.carry = job.task.load_carry(job.model, training.get("carry"), path)
-    job.random = checkpoint.restore_random_state(training.get("random"), path)
+    if job.carry is not None and processes.count() > 1:
+        job.share = processes.share(job.carry[0].shape[1])
+        job.carry = tuple(job.share.of(state) for state in job.carry)
+    job.random = checkpoint.restore_random_state(training.get("random"), job.device, path)
     return job
 
 
@@ -377,18 +406,21 @@ def describe(job: Job) -> Subject:
     )
 
 
-def validate_and_select(job: Job, metrics: MetricsWriter, stop: Interruption) -> None:
+def validate_and_select(job: Job, metrics: Metrics, stop: Interruption) -> None:
     """Validate with each kind of statistics; keep the model if it is the best so far."""
     config, task, model, state = job.config, job.task, job.model, job.state
     name = task.metric.name
     job.settle()
+    # What is best is decided in one place: processors may round differently.
     found = validate(model, task, config, job.device, stop)
+    found = processes.from_first(lambda: found)
     state.validated, seconds = state.step, job.tick()
     for kind, values in found.items():
         job.check_finite(f"validation {name} with {kind} statistics", values[name], state.step)
         metrics.write(state.step, "valid", values | {"seconds": seconds}, kind)
     metrics.write_parameters(state.step, model)
-    metrics.write_figures(state.step, draw(job))
+    if processes.is_first():
+        metrics.write_figures(state.step, draw(job))
     chosen_by = found.get(config.selection, found["population"])[name]
     if config.selection == "last" or task.is_better(chosen_by, state.best):
         state.best, state.best_step, state.stale = chosen_by, state.step, 0
@@ -404,7 +436,7 @@ def validate_and_select(job: Job, metrics: MetricsWriter, stop: Interruption) ->
     )  # fmt: skip
 
 
-def test_best(job: Job, metrics: MetricsWriter, stop: Interruption) -> Result:
+def test_best(job: Job, metrics: Metrics, stop: Interruption) -> Result:
     """Test the best model, keep it with the statistics it was tested with, write the result."""
     config, task, state = job.config, job.task, job.state
     model, content = load_best(config, job.run.path, task, job.device)
@@ -435,10 +467,12 @@ def test_best(job: Job, metrics: MetricsWriter, stop: Interruption) -> Result:
         wall_seconds=round(state.seconds, 1),
         train_seconds=round(state.train_seconds, 1),
         kernel=task.kernel(model),
+        processes=processes.count(),
         commits=state.commits,
         **provenance(job.device),
     )
-    write_json(job.run.result, result)
+    if processes.is_first():
+        write_json(job.run.result, result)
     return result
 
 
@@ -453,7 +487,12 @@ def draw(job: Job) -> dict[str, Any]:
 def steps_bar(job: Job) -> Iterator[tqdm]:
     with (
         logging_redirect_tqdm(),
-        tqdm(total=job.total, initial=job.state.step, disable=None, dynamic_ncols=True) as bar,
+        tqdm(
+            total=job.total,
+            initial=job.state.step,
+            dynamic_ncols=True,
+            disable=None if processes.is_first() else True,  # None: where it is no terminal
+        ) as bar,
     ):
         yield bar
 

@@ -15,10 +15,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from bnrnn.command import arguments, terminal
+from bnrnn.command import arguments, launch, terminal
 from bnrnn.command.explain import explain
 from bnrnn.errors import BnrnnError, ConfigError, MemoryLimitError, OutputError, printable
-from bnrnn.runs.interrupt import Interrupted
+from bnrnn.runs.interrupt import SCHEDULERS, Interrupted
 from bnrnn.settings import compose
 from bnrnn.settings.schema import Config
 
@@ -38,6 +38,7 @@ def main() -> None:
     logging.raiseExceptions = False  # a closed pipe or full disk must not print tracebacks
     _jobs = 0
     code = 0
+    launch.end_with_launcher()
     try:
         sys.argv[1:] = arguments.check(sys.argv[1:])
         _job()
@@ -104,8 +105,11 @@ def _size(number: str, unit: str) -> str:
 
 
 def _fail(message: str, exit_code: int) -> int:
-    if exit_code != _BROKEN_PIPE:
-        print(f"bnrnn: error: {printable(' '.join(message.split()))}", file=sys.stderr)
+    here = launch.launched()
+    # Of a wrong setting one process of several says so.
+    if exit_code != _BROKEN_PIPE and (here.is_first or exit_code != ConfigError.exit_code):
+        name = "bnrnn" if here.size == 1 else f"bnrnn, process {here.rank}"
+        print(f"{name}: error: {printable(' '.join(message.split()))}", file=sys.stderr)
     return exit_code
 
 
@@ -129,7 +133,11 @@ def _job(cfg: DictConfig) -> None:
     global _jobs
     _jobs += 1
     choices = HydraConfig.get().runtime.choices
-    single = HydraConfig.get().mode == RunMode.RUN
+    here = launch.launched()
+    # A process of several that went on with a sweep by itself would meet no other.
+    single = HydraConfig.get().mode == RunMode.RUN or here.size > 1
+    if not here.is_first:
+        logging.root.setLevel(logging.ERROR)
     try:
         named = cfg.resume not in (None, "auto") or cfg.run not in (None, "auto")
         if cfg.scale is not None and choices["reproduce"] is None and not named:
@@ -138,7 +146,10 @@ def _job(cfg: DictConfig) -> None:
         _run_mode()(config)
     except Interrupted as interrupted:
         # Ctrl-C ends the whole sweep, not only this job.
-        print(printable(f"bnrnn: {interrupted}: {interrupted.advice}"), file=sys.stderr)
+        if here.is_first:
+            print(printable(f"bnrnn: {interrupted}: {interrupted.advice}"), file=sys.stderr)
+        if interrupted.signum in SCHEDULERS:
+            launch.hand_over(interrupted.signum)
         sys.exit(128 + interrupted.signum)
     except Exception as error:
         known = _explained(error)

@@ -8,10 +8,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
+from bnrnn import processes
 from bnrnn.analyses import ANALYSES
 from bnrnn.answer import answer
 from bnrnn.command import where
 from bnrnn.command.device import set_up
+from bnrnn.command.launch import launched
 from bnrnn.command.terminal import say
 from bnrnn.errors import CheckpointError, ConfigError, OutputError
 from bnrnn.evaluate import evaluate, load_best
@@ -59,6 +63,8 @@ def run_mode(config: Config) -> None:
         raise ConfigError("mode=answer run=DIR question=FILE answers the question in a file")
     if config.resume is not None and config.mode != "train":
         raise ConfigError(f"resume goes with mode=train, not mode={config.mode}")
+    if config.mode != "train" and launched().size > 1:
+        raise ConfigError(f"mode={config.mode} runs in one process: start it without torchrun")
     with _warnings_logged():
         mode.run(config)
 
@@ -73,7 +79,29 @@ def _warnings_logged() -> Iterator[None]:
 
 
 def _train(config: Config) -> None:
-    device = set_up(config)
+    launch = launched()
+    if launch.attempt > 0 and config.resume is None:
+        config.resume = "auto"
+    if launch.size > 1 and config.task.batch_size < 2 * launch.size:
+        raise ConfigError(
+            f"task.batch_size must be {2 * launch.size} or more for {launch.size} processes, "
+            f"which train on a part of it each; it is {config.task.batch_size}"
+        )
+    device = set_up(config, launch.local_rank if launch.size > 1 else None)
+    with processes.explained():
+        processes.meet(launch.rank, launch.size, launch.attempt, config.timeout)
+        if launch.is_first:
+            _lead(config, device)
+        elif (path := processes.from_first(_no_path)) is not None:
+            train(config, build_task(config), RunDirectory(path), device)
+
+
+def _no_path() -> Path | None:
+    """What a process that is not the first makes of the run's folder."""
+
+
+def _lead(config: Config, device: torch.device) -> None:
+    """Train as the process that reads and writes the run's folder."""
     with where.run_to_train(config) as run, _log_file(run.log):
         finished = decode_json(run.result, Result)
         if config.resume not in (None, "auto"):
@@ -83,10 +111,13 @@ def _train(config: Config) -> None:
             if config.total_steps(subject.steps_per_epoch) <= finished.max_steps:
                 values = format_values(finished.test)
                 log.info("%s is finished: test %s; %s", run.path, values, finished.data)
+                processes.from_first(_no_path)
                 return
             where.resumed_folder(run.path)
         try:
-            result = train(config, build_task(config), run, device)
+            processes.from_first(lambda: run.path)
+            with processes.explained():
+                result = train(config, build_task(config), run, device)
         except Interrupted as interrupted:
             interrupted.advice = f"go on with: bnrnn resume={quoted(run.path)}"
             raise

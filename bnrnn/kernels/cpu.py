@@ -85,6 +85,8 @@ def why_not(request: Request) -> str | None:
         return f"it is for float32 and float64 on the CPU, not {request.dtype} on {request.device}"
     if in_functorch_transform():
         return "torch.func cannot transform it"
+    if request.is_synchronised:
+        return "it takes no statistics of several processes"
     return _why_unavailable()
 
 

@@ -51,6 +51,7 @@ class Normalization(NamedTuple):
     c: str = "frame"
     eps: float = 1e-5
     sequence_eps: float | None = None  # of sequence-wise statistics; None: eps
+    synchronised: bool = False  # the batch is what all processes hold together
 
     @property
     def sums(self) -> bool:
@@ -165,6 +166,11 @@ class Request:
     by_batch: bool = True  # statistics, if any, are the batch's own
     noisy: bool = False  # some `Noise`
     random: bool = False  # with masks
+
+    @property
+    def is_synchronised(self) -> bool:
+        """Some statistics are those of several processes."""
+        return self.normalization.synchronised and self.by_batch and self.normalization.by_batch
 
     @property
     def is_plain(self) -> bool:

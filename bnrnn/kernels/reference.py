@@ -35,6 +35,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bnrnn.kernels import synchronised
 from bnrnn.kernels.interface import SILENCE, Moments, Noise, Normalization, TermMoments, Weights
 
 
@@ -61,21 +62,25 @@ def recurrence(
     w, kinds, eps = weights, normalization, normalization.eps
     given = population or TermMoments()
     b_x, b_h = (None, w.bias) if kinds.sums else (w.bias, None)  # b takes the place of β
-    bn_ih = _Norm(kinds.ih, w.gamma_ih, b_x, kinds.eps_ih, given.ih)
-    bn_hh = _Norm(kinds.hh, w.gamma_hh, b_h, eps, given.hh)
-    bn_c = _Norm(kinds.c, w.gamma_c, w.beta_c, eps, given.c)
+    everywhere = kinds.synchronised
+    bn_ih = _Norm(kinds.ih, w.gamma_ih, b_x, kinds.eps_ih, given.ih, everywhere)
+    bn_hh = _Norm(kinds.hh, w.gamma_hh, b_h, eps, given.hh, everywhere)
+    bn_c = _Norm(kinds.c, w.gamma_c, w.beta_c, eps, given.c, everywhere)
 
     x_terms = input_term(input, w.weight_ih)  # (T, B, 4H)
-    whole_sequence = kinds.ih == "sequence" and given.ih is None
-    if whole_sequence:
+    frame_by_frame = kinds.ih == "frame" and not kinds.synchronised
+    beforehand = kinds.takes_moments("ih") and given.ih is None and not frame_by_frame
+    if beforehand and kinds.ih == "sequence":
         # Padding never counts here: n is the number of real frames.
         frames = None if live is None else live.flatten(0, 1)
         x_terms = bn_ih(x_terms.flatten(0, 1), 0, frames).view_as(x_terms)
+    elif beforehand:
+        x_terms = bn_ih.all_steps(x_terms, counted)
 
     h, c, output = h_0, c_0, []
     for t, x in enumerate(x_terms.unbind(0)):
         rows = None if counted is None else counted[t]
-        if not whole_sequence:
+        if not beforehand:
             x = bn_ih(x, t, rows)
         y = _dropped(h, noise.dropped_hidden, noise.hidden_dropout) @ w.weight_hh.t()
         z = bn_hh(x + y, t, rows) if kinds.sums else x + bn_hh(y, t, rows)
@@ -113,8 +118,9 @@ class _Norm:
 
     def __init__(
         self, kind: str, gamma: Tensor | None, beta: Tensor | None, eps: float,
-        given: Moments | None,
+        given: Moments | None, synchronised: bool,
     ) -> None:  # fmt: skip
+        self.synchronised = synchronised
         self.gamma, self.beta, self.eps = gamma, beta, eps
         self.empty, self.layer = kind == "none", kind == "layer"
         self.given = given is not None
@@ -137,7 +143,7 @@ class _Norm:
             t = min(t, len(self.scale) - 1)
             return torch.addcmul(self.shift[t], y, self.scale[t])
         assert self.gamma is not None
-        if rows is None:
+        if rows is None and not self.synchronised:
             # The fused operator, much faster than the formula below. With momentum 1 it leaves the
             # batch's mean and *unbiased* variance in the two tensors it takes for running ones.
             n, features = y.shape
@@ -145,15 +151,31 @@ class _Norm:
             y = F.batch_norm(y, mean, var, self.gamma, self.beta, True, 1.0, self.eps)
             self.seen.append(Moments(mean, var * ((n - 1) / n)))
             return y
-        live = rows.sum()
-        n = live.clamp(min=1)  # T may exceed the longest length
-        mean = torch.where(rows, y, 0.0).sum(0) / n
-        var = torch.where(rows, y - mean, 0.0).square().sum(0) / n
+        if self.synchronised:
+            mean, var, live = synchronised.moments(y, rows)
+        else:
+            assert rows is not None
+            live = rows.sum()
+            n = live.clamp(min=1)  # T may exceed the longest length
+            mean = torch.where(rows, y, 0.0).sum(0) / n
+            var = torch.where(rows, y - mean, 0.0).square().sum(0) / n
         if self.seen:
             mean = torch.where(live > 1, mean, self.seen[-1].mean)
             var = torch.where(live > 1, var, self.seen[-1].var)
         self.seen.append(Moments(mean.detach(), var.detach()))
         y = (y - mean) * (self.gamma * torch.rsqrt(var + self.eps))
+        return y if self.beta is None else y + self.beta
+
+    def all_steps(self, y: Tensor, rows: Tensor | None) -> Tensor:
+        """y (T, n, features) by the statistics of each step of all processes, in one message."""
+        assert self.gamma is not None
+        mean, var, live = synchronised.moments(y, rows)
+        steps = torch.arange(len(y), device=y.device)[:, None]
+        last = torch.where(live > 1, steps, 0).cummax(0).values[:, 0]
+        mean = torch.where(live > 1, mean, mean[last].detach())
+        var = torch.where(live > 1, var, var[last].detach())
+        self.seen = [Moments(*both) for both in zip(mean.detach(), var.detach(), strict=True)]
+        y = (y - mean[:, None]) * (self.gamma * torch.rsqrt(var + self.eps))[:, None]
         return y if self.beta is None else y + self.beta
 
     def moments(self) -> Moments | None:

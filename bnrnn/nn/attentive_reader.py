@@ -4,10 +4,10 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bnrnn.kernels.reference import live_rows
+from bnrnn.nn import share
 from bnrnn.nn.feature_norm import FeatureNorm
 from bnrnn.nn.lstm import BNLSTM
 from bnrnn.nn.options import NormOptions, ReaderOptions, chosen, require, spell_out_options
@@ -259,12 +259,12 @@ class AttentiveReader(nn.Module):
         joint = self.joint_attended(r) + self.joint_question(u)
         if self.joint_mean is not None:
             joint = joint + self.joint_mean(d.sum(0) / passage_lengths[:, None])
-        g = F.dropout(torch.tanh(joint), self.options.dropout, self.training)
+        g = share.dropout(torch.tanh(joint), self.options.dropout, self.training, 0)
         return self.output(g), attention
 
     def _encode(self, encoder: BNLSTM, words: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """States (T, B, c), zero at the padding, and each direction's last, (B, c)."""
-        x = F.dropout(self.embedding(words), self.options.dropout, self.training)
+        x = share.dropout(self.embedding(words), self.options.dropout, self.training)
         # Padding that counts in per-step statistics is a zero vector, not some word.
         x = torch.where(live_rows(lengths, len(words)), x, 0.0)
         states, (h_n, _) = encoder(x, lengths=lengths)

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from bnrnn.kernels import Moments
+from bnrnn.kernels import Moments, synchronised
+from bnrnn.nn import share
 from bnrnn.nn.statistics import StepStatistics
 
 
@@ -51,6 +52,7 @@ class FeatureNorm(nn.Module):
         if not 0 < momentum <= 1:
             raise ValueError(f"momentum must be in (0, 1], got {momentum}")
         self.features, self.gamma_init, self.eps = features, gamma_init, eps
+        self.synchronised = False  # see `synchronise`
         self.gamma = nn.Parameter(torch.empty(features, device=device, dtype=dtype))
         self.beta = (
             nn.Parameter(torch.empty(features, device=device, dtype=dtype)) if beta else None
@@ -89,14 +91,20 @@ class FeatureNorm(nn.Module):
                 f"got {mask.dtype} of shape {tuple(mask.shape)}"
             )
         if self.statistics.uses_batch:
-            moments = _moments(y.flatten(0, -2), None if mask is None else mask.flatten())
+            rows, flat = None if mask is None else mask.flatten(), y.flatten(0, -2)
+            moments = self._everywhere(flat, rows) if self.synchronised else _moments(flat, rows)
             if self.statistics.averages:
-                self.statistics.update(moments)
+                population = moments if self.synchronised else share.average(moments, None)[0]
+                self.statistics.update(population)
         else:
             moments = self.statistics.population()
         mean, var = moments.mean[0], moments.var[0]
         normalized = (y - mean) * (self.gamma * torch.rsqrt(var + self.eps))
         return normalized if self.beta is None else normalized + self.beta
+
+    def _everywhere(self, y: Tensor, mask: Tensor | None) -> Moments:
+        mean, var, _ = synchronised.moments(y, None if mask is None else mask[:, None])
+        return Moments(mean[None], var[None])
 
     def extra_repr(self) -> str:
         return f"{self.features}, beta={self.beta is not None}, eps={self.eps}"

@@ -8,13 +8,12 @@ from dataclasses import fields
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from bnrnn import kernels
-from bnrnn.kernels import Normalization, Request, TermMoments, Weights
-from bnrnn.nn import conversion
+from bnrnn.kernels import Normalization, Request, TermMoments, Weights, synchronised
+from bnrnn.nn import conversion, share
 from bnrnn.nn.initialization import identity_candidate_, orthogonal_
 from bnrnn.nn.noise import draw, drop_weights
 from bnrnn.nn.options import LSTMOptions, NoiseOptions, spell_out_options
@@ -98,6 +97,10 @@ class BNLSTM(nn.Module):
             the same for every kernel and number of threads.
         recurrent_init: "orthogonal", or "identity": the block of g is the identity and those of
             i, f, o are orthogonal, as in the authors' code for MNIST.
+        synchronised: batch statistics are those of the parts that all processes of
+            `torch.distributed`'s default group hold together, so that n processes under
+            DistributedDataParallel with a part of the batch each train as one does with all of it.
+            All call the module in the same order, on as many time steps. On the reference kernel.
         kernel: "auto", the fastest that can run it, or one of `bnrnn.kernels.KERNELS` by name:
             "cpu", compiled on first use; "torch.lstm", where nothing is normalised, and "torch.lstm
             packed", the same with `lengths`; "triton", for CUDA, and the two ways it chooses from,
@@ -196,7 +199,9 @@ class BNLSTM(nn.Module):
     @property
     def normalization(self) -> Normalization:
         o = self.options
-        return Normalization(o.input_norm, o.recurrent_norm, o.cell_norm, o.eps, o.sequence_eps)
+        return Normalization(
+            o.input_norm, o.recurrent_norm, o.cell_norm, o.eps, o.sequence_eps, o.synchronised
+        )
 
     @property
     def normalizes_frames(self) -> bool:
@@ -407,7 +412,7 @@ class BNLSTM(nn.Module):
         h_n, c_n = [], []
         for layer in range(self.num_layers):
             if layer > 0 and self.dropout > 0:
-                x = F.dropout(x, self.dropout, self.training)
+                x = share.dropout(x, self.dropout, self.training)
             outputs = []
             for direction, suffix in enumerate(self._suffixes(layer)):
                 state = layer * self.num_directions + direction
@@ -475,15 +480,15 @@ class BNLSTM(nn.Module):
             term_moments = getattr(moments, term)
             if not statistics.averages or term_moments is None:
                 continue
-            if getattr(self.normalization, term) == "sequence":
-                statistics.update(term_moments)
-                continue
-            counts = None
-            if lengths is not None and not self.options.count_padding:
+            counts, by_step = None, getattr(self.normalization, term) != "sequence"
+            if by_step and lengths is not None and not self.options.count_padding:
                 # One live row has no variance: such a step tells nothing of the population.
                 steps = torch.arange(len(term_moments.mean), device=lengths.device)
-                counts = (steps[:, None] < lengths).sum(1) > 1
-            statistics.update(term_moments, counts, first_step)
+                live = (steps[:, None] < lengths).sum(1)
+                counts = (synchronised.total(live) if self.options.synchronised else live) > 1
+            if not self.options.synchronised:
+                term_moments, counts = share.average(term_moments, counts)
+            statistics.update(term_moments, counts, first_step if by_step else 0)
 
     def _all_statistics(self) -> list[StepStatistics]:
         return cast("list[StepStatistics]", list(self.statistics.values()))
@@ -496,6 +501,8 @@ class BNLSTM(nn.Module):
         }
 
     def _initial_state(self, batch: int) -> State:
+        part = share.current()
+        batch = part.whole(batch)
         if self.options.learned_state:
             h_0 = self.initial_hidden[:, None].expand(-1, batch, -1)
             c_0 = self.initial_cell[:, None].expand(-1, batch, -1)
@@ -504,7 +511,7 @@ class BNLSTM(nn.Module):
             h_0 = c_0 = self._weight.new_zeros(states)
         if self.options.init_noise > 0:
             h_0 = h_0 + self.options.init_noise * torch.randn_like(h_0)
-        return h_0, c_0
+        return part.of(h_0), part.of(c_0)
 
     def _warn_if_alike(self, x: Tensor) -> None:
         """Once: all sequences begin in the same state, and with the same frame."""
@@ -565,7 +572,7 @@ class BNLSTM(nn.Module):
         if first_step < 0 or (first_step > 0 and self.bidirectional):
             raise ValueError("first_step must be 0, or positive in a unidirectional module")
         by_batch = any(statistics.uses_batch for statistics in self._all_statistics())
-        if batch == 1 and self.normalizes_frames and by_batch:
+        if batch == 1 and self.normalizes_frames and by_batch and not self.options.synchronised:
             raise ValueError(
                 "a batch of one sequence has no per-step batch statistics: use at least two, "
                 "or evaluation mode with population statistics"

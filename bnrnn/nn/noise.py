@@ -7,6 +7,7 @@ from torch import Tensor
 
 from bnrnn import kernels
 from bnrnn.kernels import SILENCE, Noise
+from bnrnn.nn import share
 
 if TYPE_CHECKING:
     from bnrnn.nn.options import NoiseOptions
@@ -35,8 +36,10 @@ def draw(
         """The batch last in memory, as the CPU kernel reads it."""
         if p == 0:
             return None
-        count = batch * hidden * (rows[0] if rows else 1)
-        return kernels.bernoulli(key, stream, count, p).view(*rows, hidden, batch).mT
+        whole = share.current().whole(batch)
+        count = whole * hidden * (rows[0] if rows else 1)
+        drawn = kernels.bernoulli(key, stream, count, p).view(*rows, hidden, whole)
+        return share.current().of(drawn, len(rows) + 1).contiguous().mT
 
     return Noise(
         o.zoneout_cell, o.zoneout_hidden, o.recurrent_dropout, o.hidden_dropout,

@@ -108,6 +108,7 @@ class LSTMOptions(NormOptions, NoiseOptions):
     cell_bias: bool = False
     count_padding: bool = False
     recurrent_init: str = "orthogonal"
+    synchronised: bool = False
     kernel: str = "auto"
 
     def __post_init__(self) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from bnrnn.nn import share
 from bnrnn.nn.lstm import BNLSTM
 
 
@@ -25,10 +26,10 @@ def norm_stabilizer(output: Tensor, lengths: Tensor | None = None) -> Tensor:
     norms = torch.linalg.vector_norm(output, dim=2)
     squares = (norms[1:] - norms[:-1]).square()
     if lengths is None:
-        return squares.sum() / max(1, squares.numel())
+        return share.mean(squares.sum(), max(1, squares.numel()))
     steps = torch.arange(1, len(output), device=output.device)
     counted = steps[:, None] < lengths.to(output.device)
-    return torch.where(counted, squares, 0.0).sum() / counted.sum().clamp(min=1)
+    return share.mean(torch.where(counted, squares, 0.0).sum(), counted.sum().clamp(min=1))
 
 
 class NormStabilizer:

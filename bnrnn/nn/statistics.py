@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from bnrnn.kernels import Moments
 from bnrnn.kernels.interface import in_functorch_transform
+from bnrnn.nn import share
 
 Source = Literal["auto", "batch", "calibrate"]
 
@@ -157,7 +158,11 @@ class StepStatistics(nn.modules.batchnorm._BatchNorm):
     def _grow(self, rows: int) -> None:
         """More rows, empty ones."""
         processes = torch.distributed.is_available() and torch.distributed.is_initialized()
-        if self.mean.is_shared() or (processes and torch.distributed.get_world_size() > 1):
+        # Shares of one batch have as many steps everywhere.
+        alone = (
+            not processes or torch.distributed.get_world_size() == 1 or not share.current().is_whole
+        )
+        if self.mean.is_shared() or not alone:
             raise RuntimeError(
                 f"population statistics would grow to {rows} time steps here, but other processes "
                 "share them: give the module max_length=..., the longest sequence"

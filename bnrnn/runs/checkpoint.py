@@ -143,15 +143,15 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: Any, path: Path) -> 
                 raise damaged(path, "its optimizer is of another model")
 
 
-def random_state() -> dict[str, Any]:
+def random_state(device: torch.device) -> dict[str, Any]:
     """The generators that dropout and noise draw from."""
-    state: dict[str, Any] = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state_all()
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
     return state
 
 
-def restore_random_state(state: Any, path: Path) -> dict[str, Any]:
+def restore_random_state(state: Any, device: torch.device, path: Path) -> dict[str, Any]:
     """The state, restored.
 
     Raises:
@@ -159,8 +159,8 @@ def restore_random_state(state: Any, path: Path) -> dict[str, Any]:
     """
     try:
         torch.set_rng_state(state["cpu"].cpu())
-        if torch.cuda.is_available() and len(state.get("cuda", [])) == torch.cuda.device_count():
-            torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
+        if device.type == "cuda" and "cuda" in state:
+            torch.cuda.set_rng_state(state["cuda"].cpu(), device)
     except (AttributeError, KeyError, RuntimeError, TypeError) as error:
         raise damaged(path, f"its random state is none ({error})") from error
     return state

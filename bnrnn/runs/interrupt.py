@@ -1,11 +1,12 @@
-"""Ctrl-C and SIGTERM, noticed between steps instead of in the middle of one."""
+"""Signals that ask a run to stop, noticed between steps instead of in the middle of one."""
 
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import FrameType
 from typing import Any, TypeVar
 
 Item = TypeVar("Item")
+SCHEDULERS = (signal.SIGUSR1, signal.SIGUSR2)
 
 
 class Interrupted(Exception):  # noqa: N818 (it is no error)
@@ -19,14 +20,22 @@ class Interrupted(Exception):  # noqa: N818 (it is no error)
 
 
 class Interruption:
-    """Remembers a signal while it is entered; a second one of the same kind acts at once."""
+    """Remembers a signal while it is entered; a second one of the same kind acts at once.
 
-    def __init__(self) -> None:
+    Ctrl-C, SIGTERM, and the two by which cluster schedulers announce the end of a job.
+
+    Args:
+        agree: of the numbers that all processes of the run have, which one: so that all stop in
+            the same step.
+    """
+
+    def __init__(self, agree: Callable[[int], int] = lambda number: number) -> None:
         self.signum: int | None = None
+        self._agree = agree
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Interruption":
-        for signum in (signal.SIGINT, signal.SIGTERM):
+        for signum in (signal.SIGINT, signal.SIGTERM, *SCHEDULERS):
             self._before[signum] = signal.signal(signum, self._remember)
         return self
 
@@ -43,8 +52,8 @@ class Interruption:
         Raises:
             Interrupted: a signal has come.
         """
-        if self.signum is not None:
-            raise Interrupted(self.signum)
+        if signum := self._agree(self.signum or 0):
+            raise Interrupted(signum)
 
     def guard(self, items: Iterable[Item]) -> Iterator[Item]:
         """`items`, checking before each."""

@@ -136,6 +136,25 @@ class MetricsWriter:
                 raise _full(self._file.name, error) from error
 
 
+class NoMetrics:
+    """Writes nothing: of the processes of a run one writes."""
+
+    count = 0
+
+    def write(self, *record: object) -> None: ...
+
+    def write_parameters(self, step: int, model: nn.Module) -> None: ...
+
+    def write_figures(self, step: int, figures: dict[str, Any]) -> None: ...
+
+    def sync(self) -> None: ...
+
+    def __enter__(self) -> "NoMetrics":
+        return self
+
+    def __exit__(self, *exc: object) -> None: ...
+
+
 def _full(name: str, error: OSError) -> OutputError:
     return OutputError(
         f"cannot write {name}: {error.strerror}; free some space or choose another place with "

@@ -134,6 +134,7 @@ class Result:
     threads: Count
     command: str
     commits: list[str] = field(default_factory=list)
+    processes: Count = 1
 
     @property
     def milliseconds_a_step(self) -> float:

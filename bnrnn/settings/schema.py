@@ -477,11 +477,13 @@ class Config:
     device: str = free("auto")
     kernel: str = free("auto")
     threads: int | None = free(None)
+    timeout: float = free(25.0)
     max_epochs: int | None = free(None)
     max_steps: int | None = free(None)
     validate_every: int | None = None
     patience: int | None = free(None)
     selection: str = "population"
+    statistics: str = "local"
     calibration_batches: int = 50
     test_calibration_batches: int | None = None
     max_valid_batches: int | None = None
@@ -498,6 +500,7 @@ class Config:
         if self.scale is not None:
             _choice("scale", self.scale, *SCALES)
         _choice("selection", self.selection, "population", "batch", "last")
+        _choice("statistics", self.statistics, "local", "synchronised")
         if self.selection == "last" and self.patience is not None:
             raise ConfigError(
                 "patience waits for a better validation, and selection=last takes the last one: "
@@ -507,7 +510,7 @@ class Config:
         _positive(
             "", self, "threads", "max_epochs", "max_steps", "validate_every", "patience",
             "calibration_batches", "test_calibration_batches", "max_valid_batches", "log_every",
-            "checkpoint_minutes",
+            "checkpoint_minutes", "timeout",
         )  # fmt: skip
         _require((self.threads or 1) <= 1024, "threads", self.threads, "1024 or less")
         for key in ("data_dir", "outputs"):

@@ -13,9 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bnrnn import processes
 from bnrnn.errors import ConfigError
 from bnrnn.nn.lstm import BNLSTM
 from bnrnn.nn.options import LSTMOptions, chosen
+from bnrnn.nn.share import Share
 from bnrnn.runs import checkpoint
 from bnrnn.runs.record import Metric
 from bnrnn.settings.schema import ModelConfig, NormConfig, TaskConfig
@@ -27,6 +29,8 @@ IGNORED = -100  # the target of padding
 
 
 class Batch(NamedTuple):
+    """Tensors are (T, B, ...) or (B,), B sequences."""
+
     input: Any  # a tensor, or a tuple of tensors and plain values
     target: Tensor
 
@@ -40,10 +44,19 @@ class Batch(NamedTuple):
     def to(self, device: torch.device) -> "Batch":
         return self.map(lambda x: x.to(device))
 
+    def part(self) -> "tuple[Batch, Share]":
+        """This process's share of the batch, where several train together."""
+        share = processes.share(self.target.shape[-1])
+        return (self if share.is_whole else self.map(share.of)), share
+
 
 class Loss(NamedTuple):
-    """Of one batch. sums: numbers that add up over batches, for `Task.metrics`. carry: the state
-    for the next batch of the same stream, detached; None where batches are independent."""
+    """Of one batch, or of a process's share of one.
+
+    sums: numbers that add up over batches, for `Task.metrics`. carry: the state for the next batch
+    of the same stream, a tuple of tensors (layers, B, ...), detached; None where batches are
+    independent.
+    """
 
     value: Tensor
     sums: Sums
@@ -59,6 +72,7 @@ class Task(ABC):
 
     metric: ClassVar[Metric]  # what models are selected by
     padded: ClassVar[bool] = False  # sequences of different lengths in a batch
+    carries: ClassVar[bool] = False  # a state goes from batch to batch
     advice: ClassVar[str] = ""  # a setting of this task that helps where a gradient explodes
     fingerprint: str | None = None  # of the data; None: they have one form, verified when read
     whole_data: bool = True  # False: only a part of them is at hand, and results do not compare
@@ -141,11 +155,37 @@ class Task(ABC):
     @torch.no_grad()
     def score(self, model: nn.Module, batches: Iterable[Batch], device: torch.device) -> Sums:
         """The sums over batches that follow one another."""
-        sums, carry = Counter[str](), None
+        shared, whole, carry = Counter[str](), Counter[str](), None
         for batch in batches:
-            _, of_batch, carry = self.loss(model, batch.to(device), carry)
-            sums.update(of_batch)  # type: ignore[arg-type] (a Counter adds floats as well)
-        return read(sums)
+            part, share = batch.part()
+            with share:
+                _, sums, carry = self.loss(model, part.to(device), carry)
+            of_kind = whole if share.is_whole else shared
+            of_kind.update(sums)  # type: ignore[arg-type] (a Counter adds floats as well)
+        whole.update(processes.add_up(shared))  # type: ignore[arg-type]
+        return read(whole)
+
+    def weight(self, batch: Batch, sums: Sums) -> Any:
+        """What `loss` is a mean over, or in proportion to it: how much a share's loss counts."""
+        return sums.get("count", batch.target.shape[-1])
+
+    def everywhere(self, found: Loss, batch: Batch, share: Share) -> Loss:
+        """The loss and the sums of the whole batch, from what each process found in its share.
+
+        The gradient is that of the share times the number of processes, over which
+        DistributedDataParallel averages.
+        """
+        if share.is_whole:
+            return found
+        value, weight = found.value, self.weight(batch, found.sums)
+        ours = {"loss": value.detach() * weight, "weight": weight}
+        sums = processes.add_up(ours | {f"sum {name}": v for name, v in found.sums.items()})
+        total, all_weight = sums.pop("loss"), sums.pop("weight")
+        scaled = value * (weight * processes.count() / all_weight)
+        return found._replace(
+            value=scaled + (total / all_weight - scaled.detach()),
+            sums={name.removeprefix("sum "): v for name, v in sums.items()},
+        )
 
     def kernel(self, model: nn.Module) -> str:
         """The kernels that run the recurrences of a model: recorded with every result.

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from bnrnn.datasets import CharacterCorpus, load_ptb, load_pydocs, load_text, load_text8
 from bnrnn.errors import CheckpointError, DataError
+from bnrnn.nn import share
 from bnrnn.nn.lstm import BNLSTM
 from bnrnn.nn.options import LSTMOptions, chosen
 from bnrnn.runs.record import BITS_PER_CHARACTER
@@ -61,9 +62,9 @@ class CharacterModel(nn.Module):
         """characters (T, B) -> logits (T, B, symbols) of the character that follows each."""
         if self.training and self.input_dropout > 0:
             one_hot = F.one_hot(characters, self.lstm.input_size).to(self.head.weight.dtype)
-            characters = F.dropout(one_hot, self.input_dropout)
+            characters = share.dropout(one_hot, self.input_dropout, True)
         output, last = self.lstm(characters, state, first_step=first_step)
-        return self.head(F.dropout(output, self.output_dropout, self.training)), last
+        return self.head(share.dropout(output, self.output_dropout, self.training)), last
 
 
 class CharacterStack(CharacterModel):

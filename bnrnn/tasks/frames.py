@@ -124,6 +124,9 @@ class FrameTask(Task):
             return found._replace(value=found.value * (found.sums["count"] / utterances))
         return found
 
+    def weight(self, batch: Batch, sums: Sums) -> Any:
+        return batch.target.shape[1] if self.config.loss == "utterance" else sums["count"]
+
     def metrics(self, sums: Sums) -> dict[str, float]:
         return {
             "fer": 1 - sums["correct"] / sums["count"],

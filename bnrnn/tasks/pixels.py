@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bnrnn.datasets import load_mnist
 from bnrnn.errors import CheckpointError, DataError
+from bnrnn.nn import share
 from bnrnn.runs.record import ACCURACY
 from bnrnn.settings.schema import ModelConfig, NormConfig, PixelConfig
 from bnrnn.tasks.base import (
@@ -49,9 +49,9 @@ class PixelModel(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """pixels (T, B, 1) -> logits (B, 10)."""
-        pixels = F.dropout(pixels, self.input_dropout, self.training)
+        pixels = share.dropout(pixels, self.input_dropout, self.training)
         _, (h_n, _) = self.lstm(pixels)
-        return self.head(F.dropout(h_n[-1], self.output_dropout, self.training))
+        return self.head(share.dropout(h_n[-1], self.output_dropout, self.training, 0))
 
 
 class PixelTask(Task):

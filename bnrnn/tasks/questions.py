@@ -94,8 +94,9 @@ class QuestionTask(Task):
     def loss(self, model: nn.Module, batch: Batch, carry: None = None) -> Loss:
         """Over the whole vocabulary; "correct_named" chooses among the entities of the passage."""
         logits = model(*batch.input)[0]
-        value, sums, _ = classify(logits, batch.target)
-        return Loss(value, sums | {"correct_named": self._correct_named(logits.detach(), batch)})
+        found = classify(logits, batch.target)
+        named = {"correct_named": self._correct_named(logits.detach(), batch)}
+        return found._replace(sums=found.sums | named)
 
     def _correct_named(self, logits: Tensor, batch: Batch) -> Any:
         passage, lengths, *_ = batch.input

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from bnrnn.datasets import WordCorpus, load_ptb_words
 from bnrnn.datasets.words import cut, windows
 from bnrnn.errors import CheckpointError, DataError
+from bnrnn.nn import share
 from bnrnn.nn.lstm import BNLSTM
 from bnrnn.nn.options import LSTMOptions, chosen
 from bnrnn.runs import checkpoint
@@ -67,9 +68,9 @@ class WordModel(nn.Module):
         Args:
             state: (h_0, c_0), each (layers, B, H); None: the initial one.
         """
-        x = F.dropout(self.embedding(words), self.dropout, self.training)
+        x = share.dropout(self.embedding(words), self.dropout, self.training)
         output, last = self.lstm(x, state)
-        return self.head(F.dropout(output, self.dropout, self.training)), last
+        return self.head(share.dropout(output, self.dropout, self.training)), last
 
 
 class WordTask(Task):
@@ -102,6 +103,7 @@ class WordTask(Task):
     """
 
     metric = PERPLEXITY
+    carries = True
     advice = "optimizer.max_grad_norm=1"
 
     def __init__(self, config: WordConfig, seed: int, data_dir: Path) -> None:

@@ -112,6 +112,8 @@ def why_not(request: Request) -> str | None:
         reason = _SUMS
     elif request.normalization.has_layer or request.noisy:
         reason = "it has no layer normalisation, zoneout or dropout of states"
+    elif request.is_synchronised:
+        reason = "it takes no statistics of several processes"
     elif request.dtype not in DTYPES:
         reason = f"it is for float32 and bfloat16, not {request.dtype}"
     else:

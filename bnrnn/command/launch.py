@@ -1,0 +1,67 @@
+"""How this process was started: alone, or as one of several by torchrun or Slurm.
+
+Without torch, so that a wrong setting is refused before it is imported.
+"""
+
+import os
+import signal
+import threading
+import time
+import zlib
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Launch:
+    rank: int = 0
+    local_rank: int = 0  # on its machine
+    size: int = 1  # processes in all
+    attempt: int = 0  # counts how often the launcher has started the run again
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+
+def launched() -> Launch:
+    """What the environment says. Where submitit started the processes, the environment then says
+    as well where they meet, as torchrun's does."""
+    variables = os.environ
+    restarts = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
+    attempt = sum(int(variables.get(name) or 0) for name in restarts)
+    if "TORCHELASTIC_RUN_ID" in variables:
+        rank, local_rank, size = (int(variables[k]) for k in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
+        return Launch(rank, local_rank, size, attempt)
+    if "SUBMITIT_EXECUTOR" in variables:
+        from submitit import JobEnvironment  # pyright: ignore[reportMissingImports] (an extra)
+
+        job = JobEnvironment()
+        if job.num_tasks > 1:
+            port = 20000 + zlib.crc32(job.job_id.encode()) % 10000
+            variables.setdefault("MASTER_ADDR", job.hostnames[0])
+            variables.setdefault("MASTER_PORT", str(port))
+            variables |= {"RANK": str(job.global_rank), "WORLD_SIZE": str(job.num_tasks)}
+        return Launch(job.global_rank, job.local_rank, job.num_tasks, attempt)
+    return Launch(attempt=attempt)
+
+
+def hand_over(signum: int) -> None:
+    """Give a signal, after which the run is saved, to submitit, which puts the job back into
+    Slurm's queue; elsewhere do nothing."""
+    handler = signal.getsignal(signum)
+    if "SUBMITIT_EXECUTOR" in os.environ and callable(handler):
+        handler(signum, None)  # does not return in process 0, which requeues the job
+        time.sleep(10)  # Slurm may end process 0 when another one ends with an error
+
+
+def end_with_launcher() -> None:
+    """Stop as by SIGTERM when torchrun has ended, even by kill -9: nobody else would stop us."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
+
+
+def _watch(parent: int) -> None:
+    # Not by Linux's PR_SET_PDEATHSIG: the signal comes twice, and a second one acts at once.
+    while os.getppid() == parent:
+        time.sleep(1)
+    os.kill(os.getpid(), signal.SIGTERM)

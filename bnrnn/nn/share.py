@@ -1,0 +1,106 @@
+"""A process's share of a batch that several processes train on together.
+
+Inside the share of a batch random numbers are those of the whole batch, of which each process takes
+its own sequences: so any number of processes draws what one process draws. Outside of one these
+functions do what PyTorch does.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+from bnrnn.kernels import Moments
+
+
+@dataclass(frozen=True)
+class Share:
+    """Sequences `first` to `stop` of a batch of `total`, and the context in which they are used.
+
+    Without numbers: a batch that is not shared.
+    """
+
+    first: int = 0
+    stop: int = 0
+    total: int = 0
+    _outer: list["Share"] = field(default_factory=list, compare=False, repr=False)
+
+    @property
+    def is_whole(self) -> bool:
+        return self.total == 0
+
+    def of(self, x: Tensor, dim: int | None = None) -> Tensor:
+        """This share of a tensor (B,), (T, B, ...) or (layers, B, ...); `dim` is another B."""
+        if self.is_whole:
+            return x
+        dim = min(1, x.dim() - 1) if dim is None else dim
+        return x.narrow(dim, self.first, self.stop - self.first)
+
+    def whole(self, batch: int) -> int:
+        """How many sequences the whole batch has, of which `batch` are here."""
+        return batch if self.is_whole else self.total
+
+    def __enter__(self) -> "Share":
+        global _current
+        self._outer.append(_current)
+        _current = self
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        global _current
+        _current = self._outer.pop()
+
+
+WHOLE = Share()
+_current = WHOLE
+
+
+def current() -> Share:
+    return _current
+
+
+def dropout(x: Tensor, p: float, training: bool, batch_dim: int = 1) -> Tensor:
+    """`torch.nn.functional.dropout` of x, whose dimension `batch_dim` is that of the batch."""
+    if _current.is_whole or not training or p == 0:
+        return F.dropout(x, p, training)
+    # The order in memory is the order in which numbers are drawn.
+    order = sorted(range(x.dim()), key=x.stride, reverse=True)
+    shape = [_current.total if d == batch_dim else x.shape[d] for d in order]
+    factors = F.dropout(x.new_ones(shape), p).permute([order.index(d) for d in range(x.dim())])
+    return x * _current.of(factors, batch_dim)
+
+
+def mean(total: Tensor, count: Tensor | int) -> Tensor:
+    """total / count, each summed over all shares, as a term of this process's loss.
+
+    DistributedDataParallel averages gradients over n processes: so this is n times the part of the
+    mean that belongs to this process.
+    """
+    if _current.is_whole:
+        return total / count
+    everywhere = torch.as_tensor(count, device=total.device).double().clamp(min=1)
+    dist.all_reduce(everywhere)
+    return total * (dist.get_world_size() / everywhere).to(total.dtype)
+
+
+def average(moments: Moments, counts: Tensor | None) -> tuple[Moments, Tensor | None]:
+    """The averages of the moments that all shares have found.
+
+    Args:
+        moments: (T, features).
+        counts: (T,) booleans, which of them are valid; None: all.
+
+    Returns:
+        both, the same in all processes.
+    """
+    if _current.is_whole:
+        return moments, counts
+    steps, features = moments.mean.shape
+    valid = moments.mean.new_ones(steps) if counts is None else counts.to(moments.mean.dtype)
+    everywhere = torch.cat([torch.cat(list(moments), 1) * valid[:, None], valid[:, None]], 1)
+    dist.all_reduce(everywhere)
+    mean, var, n = everywhere.split([features, features, 1], 1)
+    found = Moments(mean / n.clamp(min=1), var / n.clamp(min=1))
+    return found, None if counts is None else n[:, 0] > 0
