@@ -147,7 +147,7 @@ gpu-evidence:  ## on a GPU: the papers' runs at full length, in pieces of GPU_MI
 	done
 
 DOCS ?= docs/api
-API := bnrnn.nn.lstm bnrnn.nn.statistics bnrnn.nn.stabilizer bnrnn.nn.attentive_reader \
+API := bnrnn.nn.lstm bnrnn.nn.statistics bnrnn.nn.stabilizer bnrnn.nn.synchronise bnrnn.nn.attentive_reader \
 	bnrnn.nn.feature_norm bnrnn.kernels bnrnn.kernels.reference
 docs: install  ## docs/api/: the API reference, from the docstrings
 	$(BIN)/python -W error -m pdoc --docformat google --no-show-source --output-directory $(DOCS) $(API)

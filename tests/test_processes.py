@@ -8,12 +8,15 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from bnrnn.command import device
 from tests import every_task
 from tests.conftest import ROOT
 from tests.processes import Forked
@@ -114,7 +117,9 @@ torch.save([output, lstm.state_dict()], f"{{here.rank}}.pt")
                 torch.testing.assert_close(state[name], mean, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("statistics", ["local", "synchronised"])
+@pytest.mark.parametrize(
+    "statistics", ["local", pytest.param("synchronised", marks=pytest.mark.slow)]
+)
 def test_stopped_and_resumed_by_any_number(tmp_path, text, statistics):
     """By as many processes: the same bits. By another number, synchronised: the same numbers."""
     common = ["task=text", f"task.path={text}", *TINY, f"statistics={statistics}", "max_steps=12"]
@@ -154,7 +159,7 @@ def the_line(errors, start):
     return line
 
 
-@pytest.mark.parametrize("killed", [0, 1])
+@pytest.mark.parametrize("killed", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_killed_process_ends_the_others_and_the_run_goes_on(tmp_path, text, killed):
     common = ["task=text", f"task.path={text}", *SLOWLY]
     processes = ranks(tmp_path, 2, *common)
@@ -184,11 +189,11 @@ def test_a_process_that_hangs_is_noticed(tmp_path, text):
 
 
 def test_a_signal_to_one_process_stops_all_in_the_same_step(tmp_path, text):
-    processes = ranks(tmp_path, 3, "task=text", f"task.path={text}", *SLOWLY)
+    processes = ranks(tmp_path, 2, "task=text", f"task.path={text}", *SLOWLY)
     run = wait_for_step(tmp_path, 55, processes)
-    processes[2].send_signal(signal.SIGTERM)
+    processes[1].send_signal(signal.SIGTERM)
     errors = [process.communicate()[1] for process in processes]
-    assert [process.returncode for process in processes] == [143] * 3
+    assert [process.returncode for process in processes] == [143] * 2
     assert "go on with: bnrnn resume=" in the_line(errors[0], "bnrnn: SIGTERM")
     assert not any("bnrnn" in text for text in errors[1:])
     saved = torch.load(run / "last.pt", weights_only=True)["training"]["loop"]
@@ -220,6 +225,44 @@ def test_what_is_refused(tmp_path, text):
     assert [process.returncode for process in processes] == [2, 2]
     assert "task.batch_size must be 4 or more" in the_line(errors[0], "bnrnn, process 0: error")
     assert not (tmp_path / "outputs").exists()
+
+
+def test_commands_take_a_gpu_each(monkeypatch, tmp_path):
+    """As far as that goes without one: which number a command chooses."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda number: SimpleNamespace(uuid=f"gpu{number}")
+    )
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    def chosen(rank=None):
+        """By another process, which keeps it as long as this one's descriptor is open."""
+        monkeypatch.setattr(device, "_gpu", None)
+        return str(device.choose_device("auto", rank)), device._gpu
+
+    (first, held), (second, _), (third, _) = chosen(), chosen(), chosen()
+    assert (first, second, third) == ("cuda:0", "cuda:1", "cuda:0")  # two jobs on one, if need be
+    os.close(held)
+    assert chosen()[0] == "cuda:0"
+    assert [chosen(rank)[0] for rank in range(3)] == ["cuda:0", "cuda:1", "cuda:0"]
+
+
+def test_the_runs_of_many_machines_are_one_report(tmp_path, bnrnn_here, text):
+    for node, seed in (("node0", 0), ("node1", 1)):
+        done = bnrnn_here("task=text", f"task.path={text}", *TINY, f"seed={seed}",
+                          f"outputs={tmp_path / node}")  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        shutil.copytree(tmp_path / node, tmp_path / "outputs" / node)
+    done = bnrnn_here("mode=report")
+    assert done.returncode == 0, done.stderr
+    (row,) = [
+        line for line in (tmp_path / "outputs" / "report" / "report.md").read_text().splitlines()
+        if line.startswith("| BN-LSTM")
+    ]  # fmt: skip
+    assert [cell.strip() for cell in row.split("|")][-3] == "2"  # seeds
+    done = bnrnn_here("task=text", f"task.path={text}", *TINY, "seed=1", "resume=auto")
+    assert "is finished" in done.stderr
 
 
 # ---------------------------------------------------------------- torchrun itself

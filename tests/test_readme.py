@@ -1,9 +1,11 @@
 """The commands in the README and docs/ work, and their numbers are those of `results/`."""
 
+import os
 import re
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,11 +20,19 @@ COMMANDS = list(
     dict.fromkeys(
         line.partition("  #")[0].strip()
         for text in PAGES.values()
-        for lines in re.findall(r"^(bnrnn .*)$|`(bnrnn [^`]+)`", text, re.MULTILINE)
+        for lines in re.findall(
+            r"^(bnrnn .*)$|`(bnrnn [^`]+)`", re.sub(r"\\\n *", "", text), re.MULTILINE
+        )
         for line in lines
         if line
     )
 )
+LAUNCHED = [
+    line
+    for text in PAGES.values()
+    for line in re.findall(r"^torchrun .*$", text, re.MULTILINE)
+    if "--nnodes" not in line  # test_processes.py cuts the cable between two machines
+]
 QUESTION = DATA / QUESTIONS / "000021e9748578a514493c773809465c661a28d1.question"
 SMALL = ["max_steps=2", "calibration_batches=2", "max_valid_batches=2", "model.hidden_size=8"]
 CHARACTERS = [*SMALL, "task.batch_size=500", "task.length=10", "task.stream_length=50000"]
@@ -33,6 +43,13 @@ def arguments(command, run, reader, board):
     for stamp, folder in (("ptb/bnlstm", run), ("cnn4/attentive_bne_star_star", reader)):
         command = command.replace(f"outputs/{stamp}/STAMP", str(folder))
     words = shlex.split(command)[1:]
+    if "hydra/launcher=submitit_slurm" in words:  # there is no Slurm here; the same by hand
+        slurm_alone = ("partition", "signal_delay_s", "max_num_timeout", "gpus_per_node")
+        words = [
+            w for w in words if not w.startswith(tuple(f"hydra.launcher.{k}" for k in slurm_alone))
+        ]
+        words = [w.replace("submitit_slurm", "submitit_local") for w in words]
+        words = [w.replace("seed=0,1,2", "seed=0").replace("node=4", "node=2") for w in words]
     words = [word.replace("question=FILE", f"question={QUESTION}") for word in words]
     words = [word.replace("task.path=FILE", f"task.path={ROOT / 'LICENSE'}") for word in words]
     if "mode=leaderboard" in words:
@@ -125,6 +142,26 @@ def test_the_pages_have_the_commands_of_every_task():
 def test_every_bnrnn_command(command, run, reader, board, bnrnn_here):
     done = bnrnn_here(*arguments(command, run, reader, board))
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+@needs_data("ptb")
+@pytest.mark.parametrize("command", LAUNCHED)
+def test_every_torchrun_command(command, tmp_path):
+    words = shlex.split(re.sub("node=[0-9]", "node=2", command.replace("$(which bnrnn)", "BNRNN")))
+    words = [str(Path(sys.executable).with_name("bnrnn")) if w == "BNRNN" else w for w in words[1:]]
+    words = [sys.executable, "-m", "torch.distributed.run", *words, f"data_dir={DATA}"]
+    small = [word.replace("length=10", "length=9") for word in CHARACTERS]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*words, *small, "test_calibration_batches=2"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "test  bpc" in done.stdout
 
 
 def test_the_library_example():
