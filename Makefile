@@ -146,14 +146,12 @@ gpu-evidence:  ## on a GPU: the papers' runs at full length, in pieces of GPU_MI
 			scale=full seed=$(SEEDS) device=cuda resume=auto $(ARGS) || exit $$?; \
 	done
 
-DOCS ?= docs/api
-API := bnrnn.nn.lstm bnrnn.nn.statistics bnrnn.nn.stabilizer bnrnn.nn.synchronise bnrnn.nn.attentive_reader \
-	bnrnn.nn.feature_norm bnrnn.kernels bnrnn.kernels.reference
-docs: install  ## docs/api/: the API reference, from the docstrings
-	$(BIN)/python -W error -m pdoc --docformat google --no-show-source --output-directory $(DOCS) $(API)
+SITE ?= site
+docs: install  ## site/: the documentation as a web site, API reference included
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict --site-dir $(SITE)
 
 clean:  ## remove .venv, builds and caches; never data or runs
-	rm -rf $(VENV) build dist docs/api *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .ruff_cache
 
 .PHONY: help install demo test test-all test-portable stress lint format wheel results bench docs clean report reproduce \
 	gpu-check gpu-evidence \

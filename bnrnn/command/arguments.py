@@ -1,5 +1,6 @@
 """The command line before Hydra sees it: which flags and keys there are, and what a run replays."""
 
+import itertools
 import os
 import sys
 from pathlib import Path
@@ -15,9 +16,8 @@ from bnrnn.command.terminal import say
 from bnrnn.command.where import resumed_folder
 from bnrnn.errors import CheckpointError, ConfigError
 from bnrnn.runs.record import read_settings
-from bnrnn.runs.text import literal
 from bnrnn.settings import compose
-from bnrnn.settings.compose import GROUPS, keys, options
+from bnrnn.settings.compose import GROUPS, keys, literal, options
 from bnrnn.settings.same import flatten
 
 FLAGS = {"-h", "--help", "--hydra-help", "--version", "-m", "--multirun", "--resolve"}
@@ -44,6 +44,7 @@ def check(arguments: list[str]) -> list[str]:
     """
     arguments = [_with_home(word) for word in arguments]
     words = _without_flags(arguments)
+    compose.use_folder(_own_folder(arguments))
     if "--version" in arguments:
         say(f"bnrnn {bnrnn.__version__}")
         sys.exit()
@@ -81,6 +82,22 @@ def _without_flags(arguments: list[str]) -> list[str]:
     if "--resolve" in arguments and not {a.partition("=")[0] for a in arguments} & {"-c", "--cfg"}:
         raise ConfigError("--resolve goes with --cfg job")
     return kept
+
+
+def _own_folder(arguments: list[str]) -> Path | None:
+    """What `--config-dir` names.
+
+    Raises:
+        ConfigError: there is no such folder.
+    """
+    for word, following in itertools.zip_longest(arguments, arguments[1:], fillvalue=""):
+        flag, equals, value = word.partition("=")
+        if flag in ("-cd", "--config-dir"):
+            folder = Path(value if equals else following).expanduser().absolute()
+            if not folder.is_dir():
+                raise ConfigError(f"--config-dir: there is no folder {folder}")
+            return folder
+    return None
 
 
 def _parse(words: list[str]) -> list[Override]:

@@ -6,11 +6,7 @@ import shlex
 import zlib
 from pathlib import Path
 
-
-def literal(text: str) -> str:
-    """A string in Hydra's grammar: quotes, and the backslashes before them, are escaped."""
-    inner = re.sub(r"(\\*)('|$)", lambda m: 2 * m[1] + ("\\'" if m[2] else ""), text)
-    return "'" + inner.replace("${", "\\${") + "'"
+from bnrnn.settings.compose import literal
 
 
 def quoted(path: Path) -> str:

@@ -3,7 +3,9 @@
 import contextlib
 import functools
 import os
+import re
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_module
@@ -20,6 +22,9 @@ CONF = "bnrnn.conf"
 # Whether `data.pipes` stands in the command line itself: only then may it be true. Another process,
 # such as a parallel launcher's, does not know, and refuses.
 _commands_typed = False
+
+# The folder that `--config-dir` of this command names: files of settings beside those in `conf/`.
+_own: Path | None = None
 
 GROUPS = ("model", "task", "optimizer", "experiment", "reproduce")
 
@@ -49,6 +54,12 @@ def register() -> None:
     add("base_sgd", schema.SGDConfig, "optimizer")
 
 
+def literal(text: str) -> str:
+    """A string in Hydra's grammar: quotes, and the backslashes before them, are escaped."""
+    inner = re.sub(r"(\\*)('|$)", lambda m: 2 * m[1] + ("\\'" if m[2] else ""), text)
+    return "'" + inner.replace("${", "\\${") + "'"
+
+
 def add(name: str, node: Any, group: str | None = None) -> None:
     """Let `group=name` choose settings that are in no file; `node`: a dataclass or its object."""
     _composed.cache_clear()
@@ -69,6 +80,14 @@ def allow_commands(typed: bool) -> None:
     """Say whether `data.pipes` was typed in this very command."""
     global _commands_typed
     _commands_typed = typed
+
+
+def use_folder(folder: Path | None) -> None:
+    """Let `group=name` choose files of `folder` as well."""
+    global _own
+    if folder != _own:
+        _own = folder
+        _composed.cache_clear()
 
 
 def from_hydra(cfg: DictConfig) -> Config:
@@ -136,16 +155,19 @@ def _flat(choices: tuple[str, ...], resolve: bool) -> dict[str, Any]:
 @functools.cache
 def _composed(*choices: str) -> DictConfig:
     """Only read: the report asks for the same settings once for each run."""
+    own = [] if _own is None else [f"hydra.searchpath=[{literal(f'file://{_own}')}]"]
     with _hydra():
-        return compose("config", list(choices))
+        return compose("config", [*choices, *own])
 
 
 def options(group: str) -> list[str]:
-    """The names that a group may take: files in `conf/`, and what was added."""
+    """The names that a group may take: files in `conf/` and of `use_folder`, and what was added."""
     folder = resources.files(CONF) / group
     files = {entry.name for entry in folder.iterdir() if entry.is_file()}
     added = ConfigStore.instance().repo.get(group, {})
-    names = {name.removesuffix(".yaml") for name in files | set(added) if name.endswith(".yaml")}
+    own = set() if _own is None else {path.name for path in (_own / group).glob("*.yaml")}
+    found = files | set(added) | own
+    names = {name.removesuffix(".yaml") for name in found if name.endswith(".yaml")}
     return sorted(name for name in names if not name.startswith("base_"))
 
 
