@@ -16,6 +16,7 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parent.parent
 _OUTSIDE = re.compile(r"\[([^\]]*)\]\(\.\./([^)#\s]+)\)")
+_RUN = re.compile(r"\[([^\]]*)\]\(runs/[^)]*\)")  # a folder: there is nothing to look at
 _FORMULA = re.compile(r'<(span|div) class="arithmatex">\s*\\[(\[](.*?)\\[)\]]\s*</\1>', re.DOTALL)
 
 
@@ -40,7 +41,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         text, path = link.groups()
         return f"[{text}]({_shown(path)})" if (ROOT / path).is_file() else text
 
-    return _OUTSIDE.sub(within, markdown)
+    return _RUN.sub(r"\1", _OUTSIDE.sub(within, markdown))
 
 
 def on_page_content(content: str, page: Page, config: MkDocsConfig, files: Files) -> str:
