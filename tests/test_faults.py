@@ -110,15 +110,14 @@ def test_a_refused_resume_changes_nothing(run, bnrnn_here):
     assert read_run(run).result.steps == 6
 
 
-def test_a_finished_run_that_goes_on_and_explodes_keeps_its_result(run, bnrnn_here, monkeypatch):
+def test_a_finished_run_that_goes_on_and_explodes_keeps_its_result(run, bnrnn_here):
     before = (run / "result.json").read_bytes()
-    monkeypatch.setattr("bnrnn.train.clip_gradients", lambda *args: torch.tensor(float("nan")))
-    done = bnrnn_here(f"resume={run}", "max_steps=9")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bnrnn.train.clip_gradients", lambda *args: torch.tensor(float("nan")))
+        done = bnrnn_here(f"resume={run}", "max_steps=9")
     assert done.returncode == 5
     assert (run / "result.json").read_bytes() == before
     assert read_run(run).state == "failed"
-    monkeypatch.undo()
-    os.chdir(run.parents[3])
     assert bnrnn_here(f"resume={run}", "max_steps=6").returncode == 0  # as it was
 
 

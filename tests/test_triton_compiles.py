@@ -13,6 +13,8 @@ import pytest
 
 pytest.importorskip("triton")
 
+from tests.conftest import ROOT
+
 # Of one multiprocessor of the smallest GPUs of compute capability 8.0 and up.
 REGISTERS, SHARED = 65536, 99 * 1024
 
@@ -46,7 +48,7 @@ SPILLED = 64
 def test_compiles_and_fits(cases):
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     done = subprocess.run(
-        [sys.executable, "-m", "tests.triton_compile", *cases],
+        [sys.executable, "-m", "tests.triton_compile", *cases], cwd=ROOT,
         env=environment, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
