@@ -164,6 +164,13 @@ def test_tensorboard_has_curves_gammas_and_settings(run):
     events.Reload()
     tags = events.Tags()
     assert {"bpc/train", "bpc/valid_population", "bpc/valid_batch"} <= set(tags["scalars"])
+    gammas = [e.value for e in events.Scalars("gamma_mean/lstm.gamma_hh_l0")]
+    assert [round(gamma, 1) for gamma in gammas] == [0.1, 0.1]
+    state = torch.load(run / "last.pt", weights_only=True)["model"]
+    smallest = state["lstm.statistics.c_l0.var"].min().item()
+    found = events.Scalars("population_variance/lstm.statistics.c_l0")[-1].value
+    assert found == pytest.approx(smallest, rel=1e-6)
+    assert "_hparams_/session_start_info" in events.summary_metadata
     assert "gamma/lstm.gamma_hh_l0" in tags["histograms"]
     assert any("config" in tag for tag in tags["tensors"])
 

@@ -409,12 +409,13 @@ def test_a_sweep_of_jobs_of_two_processes_is_preempted_and_queued_again(tmp_path
     command = [
         sys.executable, "-m", "bnrnn", "-m", "hydra/launcher=submitit_local",
         "hydra.launcher.tasks_per_node=2", "hydra.launcher.timeout_min=1", *common,
-        "max_steps=5000", "seed=0,1",
+        "max_steps=5000", "max_epochs=1000", "seed=0,1",
     ]  # fmt: skip
     variables = {"OMP_NUM_THREADS": "1", "BNRNN_CACHE_DIR": str(tmp_path / "cache")}
     variables |= {"SUBMITIT_PREEMPT_SIGNAL": "USR1"}
     subprocess.run(command, cwd=tmp_path, env=os.environ | variables, capture_output=True)
-    logs = [p.read_text() for p in tmp_path.glob("outputs/sweeps/.submitit/*/*_0_log.out")]
+    jobs = list(tmp_path.glob("outputs/sweeps/.submitit/[0-9]*"))
+    logs = ["".join(p.read_text() for p in sorted(job.glob("*_0_log.*"))) for job in jobs]
     assert len(logs) == 2
     for log in logs:
         assert "bnrnn: SIGUSR1: go on with" in log

@@ -22,6 +22,12 @@ from bnrnn.settings.same import flatten
 
 FLAGS = {"-h", "--help", "--hydra-help", "--version", "-m", "--multirun", "--resolve"}
 WITH_VALUE = {"-c", "--cfg", "-cd", "--config-dir"}
+# What a shell's completion of `bnrnn` is made of, and what it asks each time: Hydra's.
+COMPLETION = [
+    ["-sc", f"{what}={shell}"]
+    for what in ("install", "uninstall", "query")
+    for shell in ("bash", "fish", "zsh")
+]
 HYDRA_KEYS = ("hydra.launcher.", "hydra.verbose", "hydra.searchpath")
 SECTIONS = ("task", "model", "optimizer")  # the groups that every run chooses from
 _NAMES = tuple((section, "name") for section in SECTIONS)
@@ -42,6 +48,8 @@ def check(arguments: list[str]) -> list[str]:
         ConfigError: a flag, key or name that bnrnn does not have, or a sweep over nothing.
         CheckpointError: DIR holds no run, or a damaged one.
     """
+    if arguments in COMPLETION:
+        return arguments
     arguments = [_with_home(word) for word in arguments]
     words = _without_flags(arguments)
     compose.use_folder(_own_folder(arguments))

@@ -5,13 +5,18 @@ from typing import Any
 
 import yaml
 from torch import nn
+from torch.utils.tensorboard.summary import hparams
 from torch.utils.tensorboard.writer import SummaryWriter
 
 from bnrnn.errors import CheckpointError, OutputError
 from bnrnn.nn.feature_norm import FeatureNorm
 from bnrnn.nn.lstm import BNLSTM
+from bnrnn.nn.statistics import StepStatistics
 from bnrnn.runs.directory import RunDirectory
 from bnrnn.runs.record import Metric, Record, Settings, read_records, write_records
+from bnrnn.settings.same import flatten
+
+_GAMMA, _VARIANCE = "gamma_mean", "population_variance"  # tags of scalars
 
 
 class MetricsWriter:
@@ -64,12 +69,22 @@ class MetricsWriter:
         self._writer.add_text("config", f"```yaml\n{text}```".encode(errors="replace").decode())
         name = metric.name
         curves = [f"{name}/valid_population", f"{name}/valid_batch", f"{name}/train"]
+        # Three questions: does it converge, are gradients sane, is the normalisation sane?
         self._writer.add_custom_scalars({
             "Overview": {
                 metric.title: ["Multiline", curves],
                 "gradient norm": ["Multiline", ["grad_norm/train"]],
+                "mean of each γ": ["Multiline", [f"{_GAMMA}/.*"]],
+                "smallest population variance of each term": ["Multiline", [f"{_VARIANCE}/.*"]],
             }
         })  # fmt: skip
+        compared = {
+            key: value if isinstance(value, bool | int | float | str) else str(value)
+            for key, value in flatten(settings).items()
+        }
+        of_sweep = hparams(compared, {f"{name}/valid_population": 0, f"{name}/test_population": 0})
+        for summary in of_sweep:
+            self._writer._get_file_writer().add_summary(summary)
 
     def write(
         self, step: int, split: str, values: dict[str, float], statistics: str | None = None
@@ -92,13 +107,19 @@ class MetricsWriter:
         self.count += 1
 
     def write_parameters(self, step: int, model: nn.Module) -> None:
-        """Histograms of every γ: whether it moves, and how its units spread, is worth seeing."""
+        """Histograms of every γ: whether it moves, and how its units spread, is worth seeing; the
+        mean of each, and the smallest population variance of each term at any time step: a term
+        whose variance comes near ε is noise that is blown up."""
         for name, module in model.named_modules():
+            if isinstance(module, StepStatistics) and len(module.var):
+                self._writer.add_scalar(f"{_VARIANCE}/{name}", module.var.min().item(), step)
             if isinstance(module, (BNLSTM, FeatureNorm)):
                 for parameter_name, parameter in module.named_parameters(recurse=False):
                     if parameter_name.startswith("gamma"):
                         tag = f"gamma/{name}.{parameter_name}"
                         self._writer.add_histogram(tag, parameter.detach().cpu(), step)
+                        mean = parameter.detach().mean().item()
+                        self._writer.add_scalar(f"{_GAMMA}/{name}.{parameter_name}", mean, step)
         self._flush()
 
     def write_figures(self, step: int, figures: dict[str, Any]) -> None:
