@@ -1,9 +1,8 @@
-"""The processes that train one model together, or the one that is alone.
+"""The processes that train one model together; by default there is one.
 
-`torchrun` starts them, or Slurm by submitit. Each takes its share of every batch; process 0 alone
-reads and writes the run's folder. Where something is decided by one of them, such as that a signal
-has come, all of them decide it in the same step: what is called here is called by all processes in
-the same order.
+torchrun or submitit starts them. Each trains on its share of every batch, and process 0 alone reads
+and writes the run's folder. All processes call the functions below in the same order, and so agree
+on what one of them finds: that a signal has come, or that a checkpoint is due.
 """
 
 import contextlib
@@ -32,12 +31,12 @@ _SYNC_BUFFERS = next(
     for name in ("forward_sync_buffers", "broadcast_buffers")
     if name in inspect.signature(DistributedDataParallel).parameters
 )
-_rank = 0
-_control: Any = None  # on the CPU, for what is no tensor of the model
+_rank, _size = 0, 1
+_control: Any = None  # a group on the CPU, for all but the tensors of the model
 
 
 def count() -> int:
-    return 1 if _control is None else dist.get_world_size()
+    return _size
 
 
 def is_first() -> bool:
@@ -46,16 +45,16 @@ def is_first() -> bool:
 
 
 def meet(rank: int, size: int, attempt: int, seconds: float) -> None:
-    """Find the other processes of a run of `size`, where the environment says.
+    """Join the other processes of a run of `size`, at the address that the environment has.
 
     Args:
         attempt: counts how often the launcher has started this run again.
         seconds: how long they wait for one another, once all have begun to train.
     """
-    global _control, _rank
+    global _control, _rank, _size
     if size == 1 or _control is not None:  # alone, or in the next job of a sweep
         return
-    _rank = rank
+    _rank, _size = rank, size
     limit = datetime.timedelta(seconds=seconds)
     store, _, _ = next(rendezvous("env://", timeout=limit))
     # The launcher's store may still have what processes of the last attempt wrote into it.
@@ -66,10 +65,10 @@ def meet(rank: int, size: int, attempt: int, seconds: float) -> None:
 
 
 def leave() -> None:
-    """At the end of a process that has not failed."""
-    global _control, _rank
+    """Be the only process again."""
+    global _control, _rank, _size
     if _control is not None:
-        _control, _rank = None, 0
+        _control, _rank, _size = None, 0, 1
         dist.destroy_process_group()
 
 
@@ -83,6 +82,8 @@ def explained() -> Iterator[None]:
         yield
     except RuntimeError as error:
         text = str(error).lower()
+        if _size == 1:
+            raise
         if "timed out" in text or "timeout" in text:
             what = "hears nothing from another process of this run, which hangs or is cut off"
         elif isinstance(error, dist.DistError) or "by peer" in text or "broken pipe" in text:
@@ -93,15 +94,15 @@ def explained() -> Iterator[None]:
 
 
 def wait_for_all() -> None:
-    """Until every process is here: after what may take some of them minutes longer."""
+    """Wait until every process gets here, after work that takes some of them minutes longer."""
     if _control is not None:
         dist.monitored_barrier(_control, _START)
 
 
 def from_first(make: Callable[[], T]) -> T:
-    """What process 0 makes, in every process; the others make nothing.
+    """Have process 0 make something and send it to the others.
 
-    Where that raises in process 0, it ends, and the others lose it: see `explained`.
+    If that raises an error, process 0 ends, and the others lose it: see `explained`.
     """
     if _control is None:
         return make()
@@ -111,7 +112,7 @@ def from_first(make: Callable[[], T]) -> T:
 
 
 def largest(number: int) -> int:
-    """Of the numbers that the processes have."""
+    """The largest of the numbers that the processes have."""
     if _control is None:
         return number
     found = torch.tensor(number)
@@ -120,7 +121,7 @@ def largest(number: int) -> int:
 
 
 def add_up(numbers: dict[str, Any]) -> dict[str, Any]:
-    """The sums over all processes of numbers that have the same names everywhere."""
+    """Sum numbers over all processes, name by name."""
     if _control is None or not numbers:
         return numbers
     tensors = [torch.as_tensor(value).double() for value in numbers.values()]
@@ -143,23 +144,23 @@ def gather(share: Share, x: Tensor) -> Tensor:
 def share(columns: int) -> Share:
     """This process's share of a batch of so many sequences.
 
-    One that is too small for batch statistics of its shares is not shared: every process has it
-    all.
+    A batch that would leave a process fewer than two sequences, which have no batch statistics, is
+    not shared: every process computes all of it.
     """
-    n = count()
-    if n == 1 or columns < 2 * n:
+    if _size == 1 or columns < 2 * _size:
         return WHOLE
-    return Share(columns * _rank // n, columns * (_rank + 1) // n, columns)
+    return Share(columns * _rank // _size, columns * (_rank + 1) // _size, columns)
 
 
 def wrapped(model: nn.Module, carries: bool) -> nn.Module:
-    """The model, whose backward pass averages gradients over the processes.
+    """The model with a backward pass that averages gradients over the processes.
 
     Args:
-        carries: a state goes from batch to batch, and a learned initial one has no gradient then.
+        carries: the hidden state is carried from batch to batch; a learned initial state has no
+            gradient then.
     """
     if _control is None:
         return model
-    # Statistics are the same everywhere already.
+    # The statistics are the same in all processes already.
     options: dict[str, Any] = {_SYNC_BUFFERS: False, "find_unused_parameters": carries}
     return DistributedDataParallel(model, **options)

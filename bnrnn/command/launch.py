@@ -24,8 +24,8 @@ class Launch:
 
 
 def launched() -> Launch:
-    """What the environment says. Where submitit started the processes, the environment then says
-    as well where they meet, as torchrun's does."""
+    """What the environment says. For submitit, also set the variables that torchrun sets: the
+    address where the processes meet."""
     variables = os.environ
     restarts = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
     attempt = sum(int(variables.get(name) or 0) for name in restarts)
@@ -46,8 +46,8 @@ def launched() -> Launch:
 
 
 def hand_over(signum: int) -> None:
-    """Give a signal, after which the run is saved, to submitit, which puts the job back into
-    Slurm's queue; elsewhere do nothing."""
+    """Pass a scheduler's signal on to submitit, now that the run is saved: it requeues the job.
+    Without submitit, do nothing."""
     handler = signal.getsignal(signum)
     if "SUBMITIT_EXECUTOR" in os.environ and callable(handler):
         handler(signum, None)  # does not return in process 0, which requeues the job
@@ -55,13 +55,13 @@ def hand_over(signum: int) -> None:
 
 
 def end_with_launcher() -> None:
-    """Stop as by SIGTERM when torchrun has ended, even by kill -9: nobody else would stop us."""
+    """Send SIGTERM to this process when torchrun ends, even by kill -9: nothing else would."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
 
 
 def _watch(parent: int) -> None:
-    # Not by Linux's PR_SET_PDEATHSIG: the signal comes twice, and a second one acts at once.
+    # Linux's PR_SET_PDEATHSIG would send it twice, and the second one ends us unsaved.
     while os.getppid() == parent:
         time.sleep(1)
     os.kill(os.getpid(), signal.SIGTERM)

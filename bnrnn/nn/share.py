@@ -1,8 +1,8 @@
 """A process's share of a batch that several processes train on together.
 
-Inside the share of a batch random numbers are those of the whole batch, of which each process takes
-its own sequences: so any number of processes draws what one process draws. Outside of one these
-functions do what PyTorch does.
+Within a share, every process draws the random numbers of the whole batch and uses those of its own
+sequences, so that the result does not depend on the number of processes. Without one, these
+functions are PyTorch's.
 """
 
 from dataclasses import dataclass, field
@@ -17,9 +17,9 @@ from bnrnn.kernels import Moments
 
 @dataclass(frozen=True)
 class Share:
-    """Sequences `first` to `stop` of a batch of `total`, and the context in which they are used.
+    """Sequences `first` to `stop` of a batch of `total`; a context manager.
 
-    Without numbers: a batch that is not shared.
+    With its defaults it stands for a batch that is not shared.
     """
 
     first: int = 0
@@ -39,7 +39,7 @@ class Share:
         return x.narrow(dim, self.first, self.stop - self.first)
 
     def whole(self, batch: int) -> int:
-        """How many sequences the whole batch has, of which `batch` are here."""
+        """The size of the whole batch, of which this process has `batch` sequences."""
         return batch if self.is_whole else self.total
 
     def __enter__(self) -> "Share":
@@ -62,7 +62,7 @@ def current() -> Share:
 
 
 def dropout(x: Tensor, p: float, training: bool, batch_dim: int = 1) -> Tensor:
-    """`torch.nn.functional.dropout` of x, whose dimension `batch_dim` is that of the batch."""
+    """`torch.nn.functional.dropout`; `batch_dim` is the dimension B of x."""
     if _current.is_whole or not training or p == 0:
         return F.dropout(x, p, training)
     # The order in memory is the order in which numbers are drawn.
@@ -86,7 +86,7 @@ def mean(total: Tensor, count: Tensor | int) -> Tensor:
 
 
 def average(moments: Moments, counts: Tensor | None) -> tuple[Moments, Tensor | None]:
-    """The averages of the moments that all shares have found.
+    """Average moments over the shares.
 
     Args:
         moments: (T, features).
