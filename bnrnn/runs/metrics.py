@@ -14,9 +14,12 @@ from bnrnn.nn.lstm import BNLSTM
 from bnrnn.nn.statistics import StepStatistics
 from bnrnn.runs.directory import RunDirectory
 from bnrnn.runs.record import Metric, Record, Settings, read_records, write_records
+from bnrnn.settings import compose
 from bnrnn.settings.same import flatten
 
 _GAMMA, _VARIANCE = "gamma_mean", "population_variance"  # tags of scalars
+_USUAL = ("optimizer.lr", "seed", "model.hidden_size", "task.batch_size")
+_PLACES = ("data_dir", "outputs", "resume", "optimizer.name")
 
 
 class MetricsWriter:
@@ -78,12 +81,8 @@ class MetricsWriter:
                 "smallest population variance of each term": ["Multiline", [f"{_VARIANCE}/.*"]],
             }
         })  # fmt: skip
-        compared = {
-            key: value if isinstance(value, bool | int | float | str) else str(value)
-            for key, value in flatten(settings).items()
-        }
-        of_sweep = hparams(compared, {f"{name}/valid_population": 0, f"{name}/test_population": 0})
-        for summary in of_sweep:
+        results = {f"{name}/valid_population": 0, f"{name}/test_population": 0}
+        for summary in hparams(_compared(settings), results):
             self._writer._get_file_writer().add_summary(summary)
 
     def write(
@@ -155,6 +154,24 @@ class MetricsWriter:
         except OSError as error:
             if exc[0] is None:  # an error that is already on its way says more
                 raise _full(self._file.name, error) from error
+
+
+def _compared(settings: Settings) -> dict[str, bool | int | float | str]:
+    """What TensorBoard's table of a sweep tells runs apart by: the usual suspects, and what is not
+    as `task=` and `model=` alone would have it."""
+    flat = flatten(settings)
+    shown = {key.rpartition(".")[2]: flat[key] for key in _USUAL if key in flat}
+    shown |= {kind: flat[f"{kind}.name"] for kind in ("model", "optimizer")}
+    usual = compose.defaults(f"task={flat['task.name']}", f"model={flat['model.name']}")
+    shown |= {
+        key: value
+        for key, value in flat.items()
+        if key in usual and value != usual[key] and key not in (*_USUAL, *_PLACES)
+    }
+    return {
+        key: value if isinstance(value, bool | int | float | str) else str(value)
+        for key, value in shown.items()
+    }
 
 
 class NoMetrics:
