@@ -20,7 +20,8 @@ _HOW_TO_READ = (
     "Each model at the settings with its best validation, of those that were run: compared on the "
     "seeds that all its settings have. Validation with population statistics. Steps and seconds "
     "are those until the first validation at least as good as {target}, {whose}: the mean over the "
-    "seeds that reach it. Seconds, validations included, compare on one machine only."
+    "seeds that reach it. Seconds, validations included, compare only between runs that had the "
+    "same machine to themselves."
 )
 
 
