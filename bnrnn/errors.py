@@ -12,6 +12,7 @@
 | 7 | out of memory |
 | 8 | another process of the run has ended, or hangs |
 | 130, 143 | stopped by Ctrl-C or SIGTERM; the checkpoint is saved |
+| 138, 140 | stopped by SIGUSR1 or SIGUSR2 of a scheduler; the checkpoint is saved |
 | 141 | nobody reads what is printed: a closed pipe |
 """
 

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from bnrnn import processes
 from bnrnn.errors import CheckpointError
+from bnrnn.nn.share import within
 from bnrnn.nn.statistics import StepStatistics, batch_statistics, calibrate
 from bnrnn.nn.synchronise import synchronise
 from bnrnn.runs import checkpoint
@@ -143,7 +144,7 @@ def _calibrate(
     def run(batch: Batch) -> None:
         nonlocal carry
         part, share = batch.part()
-        with share:
+        with within(share):
             carry = task.loss(model, part.to(device), carry).carry
 
     return calibrate(model, batches, run)

@@ -18,7 +18,7 @@ from bnrnn import processes
 from bnrnn.ahead import TrainingBatches
 from bnrnn.errors import CheckpointError, ConfigError, NonFiniteError
 from bnrnn.evaluate import build_model, final_test, load_best, validate
-from bnrnn.nn.share import WHOLE, Share
+from bnrnn.nn.share import WHOLE, Share, within
 from bnrnn.nn.stabilizer import NormStabilizer
 from bnrnn.optim import build_optimizer, clip_gradients, set_adam_eps, set_learning_rate
 from bnrnn.runs import checkpoint
@@ -71,7 +71,7 @@ def train(config: Config, task: Task, run: RunDirectory, device: torch.device) -
                     epoch, index = divmod(state.step, task.steps_per_epoch)
                     batch = batches.take(state.step)
                     model.train()
-                    with batches.share:
+                    with within(batches.share):
                         found = task.loss(job.parallel, batch, job.carry if index else None)
                         added = stabilizer.take()
                     loss, sums, carry = task.everywhere(found, batch, batches.share)

@@ -47,7 +47,6 @@ def images(_: Path) -> MNIST:
     def part(n: int) -> tuple[np.ndarray, np.ndarray]:
         return generator.integers(0, 256, (n, 12), np.uint8), generator.integers(0, 10, n)
 
-    # Two images are too few for three processes to share.
     return MNIST(*part(60), *part(30), *part(31))
 
 

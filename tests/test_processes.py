@@ -88,12 +88,13 @@ import sys; sys.path.insert(0, {str(ROOT)!r})
 import torch
 from bnrnn import BNLSTM, processes
 from bnrnn.command.launch import launched
+from bnrnn.nn.share import within
 here = launched()
 processes.meet(here.rank, here.size, 0, 20)
 torch.manual_seed(0)
 lstm, x = BNLSTM(3, 4, max_length=5), torch.randn(5, 7, 3)
 share = processes.share(7)
-with share:
+with within(share):
     output, _ = lstm(share.of(x))
 torch.save([output, lstm.state_dict()], f"{{here.rank}}.pt")
 """

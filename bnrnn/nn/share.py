@@ -5,7 +5,9 @@ sequences, so that the result does not depend on the number of processes. Withou
 functions are PyTorch's.
 """
 
-from dataclasses import dataclass, field
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -17,7 +19,7 @@ from bnrnn.kernels import Moments
 
 @dataclass(frozen=True)
 class Share:
-    """Sequences `first` to `stop` of a batch of `total`; a context manager.
+    """Sequences `first` to `stop` of a batch of `total`.
 
     With its defaults it stands for a batch that is not shared.
     """
@@ -25,7 +27,6 @@ class Share:
     first: int = 0
     stop: int = 0
     total: int = 0
-    _outer: list["Share"] = field(default_factory=list, compare=False, repr=False)
 
     @property
     def is_whole(self) -> bool:
@@ -42,16 +43,6 @@ class Share:
         """The size of the whole batch, of which this process has `batch` sequences."""
         return batch if self.is_whole else self.total
 
-    def __enter__(self) -> "Share":
-        global _current
-        self._outer.append(_current)
-        _current = self
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        global _current
-        _current = self._outer.pop()
-
 
 WHOLE = Share()
 _current = WHOLE
@@ -59,6 +50,17 @@ _current = WHOLE
 
 def current() -> Share:
     return _current
+
+
+@contextlib.contextmanager
+def within(share: Share) -> Iterator[None]:
+    """What runs in this context computes with this share of a batch."""
+    global _current
+    before, _current = _current, share
+    try:
+        yield
+    finally:
+        _current = before
 
 
 def dropout(x: Tensor, p: float, training: bool, batch_dim: int = 1) -> Tensor:

@@ -19,7 +19,7 @@ from bnrnn.settings.same import flatten
 
 _GAMMA, _VARIANCE = "gamma_mean", "population_variance"  # tags of scalars
 _USUAL = ("optimizer.lr", "seed", "model.hidden_size", "task.batch_size")
-_PLACES = ("data_dir", "outputs", "resume", "optimizer.name")
+_NOT_COMPARED = ("data_dir", "outputs", "resume", "optimizer.name")
 
 
 class MetricsWriter:
@@ -166,7 +166,7 @@ def _compared(settings: Settings) -> dict[str, bool | int | float | str]:
     shown |= {
         key: value
         for key, value in flat.items()
-        if key in usual and value != usual[key] and key not in (*_USUAL, *_PLACES)
+        if key in usual and value != usual[key] and key not in (*_USUAL, *_NOT_COMPARED)
     }
     return {
         key: value if isinstance(value, bool | int | float | str) else str(value)

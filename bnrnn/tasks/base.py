@@ -17,7 +17,7 @@ from bnrnn import processes
 from bnrnn.errors import ConfigError
 from bnrnn.nn.lstm import BNLSTM
 from bnrnn.nn.options import LSTMOptions, chosen
-from bnrnn.nn.share import Share
+from bnrnn.nn.share import Share, within
 from bnrnn.runs import checkpoint
 from bnrnn.runs.record import Metric
 from bnrnn.settings.schema import ModelConfig, NormConfig, TaskConfig
@@ -158,7 +158,7 @@ class Task(ABC):
         shared, whole, carry = Counter[str](), Counter[str](), None
         for batch in batches:
             part, share = batch.part()
-            with share:
+            with within(share):
                 _, sums, carry = self.loss(model, part.to(device), carry)
             of_kind = whole if share.is_whole else shared
             of_kind.update(sums)  # type: ignore[arg-type] (a Counter adds floats as well)
