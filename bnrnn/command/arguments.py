@@ -50,8 +50,6 @@ def check(arguments: list[str]) -> list[str]:
     """
     if arguments in COMPLETION:
         return arguments
-    if arguments[:1] == ["-sc"]:
-        raise ConfigError("completion is made for bash, fish or zsh: bnrnn -sc install=bash")
     arguments = [_with_home(word) for word in arguments]
     words = _without_flags(arguments)
     compose.use_folder(_own_folder(arguments))
