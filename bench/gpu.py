@@ -13,6 +13,7 @@ written and read once at the rate of a copy. Both rates are measured here.
 
 import argparse
 import math
+import os
 import re
 import statistics
 import subprocess
@@ -102,7 +103,8 @@ def facts() -> dict[str, Any]:
 def tests(minutes: float) -> dict[str, Any]:
     """`pytest -m gpu`: its status (None: it took too long) and its last line."""
     # Most of the time is the compiler's: several processes at once.
-    command = [sys.executable, "-m", "pytest", "-m", "gpu and not slow", "-q", "-n", "4",
+    workers = str(max(1, min(10, (os.cpu_count() or 2) - 2)))
+    command = [sys.executable, "-m", "pytest", "-m", "gpu and not slow", "-q", "-n", workers,
                "tests/test_gpu.py", "tests/test_cell.py"]  # fmt: skip
     lines: list[str] = []
     try:
@@ -114,7 +116,7 @@ def tests(minutes: float) -> dict[str, Any]:
     except subprocess.TimeoutExpired as error:
         out = error.stdout or b""
         status, lines = None, (out.decode() if isinstance(out, bytes) else out).splitlines()
-    print("\n".join(lines[-40:]), flush=True)
+    print("\n".join(lines), flush=True)
     summary = lines[-1] if status is not None and lines else f"unfinished after {minutes:.1f} min"
     return {"status": status, "summary": summary}
 
