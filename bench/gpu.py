@@ -105,6 +105,7 @@ def tests(minutes: float) -> dict[str, Any]:
     # Most of the time is the compiler's: several processes at once.
     workers = str(max(1, min(10, (os.cpu_count() or 2) - 2)))
     command = [sys.executable, "-m", "pytest", "-m", "gpu and not slow", "-q", "-n", workers,
+               "-p", "no:benchmark",  # it warns of -n, and a warning is an error
                "tests/test_gpu.py", "tests/test_cell.py"]  # fmt: skip
     lines: list[str] = []
     try:
@@ -243,9 +244,10 @@ def table(found: dict[str, Any]) -> str:
         cells += [f"{1000 * row['floor']:.1f}", f"**{ratios[TORCH]:.2f}**"]
         cells += [f"{ratios[REFERENCE]:.3f}", "yes" if met else "no"]
         lines.append(f"| {row['name']}: {shape} | {row['products']} | {' | '.join(cells)} |")
+    ways = ", ".join(f"{h} ({products})" for products, h in plan.PERSISTENT_HIDDEN.items())
     lines += [
         "",
-        f"Over H, at T 100, B 64, D 50; the plan changes ways at {plan.PERSISTENT_HIDDEN}:",
+        f"Over H, at T 100, B 64, D 50; the plan takes the persistent one up to {ways}:",
         "",
         "| H | products | persistent | alternating |",
         "|---|---|---|---|",

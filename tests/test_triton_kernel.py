@@ -429,8 +429,8 @@ def test_the_plan():
             assert t.block_b * t.block_u <= 2048
             shared = (t.block_b + 4 * t.block_u) * t.block_k * 4 * t.num_stages
             assert way == "alternating" or shared <= 99 * 1024
-    assert plan.way(100, 100) == "persistent"
-    assert plan.way(64, 1000) == plan.way(128, 2000) == "alternating"
+    assert plan.way(100, "ieee") == plan.way(1000, "tf32") == "persistent"
+    assert plan.way(1000, "ieee") == plan.way(2000, "tf32") == "alternating"
 
 
 REAL_TILES = plan.tiles

@@ -23,13 +23,14 @@ def set_up(config: Config, local_rank: int | None = None) -> torch.device:
             there is one.
 
     Raises:
-        ConfigError: there is no such device or kernel here.
+        ConfigError: there is no such device or kernel here, or it cannot train in this precision.
     """
     allocator.keep_large_blocks()
     device = choose_device(config.device, local_rank)
     if device.index is not None:
         torch.cuda.set_device(device)
     check_kernel(config.kernel, device)
+    set_precision(config, device)
     torch.set_num_threads(config.threads or _THREADS)  # a job of a sweep leaves it to the next
     # use_deterministic_algorithms does the same, but imports the compiler: two seconds.
     torch.set_deterministic_debug_mode("error" if device.type == "cpu" else "default")
@@ -82,6 +83,18 @@ def _unused_gpu() -> int:
         _gpu = descriptor
         return number
     return 0
+
+
+def set_precision(config: Config, device: torch.device) -> None:
+    """
+    Raises:
+        ConfigError: training in TF32 on a CPU, which has none. Its results may be evaluated there.
+    """
+    tf32 = config.precision == "tf32"
+    if tf32 and device.type != "cuda" and config.mode == "train":
+        raise ConfigError("precision=tf32 is for GPUs: set precision=float32, or device=cuda")
+    # cuDNN's default is TF32, that of matrix products is not.
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
 
 
 def check_kernel(name: str, device: torch.device) -> None:

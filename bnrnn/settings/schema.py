@@ -476,6 +476,7 @@ class Config:
     seed: int = 0
     device: str = free("auto")
     kernel: str = free("auto")
+    precision: str = "float32"
     threads: int | None = free(None)
     timeout: float = free(25.0)
     max_epochs: int | None = free(None)
@@ -501,6 +502,7 @@ class Config:
             _choice("scale", self.scale, *SCALES)
         _choice("selection", self.selection, "population", "batch", "last")
         _choice("statistics", self.statistics, "local", "synchronised")
+        _choice("precision", self.precision, "float32", "tf32")
         if self.selection == "last" and self.patience is not None:
             raise ConfigError(
                 "patience waits for a better validation, and selection=last takes the last one: "

@@ -91,7 +91,7 @@ def recurrence(
     hh, c = _units_first(given.hh) or (None, None), given.c or (None, None)
     output, h_n, c_n, found, _ = operators.forward(
         *(None if t is None else t.contiguous() for t in (*tensors, *hh, *c, lengths)),
-        count_padding, normalization.eps, keep, way or plan.way(batch, hidden),
+        count_padding, normalization.eps, keep, way or plan.way(hidden, plan.products(x.dtype)),
     )  # fmt: skip
     if not by_batch:
         return output, h_n, c_n, TermMoments()

@@ -252,12 +252,12 @@ def _constants(
             return steps.NONE
         return steps.GIVEN if given else steps.BATCH
 
-    tf32 = x.dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
     return {
         "EPS": eps, "NORM_HH": kind(gamma_hh), "NORM_C": kind(gamma_c),
         "BETA_C": beta_c is not None, "LENGTHS": lengths is not None,
         "COUNT_PADDING": count_padding, "PERSISTENT": way == "persistent",
-        "PRODUCT": way != "alternating", "PRECISION": "tf32" if tf32 else "ieee",
+        "PRODUCT": way != "alternating",
+        "PRECISION": "tf32" if plan.products(x.dtype) == "tf32" else "ieee",
         "ACC": tl.float64 if x.dtype == torch.float64 else tl.float32,
         "WIDEN": INTERPRETED and x.dtype == torch.bfloat16,  # it multiplies bit patterns
         "BLOCK_B": tiles.block_b, "BLOCK_U": tiles.block_u, "BLOCK_K": tiles.block_k,

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import torch
 
 MAX_BATCH = 512  # one program holds the whole batch
-PERSISTENT_HIDDEN = 700  # up to here launches cost more than cuBLAS saves
+# Up to here a persistent launch is the faster one, on an H200: results/bench/gpu-nvidia-h200.md.
+PERSISTENT_HIDDEN = {"ieee": 700, "tf32": 1400, "bfloat16": 1400}
 WAYS = ("persistent", "alternating", "stepwise")
 
 
@@ -20,9 +21,17 @@ class Tiles(NamedTuple):
     num_stages: int  # of the product's loads that are in flight
 
 
-def way(batch: int, hidden: int) -> str:
+def products(dtype: torch.dtype) -> str:
+    """How the factors of a product are rounded: one of PERSISTENT_HIDDEN's keys."""
+    if dtype == torch.bfloat16:
+        return "bfloat16"
+    tf32 = dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
+    return "tf32" if tf32 else "ieee"
+
+
+def way(hidden: int, products: str) -> str:
     """The way of a problem of this size."""
-    return "persistent" if hidden <= PERSISTENT_HIDDEN else "alternating"
+    return "persistent" if hidden <= PERSISTENT_HIDDEN[products] else "alternating"
 
 
 def tiles(way: str, batch: int, hidden: int) -> Tiles:
