@@ -71,7 +71,8 @@ def test_random_problems(number, way, seed):
     assert_equal(problem(*shape, norms, **options), way)
 
 
-@pytest.mark.parametrize(("batch", "hidden"), [(1, 5), (5, 1), (130, 3)])
+# 32 units fill a block of the product: no column is padded.
+@pytest.mark.parametrize(("batch", "hidden"), [(1, 5), (5, 1), (130, 3), (3, 32)])
 def test_sizes_at_the_edge(batch, hidden):
     given = batch == 1
     for way in ("stepwise", "alternating"):
@@ -251,6 +252,32 @@ def test_without_gradients_the_values_are_the_same_bits(options):
         for values, again in zip(light[:3], kept[:3], strict=True):
             assert torch.equal(values, again)
             assert not values.requires_grad
+
+
+@pytest.mark.parametrize("lengths", [None, [3, 1, 2]])
+def test_with_tf32_the_factors_are_rounded_and_the_results_are_not(lengths, monkeypatch):
+    """h_t and W_h to the nearest with 10 bits of fraction, as cuBLAS rounds them."""
+    monkeypatch.setattr(plan, "products", lambda dtype: "tf32")
+    case = problem(3, 3, 2, 5, NONE, torch.float32)
+    lengths = None if lengths is None else torch.tensor(lengths)
+    output, h_n, _, _ = ours.recurrence(**case | {"lengths": lengths}, way="stepwise")
+
+    def rounded(x):
+        fraction, exponent = torch.frexp(x.double())
+        return torch.ldexp((fraction * 2**11).round() / 2**11, exponent).float()
+
+    weights = case["weights"]
+    weights = weights._replace(weight_hh=rounded(weights.weight_hh))
+    h, c = case["h_0"], case["c_0"]
+    for t in range(3):
+        shorter = None if lengths is None else (lengths - t).clamp(min=0, max=1)
+        step, h, c, _ = reference.recurrence(
+            case["input"][t : t + 1], rounded(h), c, weights, case["normalization"],
+            lengths=shorter,
+        )  # fmt: skip
+        torch.testing.assert_close(output[t : t + 1], step, rtol=0, atol=2e-6)
+    last = (lengths - 1).tolist() if lengths is not None else [2, 2, 2]
+    torch.testing.assert_close(h_n, torch.stack([output[t, b] for b, t in enumerate(last)]))
 
 
 @pytest.mark.parametrize("used", [0, 1, 2])

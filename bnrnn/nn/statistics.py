@@ -162,7 +162,8 @@ class StepStatistics(nn.modules.batchnorm._BatchNorm):
         alone = (
             not processes or torch.distributed.get_world_size() == 1 or not share.current().is_whole
         )
-        if self.mean.is_shared() or not alone:
+        # On a GPU every tensor says that it is shared.
+        if (self.mean.is_cpu and self.mean.is_shared()) or not alone:
             raise RuntimeError(
                 f"population statistics would grow to {rows} time steps here, but other processes "
                 "share them: give the module max_length=..., the longest sequence"

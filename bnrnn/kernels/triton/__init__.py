@@ -9,7 +9,8 @@ take BN(W_x x_t) + b for all t and do the rest of each step, see `steps.py`. Two
     alternating: the product by cuBLAS, then one kernel, for each step. For a large H.
 
 ("stepwise", the persistent kernel launched once a step, is for tests.) In float32, products use
-TF32 where torch's matrix products do (`torch.backends.cuda.matmul`); in bfloat16, statistics, sums
+TF32 where torch's matrix products do (`torch.backends.cuda.matmul`), of factors that are rounded to
+the nearest, as cuBLAS rounds them; in bfloat16, statistics, sums
 and the cell state are float32. Saved for the backward pass, in elements: 8 T B H, the normalised
 W_h h_{t-1} and the normalised W_x x_t, and 2 (T + 1) B H states; PyTorch keeps another 4 T B H
 where W_x x_t is normalised.
@@ -42,7 +43,6 @@ DTYPES = (torch.float32, torch.bfloat16)
 CAPABILITY = (8, 0)
 VERSION = (3, 6)  # of triton
 
-_SUMS = "it does not normalise the sum of both terms"
 _logged: set[str] = set()
 
 
@@ -64,12 +64,12 @@ def recurrence(
     Args:
         way: one of `plan.WAYS`; None: by the size of the problem.
 
-    Batches beyond `plan.MAX_BATCH`, and the sum of both terms normalised as one, run on the
-    reference.
+    Batches beyond `plan.MAX_BATCH`, and what the kernels do not have, run on the reference.
     """
     (steps, batch), hidden = input.shape[:2], weights.weight_hh.shape[1]
-    if batch > plan.MAX_BATCH or normalization.sums:
-        _log(_SUMS if normalization.sums else f"it takes {plan.MAX_BATCH} sequences at most")
+    missing = _missing(normalization, not noise.is_silent)
+    if batch > plan.MAX_BATCH or missing is not None:
+        _log(missing or f"it takes {plan.MAX_BATCH} sequences at most")
         return reference.recurrence(
             input, h_0, c_0, weights, normalization,
             population=population, lengths=lengths, count_padding=count_padding, noise=noise,
@@ -108,10 +108,9 @@ def why_not(request: Request) -> str | None:
         return f"it is for CUDA devices, not for {request.device}"
     if in_functorch_transform():
         return "torch.func cannot transform it"
-    if request.normalization.sums:
-        reason = _SUMS
-    elif request.normalization.has_layer or request.noisy:
-        reason = "it has no layer normalisation, zoneout or dropout of states"
+    missing = _missing(request.normalization, request.noisy)
+    if missing is not None:
+        reason = missing
     elif request.is_synchronised:
         reason = "it takes no statistics of several processes"
     elif request.dtype not in DTYPES:
@@ -121,6 +120,14 @@ def why_not(request: Request) -> str | None:
     if reason is not None:
         _log(reason)
     return reason
+
+
+def _missing(normalization: Normalization, noisy: bool) -> str | None:
+    if normalization.sums:
+        return "it does not normalise the sum of both terms"
+    if normalization.has_layer or noisy:
+        return "it has no layer normalisation, zoneout or dropout of states"
+    return None
 
 
 def _why_unavailable() -> str | None:

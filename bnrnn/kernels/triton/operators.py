@@ -57,10 +57,11 @@ def forward(
     rows = length + 1 if keep else 2
     states = x.new_zeros(rows, batch, width)
     cells = x.new_empty(rows, batch, hidden, dtype=acc)
-    states[0, :, :hidden], cells[0] = h_0, c_0
+    rounded = _to_tf32 if constants["ROUND"] else _unchanged
+    states[0, :, :hidden], cells[0] = rounded(h_0), c_0
     output = x.new_empty(length, batch, hidden)
-    hats = x.new_empty(length if keep else 0, batch, 4 * hidden)
-    weight = F.pad(weight_hh, (0, width - hidden))
+    hats = x.new_empty(length if keep else 1, batch, 4 * hidden)
+    weight = rounded(F.pad(weight_hh, (0, width - hidden)))
     product = x.new_empty(batch if way == "alternating" else 0, 4 * hidden, dtype=acc)
     moments = [mean_hh, var_hh, mean_c, var_c]
     for i, gamma in ((0, gamma_hh), (2, gamma_c)):
@@ -75,10 +76,10 @@ def forward(
         x=x, weight_hh=weight, product=product, states=states, cells=cells, output=output,
         hats=hats, gamma_hh=gamma_hh, gamma_c=gamma_c, beta_c=beta_c, mean_hh=moments[0],
         var_hh=moments[1], mean_c=moments[2], var_c=moments[3], lengths=lengths, batch=batch,
-        hidden=hidden, width=width, **_rows(length, mean_hh, mean_c), KEEP=keep, **constants,
+        hidden=hidden, width=width, **_rows(length, mean_hh, mean_c), keep=int(keep), **constants,
     )  # fmt: skip
-    last = length if keep else length % 2
-    h_n, c_n = states[last, :, :hidden].clone(), cells[last].to(x.dtype, copy=True)
+    h_n = _last_states(output, h_0, lengths)
+    c_n = cells[length if keep else length % 2].to(x.dtype, copy=True)
     own = [] if given else [m for m in moments if m is not None]
     # The results are the caller's, who may overwrite them.
     saved = [states, cells, hats, *own] if keep else []
@@ -131,7 +132,9 @@ def backward(
         for g in (grad_h_n, grad_c_n)
     )  # fmt: skip
     grad_x, grad_a = torch.empty_like(x), x.new_zeros(length, batch, 4 * width)
-    weight = F.pad(weight_hh.t(), (0, 4 * (width - hidden)))
+    rounded = _to_tf32 if constants["ROUND"] else _unchanged
+    # Padded by nothing, it would keep the strides of the transposed view.
+    weight = rounded(F.pad(weight_hh.t(), (0, 4 * (width - hidden))).contiguous())
     product = x.new_zeros(batch, hidden, dtype=acc)
     of_gamma_hh, of_gamma_c, of_beta_c = parts = [
         x.new_empty(0 if g is None else length, 0 if g is None else len(g), dtype=acc)
@@ -252,16 +255,34 @@ def _constants(
             return steps.NONE
         return steps.GIVEN if given else steps.BATCH
 
+    tf32 = plan.products(x.dtype) == "tf32"
     return {
         "EPS": eps, "NORM_HH": kind(gamma_hh), "NORM_C": kind(gamma_c),
         "BETA_C": beta_c is not None, "LENGTHS": lengths is not None,
         "COUNT_PADDING": count_padding, "PERSISTENT": way == "persistent",
-        "PRODUCT": way != "alternating",
-        "PRECISION": "tf32" if plan.products(x.dtype) == "tf32" else "ieee",
+        "PRODUCT": way != "alternating", "PRECISION": "tf32" if tf32 else "ieee",
+        "ROUND": tf32 and way != "alternating",  # cuBLAS rounds for itself
         "ACC": tl.float64 if x.dtype == torch.float64 else tl.float32,
         "WIDEN": INTERPRETED and x.dtype == torch.bfloat16,  # it multiplies bit patterns
         "BLOCK_B": tiles.block_b, "BLOCK_U": tiles.block_u, "BLOCK_K": tiles.block_k,
     }  # fmt: skip
+
+
+def _unchanged(x: Tensor) -> Tensor:
+    return x
+
+
+def _to_tf32(x: Tensor) -> Tensor:
+    """See `steps._to_tf32`."""
+    return torch.where(x == x, ((x.view(torch.int32) + 0x1000) & -0x2000).view(x.dtype), x)
+
+
+def _last_states(output: Tensor, h_0: Tensor, lengths: Tensor | None) -> Tensor:
+    """h_n (B, H). The states that the kernel keeps are factors of products: they may be rounded."""
+    if lengths is None:
+        return output[-1].clone()
+    last = (lengths - 1).clamp(min=0)[None, :, None].expand(1, *h_0.shape)
+    return torch.where((lengths > 0)[:, None], output.gather(0, last)[0], h_0)
 
 
 def _rows(length: int, of_hh: Tensor | None, of_c: Tensor | None) -> dict[str, int]:

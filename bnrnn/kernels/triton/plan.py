@@ -29,6 +29,9 @@ def products(dtype: torch.dtype) -> str:
     return "tf32" if tf32 else "ieee"
 
 
+products._dynamo_marked_constant = True  # pyright: ignore (torch.compile cannot trace the setting)
+
+
 def way(hidden: int, products: str) -> str:
     """The way of a problem of this size."""
     return "persistent" if hidden <= PERSISTENT_HIDDEN[products] else "alternating"

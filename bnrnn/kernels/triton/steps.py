@@ -46,6 +46,15 @@ def _tanh(x):
 
 
 @triton.jit
+def _to_tf32(x):
+    """The nearest number with 10 bits of fraction: tensor cores would cut the others off, and a
+    product of cut factors is always too small."""
+    bits = x.to(tl.int32, bitcast=True)
+    rounded = ((bits + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
+    return tl.where(x == x, rounded, x)  # not NaN, whose bits would overflow
+
+
+@triton.jit
 def _split_gates(z, BLOCK_B: tl.constexpr, BLOCK_U: tl.constexpr):
     i_g, f_o = tl.split(tl.reshape(z, (BLOCK_B, BLOCK_U, 2, 2)))
     i, g = tl.split(i_g)
@@ -75,24 +84,27 @@ def _moments(y, counted, n, alone, mean_rows, var_rows, at, before, mask, UNEVEN
     return mean, var
 
 
-@triton.jit(do_not_specialize=["first", "last", "batch", "rows_hh", "rows_c"])
+@triton.jit(do_not_specialize=["keep", "first", "last", "batch", "rows_hh", "rows_c"])
 def forward_steps(
     x,  # (T, B, 4H): BN(W_x x_t) + b
     weight_hh,  # (4H, WIDTH): WIDTH is H rounded up to whole BLOCK_K, zeros beyond H
     product,  # (B, 4H): W_h h_{t-1} if not PRODUCT
-    states,  # h_{-1}, h_0 ...: (T + 1, B, WIDTH) if KEEP, else (2, B, WIDTH); zeros beyond H
-    cells,  # c_{-1}, c_0 ...: (T + 1, B, H) if KEEP, else (2, B, H)
+    # h_{-1}, h_0 ..., as factors: (T + 1, B, WIDTH) if keep, else (2, B, WIDTH); zeros beyond H
+    states,
+    cells,  # c_{-1}, c_0 ...: (T + 1, B, H) if keep, else (2, B, H)
     output,  # (T, B, H)
-    hats,  # (T, B, 4H): W_h h_{t-1}, normalised but not scaled; if KEEP
+    # W_h h_{t-1}, normalised but not scaled: (T, B, 4H) if keep, else (B, 4H), of the last step
+    hats,
     gamma_hh, gamma_c, beta_c,
     mean_hh, var_hh, mean_c, var_c,  # (rows, features): written if BATCH, read if GIVEN
     lengths,  # (B,)
     counter,  # (1,) int32, zero
+    keep,  # for the backward pass; no constant, for other code might round otherwise
     first, last,  # the steps of this launch
     batch, hidden, width, rows_hh, rows_c,
     EPS: tl.constexpr, NORM_HH: tl.constexpr, NORM_C: tl.constexpr, BETA_C: tl.constexpr,
-    LENGTHS: tl.constexpr, COUNT_PADDING: tl.constexpr, KEEP: tl.constexpr,
-    PERSISTENT: tl.constexpr, PRODUCT: tl.constexpr, PRECISION: tl.constexpr,
+    LENGTHS: tl.constexpr, COUNT_PADDING: tl.constexpr,
+    PERSISTENT: tl.constexpr, PRODUCT: tl.constexpr, PRECISION: tl.constexpr, ROUND: tl.constexpr,
     ACC: tl.constexpr, WIDEN: tl.constexpr,
     BLOCK_B: tl.constexpr, BLOCK_U: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
@@ -105,9 +117,9 @@ def forward_steps(
 
     for t in range(first, last):
         step = t  # assigned: interpreted, t is an int, which has no .to
-        here, there = step, step + 1
-        if not KEEP:
-            here, there = step % 2, (step + 1) % 2
+        here = tl.where(keep != 0, step, step % 2)
+        there = tl.where(keep != 0, step + 1, (step + 1) % 2)
+        step_of_hats = tl.where(keep != 0, step, 0).to(tl.int64)
         step = step.to(tl.int64)
         h_before = states + here.to(tl.int64) * (batch * width)
         c_before = cells + here.to(tl.int64) * size
@@ -170,8 +182,7 @@ def forward_steps(
                 mean = tl.load(mean_hh + at, in_f, other=0.0).to(ACC)
                 var = tl.load(var_hh + at, in_f, other=1.0).to(ACC)
                 a = (a - mean[None, :]) * tl.rsqrt(var + EPS)[None, :]
-            if KEEP:
-                tl.store(hats + step * (4 * size) + at_feature, a, of_feature)
+            tl.store(hats + step_of_hats * (4 * size) + at_feature, a, of_feature)
             z = a * gamma_h[None, :]
             z += tl.load(x + step * (4 * size) + at_feature, of_feature, other=0.0).to(ACC)
             i, f, g, o = _split_gates(z, BLOCK_B, BLOCK_U)
@@ -200,6 +211,8 @@ def forward_steps(
                 h_old = tl.load(h_before + at_state, of_unit, other=0.0).to(ACC)
                 kept = tl.where(live[:, None], h_new, h_old)
                 h_new = tl.where(live[:, None], h_new, 0.0)
+            if ROUND:
+                kept = _to_tf32(kept)
             tl.store(states + there.to(tl.int64) * (batch * width) + at_state, kept, of_unit)
             tl.store(output + step * size + at_unit, h_new, of_unit)
         if PERSISTENT:
@@ -222,7 +235,7 @@ def backward_steps(
     steps, batch, hidden, width, rows_hh, rows_c,
     EPS: tl.constexpr, NORM_HH: tl.constexpr, NORM_C: tl.constexpr, BETA_C: tl.constexpr,
     LENGTHS: tl.constexpr, COUNT_PADDING: tl.constexpr, GRAD_OUTPUT: tl.constexpr,
-    PERSISTENT: tl.constexpr, PRODUCT: tl.constexpr, PRECISION: tl.constexpr,
+    PERSISTENT: tl.constexpr, PRODUCT: tl.constexpr, PRECISION: tl.constexpr, ROUND: tl.constexpr,
     ACC: tl.constexpr, WIDEN: tl.constexpr,
     BLOCK_B: tl.constexpr, BLOCK_U: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
@@ -342,6 +355,8 @@ def backward_steps(
                     share = (total[None, :] + hat * total_hat[None, :]) / n
                     dz -= tl.where(counted[:, None], share, 0.0)
                 dz = dz * (rstd * gamma_h)[None, :]
+            if ROUND:
+                dz = _to_tf32(dz)
             tl.store(grad_a + step * size_a + at_a, dz, of_feature)
         if PERSISTENT:
             grid_barrier(counter, (back + 1) * tl.num_programs(0))
