@@ -192,7 +192,7 @@ def test_the_numbers_are_those_of_the_results():
         up = "../" * (page.parent != ROOT)
         assert readme.refreshed(text, ROOT / "results", f"{up}results") == text
         found += names
-    assert sorted(found) == ["experiments", "experiments", "speed"]
+    assert sorted(found) == ["experiments", "experiments", "gpu", "speed"]
 
 
 def test_every_make_target_is_one():

@@ -1,16 +1,18 @@
 """The numbers in README.md and docs/: our results, and what a training step costs.
 
 They stand between `<!-- results: NAME -->` and `<!-- end of results -->`, NAME being "experiments"
-(a table of commands, of which one column is ours) or "speed". `make results` writes them.
+(a table of commands, of which one column is ours), "speed" or "gpu". `make results` writes them.
 """
 
 import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+from bnrnn.kernels.triton import plan
 from bnrnn.report import paper
-from bnrnn.report.document import Code, Table, to_markdown
+from bnrnn.report.document import Code, Table, Text, to_markdown
 from bnrnn.report.groups import unlike
 from bnrnn.runs.find import find_runs
 from bnrnn.runs.record import Run
@@ -18,12 +20,14 @@ from bnrnn.runs.record import Run
 _BLOCK = re.compile(r"(<!-- results: (\w+) -->\n)(.*?)(<!-- end of results -->)", re.DOTALL)
 _COMMAND = re.compile(r"\| `bnrnn task=(\w+) model=(\w+)` \|")
 _OURS = 3  # the column; what is before the first bar counts
+_GPU = "gpu-nvidia-h200.json"  # written by `make gpu-check`
 _SHAPES = {
     "pMNIST": "permuted MNIST",
     "PTB": "Penn Treebank",
     "text8": "text8",
     "reader": "Attentive Reader",
 }
+_SIZES = {"T": "steps", "B": "batch", "H": "hidden"}
 
 
 def pages(root: Path) -> list[Path]:
@@ -40,6 +44,7 @@ def refreshed(text: str, results: Path, to_results: str = "results") -> str:
     blocks: dict[str, Callable[[str], str]] = {
         "experiments": lambda block: _experiments(block, find_runs(results / "runs"), to_results),
         "speed": lambda block: _speed(results / "bench" / "recurrence.json"),
+        "gpu": lambda block: _gpu(results / "bench" / _GPU),
     }
     return _BLOCK.sub(lambda found: found[1] + blocks[found[2]](found[3]) + found[4], text)
 
@@ -89,12 +94,34 @@ def _speed(file: Path) -> str:
     rows = []
     for name, shape in json.loads(file.read_text(encoding="utf-8"))["shapes"].items():
         steps = {subject: row["step"] for subject, row in shape["subjects"].items()}
-        sizes = ", ".join(f"{k[0].upper().replace('S', 'T')} {shape[k]}"
-                          for k in ("steps", "batch", "hidden"))  # fmt: skip
         ratios = (steps[subject] / steps["nn.LSTM"] for subject in ("bnrnn", "plain loop"))
-        rows.append([f"{_SHAPES[name]}: {sizes}", *(f"{ratio:.2f}" for ratio in ratios)])
+        rows.append([_title(name, shape), *(f"{ratio:.2f}" for ratio in ratios)])
     header = [
         ("training step, as a multiple of ", Code("nn.LSTM"), "'s"), Code("bnrnn.BNLSTM"),
         "a Python loop",
     ]  # fmt: skip
     return to_markdown([Table(header, "lrr", rows)])
+
+
+def _gpu(file: Path) -> str:
+    """Multiples of what `nn.LSTM` takes, by the kernel that the size and the products choose."""
+    rows: dict[str, list[Text]] = {}
+    for shape in json.loads(file.read_text(encoding="utf-8"))["shapes"]:
+        rounding = {"float32": "ieee"}.get(shape["products"], shape["products"])
+        way = plan.way(shape["hidden"], rounding)
+        step = {subject: row["step"] for subject, row in shape["subjects"].items()}
+        cells = rows.setdefault(shape["name"], [_title(shape["name"], shape)])
+        cells.append(f"{step[way] / step['nn.LSTM']:.1f}")
+        if shape["products"] == "float32":
+            loop = f"{step['reference'] / step['nn.LSTM']:.0f}"
+            cells.append(loop)
+    header = [
+        ("training step, as a multiple of ", Code("nn.LSTM"), "'s"), "float32",
+        "a Python loop, float32", "TF32", "bfloat16",
+    ]  # fmt: skip
+    return to_markdown([Table(header, "lrrrr", list(rows.values()))])
+
+
+def _title(name: str, shape: dict[str, Any]) -> str:
+    sizes = (f"{letter} {shape[key]}" for letter, key in _SIZES.items())
+    return f"{_SHAPES[name]}: {', '.join(sizes)}"
