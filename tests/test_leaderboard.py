@@ -48,6 +48,13 @@ def test_how_soon_the_baselines_best_is_reached(outputs):
     assert target([bnlstm, zoneout]) == (1.75, "the best of the model that comes last")
 
 
+def test_an_lstm_with_dropout_is_no_baseline(outputs):
+    make_run(outputs / "ptb" / "dropout_lstm" / "a", "dropout_lstm", [2.0, 1.25])
+    found = standings(find_runs(outputs))
+    assert [e.first.model for e in found][:2] == ["bnlstm", "dropout_lstm"]
+    assert target(found) == (1.5, "the best of the LSTM")
+
+
 def test_where_more_is_better(tmp_path):
     for model, last in (("lstm", 0.5), ("bnlstm", 0.75), ("zoneout", 0.625)):
         make_run(tmp_path / model, model, [0.25, last], task="pmnist", test=last)

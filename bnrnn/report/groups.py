@@ -11,6 +11,8 @@ from bnrnn.report import paper
 from bnrnn.runs.record import Metric, Run
 from bnrnn.settings.same import flatten
 
+# The models that normalise nothing and have no noise, one for each kind of task.
+BASELINES = ("lstm", "attentive_lstm", "characters_lstm", "speech_lstm")
 GAMMA = "model.gamma_init"
 # The settings that a reader knows best come first, in words of their own.
 _NAMES = {

@@ -11,11 +11,10 @@ from matplotlib.figure import Figure
 from bnrnn.plots.style import colour, entry, plain, plt, tidy
 from bnrnn.report import document
 from bnrnn.report.document import Block, Code, Heading, Paragraph, Table, Text
-from bnrnn.report.groups import cluster, kind, label, mean, one_a_seed, order
+from bnrnn.report.groups import BASELINES, cluster, kind, label, mean, one_a_seed, order
 from bnrnn.runs.record import Run
 
 FEWEST = 3  # models, below which there is nothing to rank
-BASELINE = "lstm"
 _HOW_TO_READ = (
     "Each model at the settings with its best validation, of those that were run: compared on the "
     "seeds that all its settings have. Validation with population statistics. Steps and seconds "
@@ -76,7 +75,7 @@ def _best(settings: list[list[Run]]) -> list[Run]:
 def target(found: Sequence[Standing]) -> tuple[float, str]:
     """A validation to reach, and whose it is: the baseline's best, so that what beats it shows."""
     for standing in found:
-        if standing.first.model == BASELINE or standing.first.model.endswith(f"_{BASELINE}"):
+        if standing.first.model in BASELINES:
             return standing.valid, "the best of the LSTM"
     metric = found[0].first.metric
     best = [standing.valid for standing in found]

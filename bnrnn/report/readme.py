@@ -13,7 +13,7 @@ from typing import Any
 from bnrnn.kernels.triton import plan
 from bnrnn.report import paper
 from bnrnn.report.document import Code, Table, Text, to_markdown
-from bnrnn.report.groups import unlike
+from bnrnn.report.groups import BASELINES, unlike
 from bnrnn.runs.find import find_runs
 from bnrnn.runs.record import Run
 
@@ -66,8 +66,8 @@ def ours(runs: list[Run], data: str, model: str, to_results: str = "results") ->
     if model.startswith("words_"):
         baseline = model.removesuffix("_bn_input")
     else:
-        kind = model.partition("_")[0]
-        baseline = f"{kind}_lstm" if kind in ("attentive", "speech", "characters") else "lstm"
+        baseline = f"{model.partition('_')[0]}_lstm"
+        baseline = baseline if baseline in BASELINES else "lstm"
     alike = [run for run in runs if run.data == data and run.result is not None and _usual(run)]
     found = {run.model: run for run in sorted(alike, key=lambda run: (run.step, -run.seed))}
     if model not in found or baseline not in found:
