@@ -3,10 +3,38 @@
 import platform
 
 import pytest
+import torch
 
 from bnrnn.command import allocator
+from bnrnn.command.device import set_precision
+from bnrnn.errors import ConfigError
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has these settings")
 def test_the_allocator_keeps_large_blocks():
     assert allocator.keep_large_blocks()
+
+
+@pytest.fixture
+def tf32():
+    """What products and cuDNN may round to; as before at the end."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    yield lambda: (matmul.allow_tf32, cudnn.allow_tf32)
+    matmul.allow_tf32, cudnn.allow_tf32 = before
+
+
+def test_precision_is_that_of_all_products_on_a_gpu(composed, tf32):
+    """Also of `torch.lstm`: TF32 is cuDNN's default, and not that of matrix products."""
+    gpu = torch.device("cuda")
+    set_precision(composed("precision=tf32"), gpu)
+    assert tf32() == (True, True)
+    set_precision(composed(), gpu)
+    assert tf32() == (False, False)
+
+
+def test_a_cpu_does_not_train_in_tf32_but_tests_what_was(composed, tf32):
+    cpu = torch.device("cpu")
+    with pytest.raises(ConfigError, match=r"precision=tf32 is for GPUs: set precision=float32"):
+        set_precision(composed("precision=tf32"), cpu)
+    set_precision(composed("precision=tf32", "mode=evaluate", "run=outputs"), cpu)
