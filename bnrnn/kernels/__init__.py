@@ -1,6 +1,6 @@
-"""The recurrence of one layer and direction: a reference, and fast versions equal to it.
+"""The recurrence of one layer and direction: a reference and fast kernels that equal it.
 
-`recurrence` is what the rest of the library calls; `KERNELS` is the table of what it can use.
+The rest of the library calls `recurrence`, which runs one of the kernels in `KERNELS`.
 """
 
 from functools import partial
@@ -22,7 +22,7 @@ from bnrnn.kernels.interface import (
 )
 from bnrnn.kernels.philox import new_key
 
-# The fastest first, but for the one that is for export.
+# Fastest first, except for "scan", which only runs during an export.
 KERNELS: dict[str, Kernel] = {
     "scan": Kernel(scan.recurrence, scan.why_not),
     "torch.lstm": Kernel(torch_lstm.recurrence, torch_lstm.why_not),
@@ -40,21 +40,22 @@ KERNELS: dict[str, Kernel] = {
 def check_name(kernel: str) -> None:
     """
     Raises:
-        ValueError: it is neither "auto" nor in `KERNELS`.
+        ValueError: the name is neither "auto" nor in `KERNELS`.
     """
     if kernel != "auto" and kernel not in KERNELS:
         raise ValueError(f"kernel must be one of auto, {', '.join(KERNELS)}, got {kernel!r}")
 
 
 def choose(kernel: str, request: Request) -> str:
-    """The name of the kernel that runs a request.
+    """Return the name of the kernel that runs a request.
 
     Args:
-        kernel: a name in `KERNELS`, or "auto": the first that can. Where the CPU kernel cannot be
-            compiled, or a CUDA device is left to the reference, one line of the log says why, once.
+        kernel: a name in `KERNELS`, or "auto" for the first kernel that can run the request. If
+            the CPU kernel cannot be compiled, or the reference has to run on a CUDA device, the
+            reason is logged once.
 
     Raises:
-        ValueError: there is no such kernel, or it cannot run this.
+        ValueError: there is no such kernel, or it cannot run the request.
     """
     check_name(kernel)
     if kernel == "auto":
@@ -78,7 +79,7 @@ def recurrence(
     noise: Noise = SILENCE,
     kernel: str = "auto",
 ) -> tuple[Tensor, Tensor, Tensor, TermMoments]:
-    """See `bnrnn.kernels.interface.Recurrence`; `kernel` as in `choose`."""
+    """See `bnrnn.kernels.interface.Recurrence`; `kernel` is as in `choose`."""
     cell_bias = normalization.c == "none" and weights.beta_c is not None
     request = Request(
         h_0.device.type, h_0.dtype, normalization, cell_bias,
@@ -93,7 +94,7 @@ def recurrence(
 
 
 def bernoulli(key: Tensor, stream: int, count: int, p: float) -> Tensor:
-    """See `bnrnn.kernels.philox.bernoulli`; the same numbers, by the fastest means at hand."""
+    """`bnrnn.kernels.philox.bernoulli`, drawn by the C++ kernel where it is available."""
     if key.is_cpu and cpu.can_draw():
         return cpu.bernoulli(key, stream, count, p)
     return philox.bernoulli(key, stream, count, p)

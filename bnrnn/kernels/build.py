@@ -1,10 +1,10 @@
-"""Compile the CPU kernel on first use, and keep it for every later process.
+"""Compile the CPU kernel on first use and cache it for later processes.
 
 The cache is keyed by the sources, the version of PyTorch, the compiler's flags and the instruction
-set, so a home directory shared by unlike machines holds one library for each and loads the right
-one. Only one process builds at a time; the others wait and find it done. A library is loaded only
-if nobody else can have written it (`bnrnn.kernels.trust`) and its checksum, kept beside it, is
-right: half a library would kill the process.
+set. A home directory shared by different machines therefore holds one library for each, and each
+machine loads the right one. Only one process builds at a time; the others wait for its result. A
+library is loaded only if no other user can have written it (`bnrnn.kernels.trust`) and it matches
+the checksum stored beside it, because loading a truncated library would kill the process.
 """
 
 import contextlib
@@ -34,29 +34,29 @@ _FLAGS = (
     "-O3", "-std=c++20", "-fopenmp", "-fno-math-errno", "-fno-trapping-math",
     "-ffp-contract=fast",
 )  # fmt: skip
-# From the widest on; by PyTorch's name for each, but for its "default".
+# Widest first. The names are PyTorch's, except that it calls the baseline "default".
 _INSTRUCTIONS = {
     "avx512": ("-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mavx2", "-mfma"),
     "avx2": ("-mavx2", "-mfma"),
     "baseline": (),
 }
-# The start of the name of a folder that is built in; older versions had the second.
+# Name prefixes of build folders; older versions used the second.
 _BUILDING = ("building-", "tmp")
-_PATIENCE = 600  # seconds that another process may take to build
+_PATIENCE = 600  # seconds to wait for another process that builds
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
 class BuildError(Exception):
-    """The kernel could not be built or loaded; the message says why, in one line."""
+    """The kernel could not be built or loaded; the message gives the reason in one line."""
 
 
 @functools.cache
 def load() -> None:
-    """Make `torch.ops.bnrnn_cpu` available, building it if need be.
+    """Make `torch.ops.bnrnn_cpu` available, building it if necessary.
 
     Raises:
-        BuildError: it cannot be had: no compiler, or it failed; no folder to keep the library in
-            that is safe from others.
+        BuildError: there is no compiler, compilation failed, or there is no cache folder that is
+            safe from other users.
     """
     if os.name != "posix":
         raise BuildError("it is for POSIX systems")
@@ -75,15 +75,14 @@ def load() -> None:
     try:
         torch.ops.load_library(str(library))
     except (OSError, RuntimeError) as error:
-        why = _first_line(error.__cause__ or error)  # PyTorch's own says only which file
+        why = _first_line(error.__cause__ or error)  # PyTorch's own error only names the file
         raise BuildError(f"{library} cannot be loaded: delete it ({why})") from error
 
 
 def instruction_sets() -> list[str]:
-    """What the kernel can be built for here, the widest first.
+    """The instruction sets that the kernel can be built for on this machine, widest first.
 
-    By what PyTorch found this machine to have, or ATEN_CPU_CAPABILITY allows, not by the compiler's
-    idea of "native".
+    PyTorch's detection decides, limited by ATEN_CPU_CAPABILITY, not the compiler's "native".
     """
     names = list(_INSTRUCTIONS)
     found = torch.backends.cpu.get_cpu_capability().lower()
@@ -91,10 +90,10 @@ def instruction_sets() -> list[str]:
 
 
 def flags() -> tuple[str, ...]:
-    """The compiler's, for the widest instruction set there is, or for BNRNN_KERNEL_ISA.
+    """The compiler's flags for the widest instruction set, or for BNRNN_KERNEL_ISA if set.
 
     Raises:
-        BuildError: BNRNN_KERNEL_ISA is no set that this machine has.
+        BuildError: this machine does not have the set that BNRNN_KERNEL_ISA names.
     """
     sets = instruction_sets()
     wanted = os.environ.get("BNRNN_KERNEL_ISA") or sets[0]
@@ -104,15 +103,15 @@ def flags() -> tuple[str, ...]:
 
 
 def library_path() -> Path:
-    """Where the library for this machine is or will be: in TORCH_EXTENSIONS_DIR or ~/.cache.
+    """The path of the library for this machine, in TORCH_EXTENSIONS_DIR or ~/.cache.
 
     Raises:
-        BuildError: there is no home folder, or BNRNN_KERNEL_ISA is wrong.
+        BuildError: there is no home folder, or BNRNN_KERNEL_ISA is invalid.
     """
     root = os.environ.get("TORCH_EXTENSIONS_DIR") or os.environ.get("XDG_CACHE_HOME")
     try:
         folder = Path(root or Path.home() / ".cache") / "bnrnn"
-    except RuntimeError as error:  # a user that the system does not know
+    except RuntimeError as error:  # the system does not know this user
         raise BuildError(
             "there is no home folder to keep it in: set TORCH_EXTENSIONS_DIR to a folder"
         ) from error
@@ -125,7 +124,7 @@ def library_path() -> Path:
 
 
 def _is_whole(library: Path) -> bool:
-    """Is the library there, and as it was built?"""
+    """Whether the library exists and matches its checksum."""
     try:
         content, checksum = read_trusted(library), read_trusted(_checksum_of(library))
     except FileNotFoundError:
@@ -139,10 +138,10 @@ def _checksum_of(library: Path) -> Path:
 
 def _build(library: Path) -> None:
     with _locked(library.parent):
-        if _is_whole(library):  # another process was faster
+        if _is_whole(library):  # another process has built it
             return
         for left in library.parent.iterdir():
-            if left.name.startswith(_BUILDING):  # of a builder that was killed: we have the lock
+            if left.name.startswith(_BUILDING):  # left by a killed process: we hold the lock
                 shutil.rmtree(left, ignore_errors=True)
         _log.info("Compiling the CPU kernel: once, half a minute or so")
         with tempfile.TemporaryDirectory(
@@ -152,7 +151,7 @@ def _build(library: Path) -> None:
             checksum = Path(folder, "checksum")
             checksum.write_text(hashlib.sha256(built.read_bytes()).hexdigest())
             for source, target in ((built, library), (checksum, _checksum_of(library))):
-                source.chmod(0o755)  # regardless of the umask, nobody else may write to it
+                source.chmod(0o755)  # regardless of the umask, only we may write to it
                 _flush(source)
                 source.replace(target)
             _flush(library.parent)
@@ -160,7 +159,7 @@ def _build(library: Path) -> None:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock, which the system takes back from a process that dies."""
+    """Hold the folder's lock, which the system releases when a process dies."""
     lock = filelock.FileLock(folder / "build.lock", timeout=0)
     try:
         lock.acquire()
@@ -184,10 +183,10 @@ def _compile(folder: Path) -> Path:
         The library, in `folder`.
 
     Raises:
-        BuildError: no compiler, or it failed.
+        BuildError: there is no compiler, or compilation failed.
     """
     try:
-        # Not at the top: it is slow to import, and needed once in a machine's life.
+        # Imported here because it is slow, and needed only once per machine.
         from torch.utils import cpp_extension
 
         with _quietly():
@@ -213,7 +212,7 @@ def _compile(folder: Path) -> Path:
 
 
 def _flush(path: Path) -> None:
-    """Have a file's content, or a folder's entries, on the disk before going on."""
+    """Write a file's content, or a folder's entries, to disk before returning."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -223,10 +222,10 @@ def _flush(path: Path) -> None:
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """Find ninja, and keep PyTorch's log to errors: who called says what failed, in a line."""
+    """Put ninja on the path and silence PyTorch's log: the caller reports a failure in one line."""
     path, torch_log = os.environ.get("PATH", ""), logging.getLogger("torch.utils.cpp_extension")
     level = torch_log.level
-    if shutil.which("ninja") is None:  # it is beside the Python of a virtual environment
+    if shutil.which("ninja") is None:  # in a virtual environment it is in Python's folder
         os.environ["PATH"] = os.pathsep.join([sysconfig.get_path("scripts"), path])
     torch_log.setLevel(logging.ERROR)
     try:
@@ -237,7 +236,7 @@ def _quietly() -> Iterator[None]:
 
 
 def _first_line(error: BaseException) -> str:
-    """The compiler's first complaint, if there is one."""
+    """The compiler's first error message, if there is one, else the first line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     complaints = [
         line for line in lines if any(s in line for s in ("No space left", "error:", "not found"))

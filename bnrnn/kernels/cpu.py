@@ -1,18 +1,23 @@
-"""The recurrence on the CPU in C++: all steps in one call, with a backward pass of its own.
+"""The recurrence on the CPU in C++: all steps in one call, with its own backward pass.
 
-Equal to `bnrnn.kernels.reference` to rounding, and to itself bit for bit regardless of the number
-of threads. The equations and their gradients are in `csrc/recurrence.cpp`, the schema of the
-operators in `csrc/bindings.cpp`.
+It equals `bnrnn.kernels.reference` up to rounding, and its results are bit-identical for any number
+of threads. The equations and their gradients are in `csrc/recurrence.cpp`; the schema of the
+operators is in `csrc/bindings.cpp`.
 
-Saved for the backward pass, in elements of the dtype, W being B rounded up to whole vectors (16
-floats with AVX-512): W_h h_{t-1}, 4 T H W; the hidden and the cell states, 2 (T + 1) H W; the
-moments, 2 T per normalised feature, or of layer normalisation 2 T W a slot. Gates and normalised
-terms are computed again. W_x x_t is kept (4 T B H) only for an input of many features; of one-hot
-inputs and of few features it is computed again too. Where W_h h_{t-1} + W_x x_t is normalised, that
-is kept in place of W_h h_{t-1}, and no W_x x_t. Noise keeps its masks, a byte an element. The
-backward pass allocates no array of this size but the gradient of a W_x x_t that was kept: the
-gradients of W_h h_{t-1} go into that of W_h every few steps. In float32, at T 784, B 100, H 100
-that is 211 MB; at T 100, B 64, H 1000, 154 MB.
+The forward pass saves these arrays for the backward pass. Sizes are in elements of the dtype; W is
+B rounded up to whole vectors (16 floats with AVX-512).
+
+    W_h h_{t-1}                   4 T H W
+    hidden and cell states        2 (T + 1) H W
+    moments                       2 T per normalised feature; 2 T W per slot for layer normalisation
+    W_x x_t                       4 T B H, only if the input is neither one-hot nor narrow
+    masks of the noise            one byte per element
+
+The backward pass recomputes the gates, the normalised terms, and W_x x_t where it was not saved. If
+the sum W_h h_{t-1} + W_x x_t is normalised, the sum is saved instead of W_h h_{t-1}, and W_x x_t is
+not saved. The only other array of this size that the backward pass allocates is the gradient of a
+saved W_x x_t: the gradients of W_h h_{t-1} are accumulated into that of W_h every few steps. In
+float32 the total is 211 MB at T 784, B 100, H 100, and 154 MB at T 100, B 64, H 1000.
 """
 
 import functools
@@ -62,7 +67,7 @@ def recurrence(
     tensors = (input, h_0, c_0, *weights, *given, lengths, *noise[4:])
     kinds = normalization
     settings = count_padding, kinds.ih, kinds.hh, kinds.c, kinds.eps, kinds.eps_ih, *noise[:4]
-    # A trace is for inference, and must not depend on whether gradients are wanted.
+    # A trace is for inference and must not depend on whether gradients are enabled.
     differentiable = torch.is_grad_enabled() and not torch.jit.is_tracing()  # pyright: ignore
     keep = differentiable and any(t is not None and t.requires_grad for t in tensors)
     output, h_n, c_n, found, _ = torch.ops.bnrnn_cpu.forward(
@@ -91,7 +96,7 @@ def why_not(request: Request) -> str | None:
 
 
 def can_draw() -> bool:
-    """Whether `bernoulli` is at hand."""
+    """Whether `bernoulli` can be called."""
     return not in_functorch_transform() and _why_unavailable() is None
 
 
@@ -104,8 +109,8 @@ def _why_unavailable() -> str | None:
     return _unavailability()
 
 
-# What `torch.compiler.assume_constant_result` does, which imports the compiler: twice the time that
-# torch itself takes.
+# This is what `torch.compiler.assume_constant_result` does. Calling it would import the compiler,
+# which takes twice as long as importing torch itself.
 _why_unavailable._dynamo_marked_constant = True  # pyright: ignore
 
 

@@ -1,4 +1,4 @@
-"""What every kernel of the recurrence takes, returns and says about itself."""
+"""The interface that every kernel of the recurrence implements."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,9 +16,9 @@ class Moments(NamedTuple):
 
 
 class TermMoments(NamedTuple):
-    """The moments of the three terms that can be normalised; None where a term is not.
+    """The moments of the three terms that can be normalised; None for a term that is not.
 
-    With `Normalization.hh` "sum", `hh` has those of W_h h + W_x x.
+    If `Normalization.hh` is "sum", `hh` holds the moments of W_h h + W_x x.
     """
 
     ih: Moments | None = None
@@ -27,31 +27,32 @@ class TermMoments(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """The parameters of one layer and direction; a γ or β is None where its slot is empty."""
+    """The parameters of one layer and direction; γ and β are None if their slot is empty."""
 
     weight_ih: Tensor  # (4H, D), gates in the order i, f, g, o
     weight_hh: Tensor  # (4H, H)
     bias: Tensor | None = None  # (4H,)
     gamma_ih: Tensor | None = None  # (4H,)
-    gamma_hh: Tensor | None = None  # (4H,); of the sum, where that is normalised
+    gamma_hh: Tensor | None = None  # (4H,); γ of the sum if the sum is normalised
     gamma_c: Tensor | None = None  # (H,)
     beta_c: Tensor | None = None  # (H,)
 
 
 class Normalization(NamedTuple):
-    """What the three slots hold: "none", "frame" (batch statistics of each step by itself),
-    "sequence" (of all steps) or "layer" (statistics over the features of each sequence and step).
+    """The kind of normalisation in each slot: "none", "frame" (batch statistics per time step),
+    "sequence" (batch statistics over all steps) or "layer" (statistics over the features, per
+    sequence and step).
 
-    `hh` may also be "sum": the sum of both terms is normalised, each step by itself, with
-    `gamma_hh` as γ and the bias as β; `ih` is "none" then.
+    `hh` may also be "sum": the sum of both terms is normalised per time step, with `gamma_hh` as
+    γ and the bias as β; `ih` must then be "none".
     """
 
     ih: str = "frame"
     hh: str = "frame"
     c: str = "frame"
     eps: float = 1e-5
-    sequence_eps: float | None = None  # of sequence-wise statistics; None: eps
-    synchronised: bool = False  # the batch is what all processes hold together
+    sequence_eps: float | None = None  # ε of sequence-wise statistics; None: eps
+    synchronised: bool = False  # take batch statistics over the batches of all processes
 
     @property
     def sums(self) -> bool:
@@ -77,30 +78,30 @@ class Normalization(NamedTuple):
 
     @property
     def by_batch(self) -> bool:
-        """Whether any slot takes moments."""
+        """Whether any slot uses batch statistics."""
         return any(self.takes_moments(term) for term in TermMoments._fields)
 
     def takes_moments(self, term: str) -> bool:
-        """Whether a slot's statistics are those of a batch, which a population's can replace."""
+        """Whether a slot uses batch statistics, which population statistics can replace."""
         return getattr(self, term) not in ("none", "layer")
 
 
 class Noise(NamedTuple):
-    """What regularises one pass over one layer and direction; by default nothing does.
+    """Zoneout and dropout in one pass over one layer and direction; none by default.
 
-    Probabilities, and in training masks of booleans that are true with them. Without its mask
-    (in evaluation) a zoneout takes the expectation, and a dropout does nothing. See
-    `reference.py` for the equations.
+    Each mask, used in training, is true with the probability of its option. Without a mask (in
+    evaluation), zoneout takes the expectation and dropout does nothing. The equations are in
+    `reference.py`.
     """
 
     zoneout_cell: float = 0.0
     zoneout_hidden: float = 0.0
     recurrent_dropout: float = 0.0
     hidden_dropout: float = 0.0
-    held_cell: Tensor | None = None  # (T, B, H): keeps c_{t-1}
-    held_hidden: Tensor | None = None  # (T, B, H): keeps h_{t-1}
-    dropped_candidate: Tensor | None = None  # (T, B, H): adds nothing to c_t
-    dropped_hidden: Tensor | None = None  # (B, H): left out of W_h h_{t-1} at every step
+    held_cell: Tensor | None = None  # (T, B, H): where c_{t-1} is kept
+    held_hidden: Tensor | None = None  # (T, B, H): where h_{t-1} is kept
+    dropped_candidate: Tensor | None = None  # (T, B, H): where tanh(g) is zeroed
+    dropped_hidden: Tensor | None = None  # (B, H): where h_{t-1} is zeroed in W_h h_{t-1}
 
     @property
     def is_random(self) -> bool:
@@ -108,7 +109,7 @@ class Noise(NamedTuple):
 
     @property
     def is_silent(self) -> bool:
-        """Whether a pass with this equals one without."""
+        """Whether this noise changes nothing."""
         return self.zoneout_cell == self.zoneout_hidden == 0 and not self.is_random
 
 
@@ -136,50 +137,51 @@ class Recurrence(Protocol):
         Args:
             input: (T, B, D), or (T, B) integers: the indices of one-hot vectors of size D.
             h_0, c_0: (B, H).
-            population: normalise by these; step t uses row min(t, rows - 1). None: by the batch's
-                own.
+            population: the statistics to normalise by; step t uses row min(t, rows - 1). None:
+                normalise by batch statistics.
             lengths: (B,) int64 on the input's device, each in 1..T. A finished sequence keeps its
-                state and its output is zero. None: all are T long.
-            count_padding: whether finished sequences count in frame-wise batch statistics, those
-                of the two states with h and c as they ended.
+                state and its output is zero. None: all sequences have T steps.
+            count_padding: whether finished sequences count in frame-wise batch statistics. If so,
+                their final h and c enter the statistics of the recurrent term and the cell.
             noise: zoneout and dropout of the states.
 
         Returns:
-            output (T, B, H); h_n, c_n (B, H); the batch's moments, detached (empty if given).
+            output (T, B, H); h_n, c_n (B, H); the batch's moments, detached (empty if `population`
+            was given).
 
-        Where padding does not count and a single sequence is left, it has no variance: it is left
-        out of the statistics and normalised by those of the last step with two, taken as
-        constants. The moments of such a step repeat theirs.
+        If padding does not count and one sequence is left at a step, its variance is undefined. It
+        is then normalised by the statistics of the last step with at least two sequences, treated
+        as constants. The moments returned for such a step are those of that earlier step.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be run, as far as a kernel may not be able to run it."""
+    """The properties of a call that decide which kernels can run it."""
 
-    device: str  # its type
+    device: str  # the device type
     dtype: torch.dtype
     normalization: Normalization
-    cell_bias: bool = False  # β_c without a normalised cell
-    padded: bool = False  # sequences of different lengths
-    by_batch: bool = True  # statistics, if any, are the batch's own
-    noisy: bool = False  # some `Noise`
-    random: bool = False  # with masks
+    cell_bias: bool = False  # there is a β_c although the cell is not normalised
+    padded: bool = False  # sequences have different lengths
+    by_batch: bool = True  # statistics, if any, are batch statistics
+    noisy: bool = False  # there is `Noise`
+    random: bool = False  # the noise has masks
 
     @property
     def is_synchronised(self) -> bool:
-        """Some statistics are those of several processes."""
+        """Whether batch statistics are taken over several processes."""
         return self.normalization.synchronised and self.by_batch and self.normalization.by_batch
 
     @property
     def is_plain(self) -> bool:
-        """Nothing is normalised or added to the LSTM of `torch.nn.LSTM`."""
+        """Whether `torch.nn.LSTM` computes the same recurrence."""
         return self.normalization.is_empty and not self.cell_bias and not self.noisy
 
 
 def in_functorch_transform() -> bool:
-    """Whether `torch.func` maps or differentiates what runs now; never while it is compiled."""
+    """Whether a `torch.func` transform is active; always false while compiling."""
     if torch.compiler.is_compiling():
         return False
     return torch._C._are_functorch_transforms_active()  # pyright: ignore
@@ -188,4 +190,4 @@ def in_functorch_transform() -> bool:
 @dataclass(frozen=True)
 class Kernel:
     run: Recurrence
-    why_not: Callable[[Request], str | None]  # why it cannot run a request, in words; None: it can
+    why_not: Callable[[Request], str | None]  # the reason it cannot run a request; None: it can

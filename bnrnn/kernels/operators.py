@@ -1,4 +1,4 @@
-"""The C++ operators as PyTorch's autograd, compiler and `vmap` see them."""
+"""Registration of the C++ operators with PyTorch's autograd, compiler and `vmap`."""
 
 import functools
 from typing import Any
@@ -15,14 +15,15 @@ from bnrnn.kernels.interface import (
     Weights,
 )
 
-# So many of the operators' arguments, from the first on; then come the settings.
+# The operators take _TENSORS tensors, of which the first _DIFFERENTIABLE have gradients, and then
+# _SETTINGS settings.
 _TENSORS, _DIFFERENTIABLE, _SETTINGS = 21, 10, 10
 _GIVEN = slice(_DIFFERENTIABLE, _DIFFERENTIABLE + 6)
 
 
 @functools.cache
 def load() -> None:
-    """Make `torch.ops.bnrnn_cpu` available, with all that PyTorch must know of it.
+    """Make `torch.ops.bnrnn_cpu` available, with its fake implementations and its gradient.
 
     Raises:
         BuildError: see `bnrnn.kernels.build.load`.
@@ -87,8 +88,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 
 def _backward(ctx: Any, *grads: Any) -> Any:
-    grads = grads[:3]  # of output, h_n and c_n; the rest is no part of any loss
-    kept = ctx.saved_tensors  # once: to checkpointing each access is another
+    grads = grads[:3]  # of output, h_n and c_n; a loss cannot depend on the other results
+    kept = ctx.saved_tensors  # read once: under checkpointing each access recomputes
     layer, rest = kept[:_TENSORS], kept[_TENSORS:]
     moments, saved = iter(rest[: ctx.found]), rest[ctx.found :]
     needed = ctx.needs_input_grad[:_DIFFERENTIABLE]
@@ -113,7 +114,7 @@ def _backward(ctx: Any, *grads: Any) -> Any:
 def _backward_of_reference(
     grads: Any, layer: Any, settings: Any, needed: Any
 ) -> list[Tensor | None]:
-    """The gradients by the reference's graph, which can be differentiated again."""
+    """The gradients from the reference kernel's graph, which can be differentiated again."""
     aliases: list[Any] = [t if t is None else t.view_as(t) for t in layer]
     input, h_0, c_0, *weights = aliases[:_DIFFERENTIABLE]
     given, (lengths, *masks) = aliases[_GIVEN], aliases[_GIVEN.stop :]

@@ -1,9 +1,9 @@
-"""Masks of random booleans that are a function of a key alone, on any device and number of threads.
+"""Random boolean masks that depend only on a key, not on the device or the number of threads.
 
-Philox4x32-10: Salmon, Moraes, Dror and Shaw, "Parallel Random Numbers: As Easy as 1, 2, 3", 2011.
-A block of four 32-bit words is ten rounds of multiplications over a counter and a key, so any part
-of a mask can be drawn by itself. The CPU has it in C++ too (`csrc/philox.cpp`), bit for bit the
-same and thirty times as fast.
+The generator is Philox4x32-10 (Salmon, Moraes, Dror and Shaw, "Parallel Random Numbers: As Easy as
+1, 2, 3", 2011). It computes each block of four 32-bit words from a counter and a key, in ten rounds
+of multiplications, so any part of a mask can be drawn independently. `csrc/philox.cpp` is the same
+generator for the CPU: bit-identical and thirty times as fast.
 """
 
 import torch
@@ -16,16 +16,16 @@ _WORD = 0xFFFFFFFF
 
 
 def new_key() -> Tensor:
-    """64 bits from PyTorch's generator of the CPU, which a seed sets and a checkpoint holds."""
+    """Draw 64 bits from PyTorch's CPU generator, which is seeded and saved in checkpoints."""
     return torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64)
 
 
 def bernoulli(key: Tensor, stream: int, count: int, p: float) -> Tensor:
     """
     Args:
-        key: of `new_key`.
-        stream: another one draws other numbers with the same key; 0 or more.
-        count: how many.
+        key: from `new_key`.
+        stream: 0 or more; each stream has different numbers for the same key.
+        count: the number of booleans.
         p: the probability of true, rounded to a multiple of 2^-16.
 
     Returns:
@@ -38,12 +38,12 @@ def bernoulli(key: Tensor, stream: int, count: int, p: float) -> Tensor:
 
 
 def threshold(p: float) -> int:
-    """How many of the 2^16 halves of a word mean true."""
+    """The number of 16-bit values, out of 2^16, that mean true."""
     return round(p * 2**16)
 
 
 def _philox(blocks: Tensor, stream: int, key: Tensor) -> Tensor:
-    """The words (blocks, 4) of blocks (n,), as int64."""
+    """The words (n, 4) of blocks (n,), as int64."""
     a, b = blocks & _WORD, (blocks >> 32) & _WORD
     c, d = torch.full_like(a, stream), torch.zeros_like(a)
     k0, k1 = key & _WORD, (key >> 32) & _WORD
@@ -57,7 +57,7 @@ def _philox(blocks: Tensor, stream: int, key: Tensor) -> Tensor:
 
 
 def _product(word: Tensor, multiplier: int) -> tuple[Tensor, Tensor]:
-    """The high and the low half of a product of 32-bit words."""
-    # It may pass 2^63: int64 keeps the right bits, and the mask drops the sign that is shifted in.
+    """The high and low halves of a product of 32-bit words."""
+    # The product may exceed 2^63. int64 keeps the right bits; the mask drops the shifted-in sign.
     product = word * multiplier
     return (product >> 32) & _WORD, product & _WORD

@@ -7,27 +7,28 @@ Every other kernel is tested to equal this one. Dimensions: T time, B batch, D i
     h_t = σ(o) ⊙ tanh(BN(c_t; γ_c, β_c))
     BN(y; γ, β) = β + γ ⊙ (y − mean) / sqrt(var + ε)
 
-or, where the two terms are normalised as one, each step by itself,
+or, if the sum of the two terms is normalised, per time step,
 
     z_t = BN(W_h h_{t-1} + W_x x_t; γ_h, b)
 
-Cooijmans et al., "Recurrent Batch Normalization", ICLR 2017, equations 6 to 8; the sequence-wise
-statistics of the input term are those of Laurent et al., "Batch Normalized Recurrent Neural
-Networks", 2015, and so is the sum, which they tried first (section "Batch Normalization for RNNs").
+These are equations 6 to 8 of Cooijmans et al., "Recurrent Batch Normalization", ICLR 2017. The
+sequence-wise statistics of the input term are from Laurent et al., "Batch Normalized Recurrent
+Neural Networks", 2015. So is the normalised sum, which they tried first (section "Batch
+Normalization for RNNs").
 
-Any BN(y; γ, β) may be LN(y; γ, β), the same formula with mean and variance over the features of y
-for each sequence and step by itself: Ba et al., "Layer Normalization", 2016, equations 20 to 22.
-Their shifts of the first two terms are left to b, to which they only add.
+Any BN(y; γ, β) may be replaced by LN(y; γ, β): the same formula, with mean and variance over the
+features of y, for each sequence and step separately (Ba et al., "Layer Normalization", 2016,
+equations 20 to 22). Their shifts of the first two terms are omitted, because b already adds one.
 
-What is random in training, with masks m of zeros and ones and P(m = 1) = p:
+Noise in training, with masks m of zeros and ones and P(m = 1) = p:
 
-    c_t = m_c ⊙ c_{t-1} + (1 − m_c) ⊙ c̃_t          zoneout: c̃_t and h̃_t are what stands above,
-    h_t = m_h ⊙ h_{t-1} + (1 − m_h) ⊙ h̃_t          h̃_t of c̃_t; in evaluation m = p
+    c_t = m_c ⊙ c_{t-1} + (1 − m_c) ⊙ c̃_t          zoneout: c̃_t, h̃_t are the c_t and h_t above,
+    h_t = m_h ⊙ h_{t-1} + (1 − m_h) ⊙ h̃_t          h̃_t computed from c̃_t; in evaluation m = p
     c̃_t = σ(f) ⊙ c_{t-1} + σ(i) ⊙ (1 − m_g) / (1 − p) ⊙ tanh(g)                recurrent dropout
-    W_h ((1 − m) / (1 − p) ⊙ h_{t-1}) for W_h h_{t-1}, m the same at all steps    hidden dropout
+    W_h ((1 − m) / (1 − p) ⊙ h_{t-1}) for W_h h_{t-1}, same m at all steps        hidden dropout
 
-Krueger et al., "Zoneout", ICLR 2017, section 3; Semeniuta et al., "Recurrent Dropout without Memory
-Loss", 2016, equation 11, with the scale of training instead of one of evaluation; Gal and
+Sources: Krueger et al., "Zoneout", ICLR 2017, section 3; Semeniuta et al., "Recurrent Dropout
+without Memory Loss", 2016, equation 11, but scaled in training rather than in evaluation; Gal and
 Ghahramani, "A Theoretically Grounded Application of Dropout in RNNs", 2016, section 4.
 """
 
@@ -56,7 +57,7 @@ def recurrence(
     live = None if lengths is None else live_rows(lengths, steps)  # (T, B, 1)
     counted = None if count_padding else live
     if counted is not None and input.is_floating_point():
-        # The content of the padding, even NaN, must not reach a gradient through a zero factor.
+        # Zero the padding: a NaN there would reach the gradients, because 0 * NaN is NaN.
         input = torch.where(counted, input, 0.0)
 
     w, kinds, eps = weights, normalization, normalization.eps
@@ -114,7 +115,7 @@ def _zoned(old: Tensor, new: Tensor, held: Tensor | None, p: float) -> Tensor:
 
 
 class _Norm:
-    """One slot: BN(y; γ, β) or LN(y; γ, β) at step t; y + β where the slot is empty."""
+    """One slot: BN(y; γ, β) or LN(y; γ, β) at step t, or y + β if the slot is empty."""
 
     def __init__(
         self, kind: str, gamma: Tensor | None, beta: Tensor | None, eps: float,
@@ -126,7 +127,7 @@ class _Norm:
         self.given = given is not None
         self.seen: list[Moments] = []
         if given is not None:
-            # One multiply-add a step is left to do.
+            # Fold everything into a scale and a shift: one multiply-add per step.
             assert gamma is not None
             self.scale = gamma * torch.rsqrt(given.var + eps)  # (rows, features)
             self.shift = -given.mean * self.scale
@@ -134,7 +135,7 @@ class _Norm:
                 self.shift = self.shift + beta
 
     def __call__(self, y: Tensor, t: int, rows: Tensor | None) -> Tensor:
-        """y (n, features), of which `rows` (n, 1) count in batch statistics; None: all."""
+        """Normalise y (n, features); `rows` (n, 1) marks those that count in batch statistics."""
         if self.empty:
             return y if self.beta is None else y + self.beta
         if self.layer:
@@ -144,8 +145,8 @@ class _Norm:
             return torch.addcmul(self.shift[t], y, self.scale[t])
         assert self.gamma is not None
         if rows is None and not self.synchronised:
-            # The fused operator, much faster than the formula below. With momentum 1 it leaves the
-            # batch's mean and *unbiased* variance in the two tensors it takes for running ones.
+            # The fused operator is much faster than the formula below. With momentum 1 it writes
+            # the batch mean and the *unbiased* variance into its running statistics.
             n, features = y.shape
             mean, var = y.new_zeros(features), y.new_zeros(features)
             y = F.batch_norm(y, mean, var, self.gamma, self.beta, True, 1.0, self.eps)
@@ -167,7 +168,7 @@ class _Norm:
         return y if self.beta is None else y + self.beta
 
     def all_steps(self, y: Tensor, rows: Tensor | None) -> Tensor:
-        """y (T, n, features) by the statistics of each step of all processes, in one message."""
+        """Normalise y (T, n, features), all steps and processes exchanging moments once."""
         assert self.gamma is not None
         mean, var, live = synchronised.moments(y, rows)
         steps = torch.arange(len(y), device=y.device)[:, None]
@@ -186,12 +187,12 @@ class _Norm:
 
 
 def input_term(input: Tensor, weight_ih: Tensor) -> Tensor:
-    """W_x x_t for all t at once, (T, B, 4H); of a one-hot x_t it is a column of W_x."""
+    """W_x x_t for all t at once, (T, B, 4H); a one-hot x_t selects a column of W_x."""
     if input.is_floating_point():
         return input @ weight_ih.t()
     return F.embedding(input, weight_ih.t())
 
 
 def live_rows(lengths: Tensor, steps: int) -> Tensor:
-    """(T, B, 1) booleans: is sequence b still running at step t?"""
+    """(T, B, 1) booleans: whether sequence b is still running at step t."""
     return (torch.arange(steps, device=lengths.device)[:, None] < lengths)[:, :, None]

@@ -1,7 +1,7 @@
-"""The recurrence as one `scan`, which an export to ONNX keeps as a loop over any number of steps.
+"""The recurrence as one `scan`, which ONNX export turns into a loop over any number of steps.
 
-For an evaluated model: every normalisation by a population is an affine map, a row of it for each
-time step, and every zoneout is its expectation.
+It is for evaluation only: normalisation by population statistics is an affine map per time step,
+and zoneout takes its expectation.
 """
 
 import torch
@@ -32,14 +32,14 @@ def recurrence(
     count_padding: bool = False,
     noise: Noise = SILENCE,
 ) -> tuple[Tensor, Tensor, Tensor, TermMoments]:
-    """See `bnrnn.kernels.interface.Recurrence`; no statistics of the batch, no masks."""
-    # Not at the top: it imports the compiler, which takes seconds.
+    """See `bnrnn.kernels.interface.Recurrence`; without batch statistics and masks."""
+    # Imported here because it imports the compiler, which takes seconds.
     from torch._higher_order_ops.scan import scan
 
     w, given, steps = weights, population or TermMoments(), input.shape[0]
 
     def standardized(term: str, y: Tensor) -> Tensor:
-        """Over the features, if that is what the slot holds."""
+        """y normalised over its features if the slot is "layer", else y."""
         if getattr(normalization, term) != "layer":
             return y
         return F.layer_norm(y, y.shape[-1:], eps=normalization.eps)

@@ -1,14 +1,14 @@
-"""Moments of a batch that several processes hold a part each of, and their gradient.
+"""Moments of a batch that is split over several processes, and their gradient.
 
-With n rows in all, of which this process holds those with index i,
+With n rows over all processes,
 
     mean = Σ y / n        var = Σ (y − mean)² / n
 
-and of a loss that is the sum of the losses of all processes
+and the gradient of the sum of all processes' losses with respect to row i of this process is
 
     dy_i = (Σ_p dmean + 2 (y_i − mean) Σ_p dvar) / n
 
-where Σ_p adds up what each process finds. One message forwards, one backwards.
+where Σ_p sums over the processes. The forward pass and the backward pass each send one message.
 """
 
 from typing import Any
@@ -20,32 +20,32 @@ from torch.autograd.function import once_differentiable
 
 
 def moments(y: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean and biased variance over the rows that all processes of the default group hold.
+    """Mean and biased variance over the rows of all processes of the default group.
 
-    Every process has to call this, and the backward pass, in the same order. The gradient is that
-    of the sum of all processes' losses.
+    All processes must call this, and its backward pass, in the same order. The gradient is that of
+    the sum of all processes' losses.
 
     Args:
-        y: (..., n, features), this process's part; n may differ between processes.
-        rows: (..., n, 1) booleans, which of them count; None: all.
+        y: (..., n, features), this process's rows; n may differ between processes.
+        rows: (..., n, 1) booleans that mark the rows that count; None: all.
 
     Returns:
-        mean and var, (..., features), 0 where no row counts anywhere; how many rows count,
-        (..., 1).
+        mean and var, (..., features), 0 if no row of any process counts; the number of rows that
+        count, (..., 1).
     """
     return _Moments.apply(y, rows)  # type: ignore[return-value]
 
 
 def total(counts: Tensor) -> Tensor:
-    """The sum of what all processes have."""
+    """The sum over all processes."""
     return _everywhere(counts).sum(0)
 
 
 def _everywhere(ours: Tensor) -> Tensor:
-    """What all processes have, (processes, ...); a sum that is made of it is the same everywhere.
+    """The values of all processes, (processes, ...); their sum is bit-identical in all of them.
 
-    One message to each process, where `torch.distributed.all_reduce` takes two, one after the
-    other: what counts here is how long they take, not how large they are.
+    This sends one message to each process. `torch.distributed.all_reduce` sends two in sequence,
+    and latency matters more than size here.
     """
     parts = [torch.empty_like(ours) for _ in range(dist.get_world_size())]
     dist.all_gather(parts, ours)
@@ -66,7 +66,7 @@ class _Moments(torch.autograd.Function):
             squares = torch.where(rows, y - mean.unsqueeze(-2), 0.0).square().sum(-2)
         parts = _everywhere(torch.cat([n, mean, squares], -1))
 
-        # Chan, Golub and LeVeque, "Updating Formulae", 1979: no difference of large numbers.
+        # Chan, Golub and LeVeque, "Updating Formulae", 1979: avoids cancellation.
         counts, means, squares = parts.split([1, features, features], -1)
         n = counts.sum(0)
         divisor = n.clamp(min=1)

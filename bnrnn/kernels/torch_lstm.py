@@ -1,4 +1,4 @@
-"""PyTorch's own LSTM, for a layer in which nothing is normalised."""
+"""PyTorch's own LSTM, for a layer without normalisation."""
 
 import torch
 import torch.nn.functional as F
@@ -34,9 +34,9 @@ def recurrence(
     flat = [weights.weight_ih, weights.weight_hh]
     has_bias = weights.bias is not None
     if weights.bias is not None:
-        flat += [weights.bias, torch.zeros_like(weights.bias)]  # it wants two
+        flat += [weights.bias, torch.zeros_like(weights.bias)]  # it takes two biases
     state = h_0[None].contiguous(), c_0[None].contiguous()
-    # For cuDNN: keep what a backward pass needs. A trace must not depend on it.
+    # Tells cuDNN to save for the backward pass. A trace must not depend on it.
     keep = torch.is_grad_enabled() and not torch.jit.is_tracing()  # pyright: ignore
     settings = has_bias, 1, 0.0, keep, False  # one layer, no dropout, one direction
     if lengths is None:

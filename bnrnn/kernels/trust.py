@@ -1,7 +1,7 @@
-"""What may be run: only what nobody else could have put there.
+"""Check that only this user or root can have written a library before it is loaded.
 
-A library is code, and its name in the cache can be foretold. So every folder on the way to it must
-be out of the reach of other users, and the file itself ours. "Ours" is of this user or of root.
+A library is code, and its name in the cache is predictable. Other users must therefore be unable to
+write to any folder on its path, and the file must belong to this user or to root.
 """
 
 import contextlib
@@ -13,20 +13,20 @@ _CURE = "set TORCH_EXTENSIONS_DIR to a folder of your own"
 
 
 class UntrustedError(Exception):
-    """Somebody else may have put this there; the message says what to do, in one line."""
+    """Another user may have written this file; the message says in one line what to do."""
 
 
 def trusted_folder(folder: Path) -> Path:
-    """The folder with all links resolved, created if need be.
+    """Resolve all links of a folder, and create it if necessary.
 
     Raises:
-        UntrustedError: others can write to it, or exchange it or a folder above it.
-        OSError: it cannot be created.
+        UntrustedError: other users can write to the folder, or replace it or one of its parents.
+        OSError: the folder cannot be created.
     """
     given = folder.absolute()
     for place in reversed([given, *given.parents]):
         if not os.path.lexists(place):
-            with contextlib.suppress(FileExistsError):  # another process was faster
+            with contextlib.suppress(FileExistsError):  # another process has created it
                 os.mkdir(place, 0o755)
         _check(place, os.lstat(place), within=place != given)
     resolved = Path(os.path.realpath(given))
@@ -38,16 +38,17 @@ def trusted_folder(folder: Path) -> Path:
 
 
 def read_trusted(path: Path) -> bytes:
-    """The content of a file in a trusted folder.
+    """Read a file in a trusted folder.
 
     Raises:
-        UntrustedError: it is not ours, others can write to it, or it is no regular file.
-        FileNotFoundError: it is not there.
-        OSError: it cannot be read.
+        UntrustedError: the file belongs to another user, other users can write to it, or it is not
+            a regular file.
+        FileNotFoundError: the file does not exist.
+        OSError: the file cannot be read.
     """
     if not stat.S_ISREG(os.lstat(path).st_mode):
         raise UntrustedError(f"{path} is no regular file: delete it")
-    # It could have been exchanged since: do not follow a link, do not wait for a FIFO's writer.
+    # The file may have been replaced since: follow no link, and do not block on a FIFO.
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     with open(descriptor, "rb") as file:
         _check(path, os.fstat(descriptor), within=False)
@@ -57,12 +58,12 @@ def read_trusted(path: Path) -> bytes:
 def _check(place: Path, status: os.stat_result, within: bool) -> None:
     """
     Args:
-        within: only what is inside `place` is of interest, not who can add to it. Then a sticky
-            folder such as /tmp will do: nobody can rename or delete there what is another's.
+        within: whether `place` is only a parent folder. Then a sticky folder such as /tmp is
+            acceptable: users cannot rename or delete each other's files there.
     """
     if status.st_uid not in (0, os.geteuid()):
         raise UntrustedError(f"{place} belongs to another user (uid {status.st_uid}): {_CURE}")
-    if stat.S_ISLNK(status.st_mode):  # its mode says nothing; where it leads is checked by itself
+    if stat.S_ISLNK(status.st_mode):  # a link's mode means nothing; its target is checked too
         return
     if within and stat.S_ISDIR(status.st_mode) and status.st_mode & stat.S_ISVTX:
         return

@@ -8,8 +8,8 @@
 
 namespace bnrnn {
 
-// All threads wait for the last. It spins only briefly, then lets others run: on a machine that
-// is shared, waiting must not take the processor from the thread it waits for.
+// A barrier for all threads. It spins only briefly and then yields: on a shared machine, a waiting
+// thread must not take the processor from the thread it waits for.
 class Barrier {
  public:
   void expect(int threads) { threads_ = threads; }

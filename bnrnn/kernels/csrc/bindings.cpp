@@ -1,4 +1,4 @@
-// The operators that Python calls: bnrnn_cpu::forward, backward, multiply and bernoulli.
+// The operators called from Python: bnrnn_cpu::forward, backward, multiply and bernoulli.
 
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
@@ -29,13 +29,13 @@ namespace {
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-// Up to this many features it costs less to compute W_x x_t twice than to keep it.
+// Up to this many input features, computing W_x x_t twice is cheaper than keeping it.
 constexpr int64_t kNarrow = 4;
-// Multiply-adds below which another thread costs more than it brings.
+// A thread with fewer multiply-adds than this costs more time than it saves.
 constexpr int64_t kWorkPerThread = 100'000;
 
-// Elements in large pages, where the system leaves the choice to the program. The packed W_h is read
-// whole at every step, and in small pages a tile of it begins with a miss of the translation buffer.
+// Allocate memory in large pages, if the system lets a program request them. The whole packed W_h
+// is read at every step; with small pages, each tile would start with a TLB miss.
 Tensor in_large_pages(int64_t elements, const at::TensorOptions& options) {
 #if defined(MADV_HUGEPAGE)
   constexpr size_t kPage = size_t{2} << 20;
@@ -43,7 +43,7 @@ Tensor in_large_pages(int64_t elements, const at::TensorOptions& options) {
   if (bytes >= kPage) {
     const size_t whole = (bytes + kPage - 1) / kPage * kPage;
     if (void* const memory = std::aligned_alloc(kPage, whole)) {
-      madvise(memory, whole, MADV_HUGEPAGE);  // a wish: where it is refused, nothing is lost
+      madvise(memory, whole, MADV_HUGEPAGE);  // a hint: failure is harmless
       return at::from_blob(memory, {elements}, std::free, options);
     }
   }
@@ -75,17 +75,17 @@ Tensor multiply(const Tensor& a, const Tensor& b) {
   return c;
 }
 
-// The arguments that forward and backward share, in the order of the schema.
+// The arguments common to forward and backward, in the order of the schema.
 struct Layer {
   const Tensor &input, &h_0, &c_0, &weight_ih, &weight_hh;
   const OptionalTensor &bias, &gamma_ih, &gamma_hh, &gamma_c, &beta_c;
   const OptionalTensor &mean_ih, &var_ih, &mean_hh, &var_hh, &mean_c, &var_c, &lengths;
   const OptionalTensor &held_cell, &held_hidden, &dropped_candidate, &dropped_hidden;
   bool count_padding;
-  std::string_view ih, hh, c;  // what the slots hold, in the words of interface.py
+  std::string_view ih, hh, c;  // the kinds of the slots, see Normalization in interface.py
   double eps, eps_ih;
   double zoneout_cell, zoneout_hidden, recurrent_dropout, hidden_dropout;
-  bool by_batch;  // whether the moments are the batch's own; the backward pass is given them too
+  bool by_batch;  // whether the moments are batch statistics, even if given to the backward pass
 
   int64_t steps() const { return input.size(0); }
   int64_t batch() const { return input.size(1); }
@@ -100,8 +100,8 @@ struct Layer {
     return (batch() + lanes - 1) / lanes * lanes;
   }
 
-  // Whether W_x x_t is computed for all steps at once; it is kept for the backward pass, unless the
-  // sum that it is in is.
+  // Whether W_x x_t is computed for all steps at once. It is then kept for the backward pass,
+  // unless the sum that contains it is kept.
   bool has_term(bool grad_input) const {
     return !one_hot() && (input_size() > kNarrow || whole_sequence() || grad_input);
   }
@@ -177,7 +177,7 @@ struct Layer {
   }
 };
 
-// A `Problem` and the tensors that it points into.
+// A `Problem` and the tensors that own its memory.
 template <typename T>
 class Call {
  public:
@@ -212,7 +212,7 @@ class Call {
 
   T* data(const OptionalTensor& tensor) { return tensor ? data(*tensor) : nullptr; }
 
-  // `term` (T * B, 4H), where there is one.
+  // Set the input term, from `term` (T * B, 4H) if there is one.
   void input_term(const OptionalTensor& term) {
     if (term) {
       p.term = data(*term);
@@ -232,7 +232,7 @@ class Call {
     if (l.whole_sequence()) sequence_weights();
   }
 
-  // Where the statistics of layers are kept: (3, T, 2, W), or empty.
+  // Set the memory for layer statistics: (3, T, 2, W), or empty.
   void layers(const Tensor& of_steps) {
     if (of_steps.numel() == 0) return;
     p.ih.of_steps = data(of_steps[0]);
@@ -240,13 +240,13 @@ class Call {
     p.c.of_steps = data(of_steps[2]);
   }
 
-  // (H, W) from a state (B, H) or none; zero beyond B.
+  // Write a state (B, H), or zeros if there is none, to (H, W); columns beyond B are zero.
   void feature_major(const OptionalTensor& state, const Tensor& to) const {
     to.zero_();
     if (state) to.narrow(1, 0, p.batch).copy_(state->t());
   }
 
-  // (B, H) from (H, W).
+  // Convert (H, W) to (B, H).
   Tensor batch_major(const Tensor& state) const {
     return state.narrow(1, 0, p.batch).t().clone(at::MemoryFormat::Contiguous);
   }
@@ -283,12 +283,12 @@ class Call {
     return {mask(*dropped), stride, 0, static_cast<T>(1 / (1 - p))};
   }
 
-  // (..., H, B) from (..., B, H).
+  // Convert (..., B, H) to (..., H, B).
   const uint8_t* mask(const Tensor& of) {
     return reinterpret_cast<const uint8_t*>(data<bool>(of.transpose(-1, -2)));
   }
 
-  // Which sequences run, and which count in statistics: a row for all steps, or one for each.
+  // Which sequences run, and which count in statistics; in one row for all steps or one per step.
   void masks() {
     const int64_t rows = l.lengths ? p.steps : 1;
     const Tensor live = zeros({rows, p.width}), inverse = empty({rows});
@@ -312,7 +312,7 @@ class Call {
     p.count_stride = all_count ? 0 : 1;
   }
 
-  // How often each row counts whose statistics are the whole sequence's: frames, or symbols.
+  // The weight of each row (a frame or a symbol) in whole-sequence statistics.
   void sequence_weights() {
     const int64_t frames = p.steps * p.batch;
     const Tensor weights = zeros({l.one_hot() ? p.input_size : frames});
@@ -376,7 +376,7 @@ Results forward(const Layer& l, bool keep, bool grad_input) {
           call.batch_major(cells[cells.size(0) - 1]), moments, saved};
 }
 
-// In the order of the first ten arguments; empty where there is no such gradient.
+// The gradients of the first ten arguments; empty if an argument has none.
 using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,
                              Tensor, Tensor>;
 
@@ -389,7 +389,7 @@ Gradients backward(const OptionalTensor& grad_output, const OptionalTensor& grad
   bnrnn::Problem<T>& p = call.p;
   const int64_t H = p.hidden, W = p.width, D = p.input_size;
   const bool is_kept = term.numel() > 0;
-  // Of a sum, only its gradient is needed.
+  // If the sum is normalised, the backward pass does not need the term itself.
   const bool has_term = l.sums() ? l.has_term(grad_input) : is_kept;
   if (is_kept || !has_term) call.input_term(is_kept ? OptionalTensor(term) : std::nullopt);
   for (const bnrnn::Slot<T>* slot : {&p.ih, &p.hh, &p.c}) {
@@ -502,7 +502,7 @@ Tensor bernoulli(const Tensor& key, int64_t stream, int64_t count, double p) {
   const auto bits = static_cast<uint64_t>(key.item<int64_t>());
   const auto threshold = static_cast<uint32_t>(std::nearbyint(p * 65536.0));
   uint8_t* const to = reinterpret_cast<uint8_t*>(found.data_ptr<bool>());
-  constexpr int64_t kBlock = bnrnn::kBernoulliBlock, kGrain = 32;  // of 0.1 ms
+  constexpr int64_t kBlock = bnrnn::kBernoulliBlock, kGrain = 32;  // blocks, about 0.1 ms
   at::parallel_for(0, (count + kBlock - 1) / kBlock, kGrain, [&](int64_t begin, int64_t end) {
     bnrnn::bernoulli(bits, static_cast<uint32_t>(stream), threshold, kBlock * begin,
                      std::min(kBlock * end, count), to);
@@ -525,20 +525,21 @@ int64_t narrow() { return kNarrow; }
 }  // namespace
 
 TORCH_LIBRARY(bnrnn_cpu, m) {
-  // `moments`: mean and variance of each term that a batch normalises, where none are given.
-  // `saved`, for the backward pass alone: recurrent, states, cells, the statistics of layers and
-  // the input's term, the last two empty where there are none; nothing without `keep`.
+  // `moments`: mean and variance of each term that is normalised by batch statistics.
+  // `saved`: the arguments recurrent, states, cells, of_steps and term of backward. The last two
+  // are empty if not needed; the list is empty without `keep`.
   m.def("forward(" BNRNN_LAYER_SCHEMA ", bool keep, bool grad_input)"
         " -> (Tensor output, Tensor h_n, Tensor c_n, Tensor[] moments, Tensor[] saved)");
-  // The gradients of the first ten arguments of forward. If `by_batch`, mean_* and var_* are those
-  // that forward found.
+  // Returns the gradients of the first ten arguments of forward. If `by_batch`, mean_* and var_*
+  // are the moments that forward returned.
   m.def("backward(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, " BNRNN_LAYER_SCHEMA
         ", bool by_batch, Tensor recurrent, Tensor states, Tensor cells, Tensor of_steps, "
         "Tensor term, bool grad_input, bool grad_weight_ih) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, "
         "Tensor, Tensor, Tensor, Tensor)");
   m.def("multiply(Tensor a, Tensor b) -> Tensor");
   m.def("bernoulli(Tensor key, int stream, int count, float p) -> Tensor");
-  // For the shapes of `saved`: elements of a vector, and the most features of a narrow input.
+  // Python needs these for the shapes of `saved`: the number of elements per vector, and the
+  // largest number of features of a narrow input.
   m.def("lanes(bool is_double) -> int", lanes);
   m.def("narrow() -> int", narrow);
 }

@@ -1,6 +1,6 @@
-// Layer normalisation: mean and variance over the features of each sequence by itself. Each thread
-// owns a range of hidden units, so each unit leaves its part where all threads find it after a
-// barrier, and each thread adds up the parts of all units, in the same order.
+// Layer normalisation: mean and variance over the features of each sequence separately. Each thread
+// owns a range of hidden units. It writes the partial sums of its units to shared memory; after a
+// barrier, each thread sums the parts of all units, in the same order.
 #pragma once
 
 #include <vector>
@@ -9,7 +9,7 @@
 
 namespace bnrnn {
 
-// to[b] = sum of part(j, b) over all units j. Partial sums keep the rounding errors of long sums small.
+// to[b] = sum of part(j, b) over all units j. Partial sums keep rounding errors of long sums small.
 template <typename T, typename Part>
 void sum_units(ptrdiff_t hidden, ptrdiff_t width, T* to, Part&& part) {
   constexpr ptrdiff_t kChunk = 64, kTogether = 4, lanes = kLanes<T>;
@@ -27,7 +27,8 @@ void sum_units(ptrdiff_t hidden, ptrdiff_t width, T* to, Part&& part) {
   }
 }
 
-// The statistics of one slot at the step at hand. N rows a unit: one for each gate, or the cell's.
+// The statistics of one slot at the current step. A unit has N rows: one per gate, or one for the
+// cell.
 template <typename T, int N>
 class LayerNorm {
  public:
@@ -35,7 +36,7 @@ class LayerNorm {
       : slot(slot), H(share.H), W(share.W), is_first(share.units.begin == 0),
         rows(slot.layer ? 2 * share.W : 0) {}
 
-  // Forward: a unit's own mean, and the sum of squares around it.
+  // Forward: the mean over a unit's rows, and the sum of squares about that mean.
   void put(ptrdiff_t j, const T* const (&y)[N]) {
     T *mean = part(0, j), *squares = part(1, j);
     for (ptrdiff_t b = 0; b < W; b += kLanes<T>) {
@@ -71,7 +72,7 @@ class LayerNorm {
     }
   }
 
-  // Backward: the statistics that the forward pass found.
+  // Backward: read the statistics that the forward pass stored.
   void recall(ptrdiff_t t) {
     if (!slot.layer) return;
     std::copy_n(slot.of_steps + t * 2 * W, 2 * W, rows.begin());
@@ -85,7 +86,7 @@ class LayerNorm {
     for (ptrdiff_t b = 0; b < W; b += kLanes<T>) store(y + b, normalized(load(y + b), b));
   }
 
-  // Backward: a unit's part of the sums of ∂ and of ∂ ŷ over its rows, ∂ with γ in it.
+  // Backward: a unit's part of the sums of γ ∂ and γ ∂ ŷ, over its rows.
   void put_gradient(ptrdiff_t j, const T* const (&grad)[N], const T* const (&hat)[N],
                     const Standard<T> (&of)[N]) {
     for (ptrdiff_t b = 0; b < W; b += kLanes<T>) {
@@ -100,7 +101,7 @@ class LayerNorm {
     }
   }
 
-  // After a barrier: their means over all features.
+  // After a barrier: the means of γ ∂ and γ ∂ ŷ over all features.
   void find_gradient() {
     if (!slot.layer) return;
     means.resize(2 * W);
@@ -111,7 +112,7 @@ class LayerNorm {
     }
   }
 
-  // LN'(∂) = (γ ∂ - mean(γ ∂) - ŷ mean(γ ∂ ŷ)) / sqrt(var + eps), means over the features.
+  // LN'(∂) = (γ ∂ - mean(γ ∂) - ŷ mean(γ ∂ ŷ)) / sqrt(var + eps), with means over the features.
   Vector<T> gradient(Vector<T> grad, Vector<T> hat, T gamma, ptrdiff_t b) const {
     const Vector<T> off = load(means.data() + b) + hat * load(means.data() + W + b);
     return (grad * gamma - off) * load(rows.data() + W + b);
@@ -122,9 +123,9 @@ class LayerNorm {
 
   const Slot<T>& slot;
   const ptrdiff_t H, W;
-  const bool is_first;        // of the threads
+  const bool is_first;        // whether this is the first thread
   std::vector<T> rows;        // 2 (W,): mean, 1 / sqrt(var + eps)
-  std::vector<T> means;       // 2 (W,): of the gradients
+  std::vector<T> means;       // 2 (W,): means of γ ∂ and of γ ∂ ŷ
 };
 
 }  // namespace bnrnn

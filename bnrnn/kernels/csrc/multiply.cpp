@@ -9,7 +9,8 @@
 namespace bnrnn {
 namespace {
 
-// A block of the result fits the second level; it is wide, since each block packs its rows of `a`.
+// A block of the result fits into the second-level cache. It is wide because each block packs its
+// rows of `a` again.
 constexpr ptrdiff_t kRows = 120;
 template <typename T>
 constexpr ptrdiff_t kColumns = 16 * kTileVectors * kLanes<T>;

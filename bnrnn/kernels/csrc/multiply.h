@@ -1,5 +1,5 @@
-// The product of two matrices, the same bit for bit for any number of threads, which
-// a library's product is not where it shares out a long sum.
+// A matrix product whose result is bit-identical for any number of threads. A library's product is
+// not, if it splits a long sum among threads.
 #pragma once
 
 #include <cstddef>
@@ -15,7 +15,8 @@ struct Matrix {
   }
 };
 
-// c (a.rows, b.columns), contiguous, becomes a b; a may have any strides, b contiguous rows.
+// c = a b, with c (a.rows, b.columns) contiguous. a may have any strides; the rows of b must be
+// contiguous.
 template <typename T>
 void multiply(Matrix<const T> a, Matrix<const T> b, T* c, int threads);
 

@@ -3,8 +3,8 @@
 namespace bnrnn {
 namespace {
 
-// Blocks of four words worked on side by side: so many that the compiler keeps the loops over them,
-// which it turns into vectors.
+// The number of four-word blocks processed together. It is large enough that the compiler
+// vectorises the loops over them instead of unrolling them.
 constexpr int kTogether = kBernoulliBlock / 8;
 
 void draw(uint64_t key, uint32_t stream, uint64_t first, uint32_t (&word)[4][kTogether]) {

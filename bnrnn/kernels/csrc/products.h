@@ -1,7 +1,7 @@
 // Matrix products of tiles: kTileRows rows by up to kTileVectors vectors, held in registers.
 //
-// Each element is the sum over k in ascending order, one fused multiply-add at a time, whatever
-// tile it falls into: so results do not depend on how the work is shared among threads.
+// Each element is the sum over k in ascending order, one fused multiply-add at a time, regardless
+// of its tile. Results therefore do not depend on how the work is split among threads.
 #pragma once
 
 #include <algorithm>
@@ -11,11 +11,11 @@
 namespace bnrnn {
 
 #if defined(__AVX512F__)
-constexpr int kTileRows = 6, kTileVectors = 4;  // 24 accumulators of 32 registers
+constexpr int kTileRows = 6, kTileVectors = 4;  // 24 of 32 registers are accumulators
 #else
-constexpr int kTileRows = 4, kTileVectors = 3;  // 12 of 16
+constexpr int kTileRows = 4, kTileVectors = 3;  // 12 of 16 registers
 #endif
-// A panel of the right operand, kDepth by kTileVectors vectors, stays in the first-level cache.
+// A panel of the right operand (kDepth by kTileVectors vectors) stays in the first-level cache.
 constexpr ptrdiff_t kDepth = 128;
 
 // c[r][column...] (+)= sum over k of a[r * a_row + k * a_k] * b[k * b_k + column...]
@@ -84,7 +84,7 @@ struct Range {
   ptrdiff_t size() const { return end - begin; }
 };
 
-// Part `i` of `parts` about equal ones.
+// Part `i` of a range split into `parts` nearly equal parts.
 inline Range part(Range whole, ptrdiff_t parts, ptrdiff_t i) {
   const ptrdiff_t n = whole.size();
   return {whole.begin + n * i / parts, whole.begin + n * (i + 1) / parts};
@@ -94,7 +94,7 @@ inline ptrdiff_t ceil_div(ptrdiff_t a, ptrdiff_t b) { return (a + b - 1) / b; }
 
 inline ptrdiff_t whole_tiles(ptrdiff_t rows) { return ceil_div(rows, kTileRows) * kTileRows; }
 
-// The columns of a (W,) row in chunks of at most kTileVectors vectors, as equal as can be.
+// Visit the columns of a (W,) row in nearly equal chunks of at most kTileVectors vectors.
 template <typename T, typename Visit>
 void for_column_chunks(ptrdiff_t width, Visit&& visit) {
   const ptrdiff_t vectors = width / kLanes<T>, chunks = ceil_div(vectors, kTileVectors);
@@ -104,8 +104,9 @@ void for_column_chunks(ptrdiff_t width, Visit&& visit) {
   }
 }
 
-// Rows `rows` of a matrix in panels for tile_product: [block of kDepth][tile][k][kTileRows], with
-// at(row, k) the element. Rows beyond the last are left out of the last tile.
+// Pack the first `rows` rows of a matrix into panels for tile_product, as
+// [block of kDepth][tile][k][kTileRows]; at(row, k) is the element. Elements of the last tile
+// beyond the last row are not written.
 template <typename T, typename At>
 void pack(T* packed, ptrdiff_t rows, ptrdiff_t depth, At&& at) {
   for (ptrdiff_t k0 = 0; k0 < depth; k0 += kDepth) {
@@ -127,7 +128,7 @@ void pack(T* packed, ptrdiff_t rows, ptrdiff_t depth, At&& at) {
   }
 }
 
-// For a single sequence, as a text is streamed: no tile, each weight is read once.
+// The product for a single sequence, such as a streamed text: no tiles, each weight is read once.
 template <typename T>
 T dot(const T* a, const T* b, ptrdiff_t n) {
   constexpr int lanes = kLanes<T>, kSums = 4;
@@ -143,9 +144,9 @@ T dot(const T* a, const T* b, ptrdiff_t n) {
   return sum<T>((sums[0] + sums[1]) + (sums[2] + sums[3]));
 }
 
-// The right operand of packed_product, (depth, width), is laid out chunk by chunk of columns, so that
-// what a tile reads is contiguous whatever the width: rows a power of two apart would share a few
-// sets of the cache.
+// Store row k of the right operand (depth, width) of packed_product. The operand is stored one
+// chunk of columns after another, so that a tile reads contiguous memory for any width. Rows whose
+// distance is a power of two would compete for a few sets of the cache.
 template <typename T, typename Row>
 void pack_right_row(T* panel, ptrdiff_t depth, ptrdiff_t width, ptrdiff_t k, Row&& row) {
   for_column_chunks<T>(width, [&](ptrdiff_t column, int vectors) {

@@ -6,7 +6,7 @@
 //   y       = BN(c_t; γ_c, β_c)
 //   h_t     = o tanh(y)
 //
-// Backward, from the last step to the first, with ∂v the gradient of the loss with respect to v:
+// Backward, from the last step to the first; ∂v is the gradient of the loss with respect to v:
 //
 //   ∂h_t    += ∂output_t
 //   ∂y       = ∂h_t o (1 - tanh²(y))           ∂z_o = ∂h_t tanh(y) o (1 - o)
@@ -16,18 +16,18 @@
 //   ∂(W_x x_t)     = BN'(∂z)                   ∂(W_h h_{t-1}) = BN'(∂z)
 //   ∂h_{t-1} = W_h^T ∂(W_h h_{t-1})            ∂W_h = Σ_t ∂(W_h h_{t-1}) h_{t-1}^T
 //
-// where for a term v, normalised to v̂ = (v - mean) / sqrt(var + ε) and scaled to γ v̂ + β,
+// For a term v that is normalised to v̂ = (v - mean) / sqrt(var + ε) and scaled to γ v̂ + β,
 //
-//   BN'(∂)   = γ / sqrt(var + ε) (∂ - mean(∂) - v̂ mean(∂ v̂))      of the batch's own statistics
-//   BN'(∂)   = γ / sqrt(var + ε) ∂                                 of given ones
+//   BN'(∂)   = γ / sqrt(var + ε) (∂ - mean(∂) - v̂ mean(∂ v̂))      with batch statistics
+//   BN'(∂)   = γ / sqrt(var + ε) ∂                                 with given statistics
 //   ∂γ       = Σ ∂ v̂                           ∂β = Σ ∂
 //
-// and of a sum ∂(W_x x_t) = ∂(W_h h_{t-1}) = BN'(∂z). LN' has γ within the means, which are over the
-// features (layer_norm.h). Zoneout and dropout multiply as in reference.py, forward and backward
-// alike.
+// For a normalised sum, ∂(W_x x_t) = ∂(W_h h_{t-1}) = BN'(∂z). LN' has γ inside the means, which
+// are over the features (layer_norm.h). The factors of zoneout and dropout (reference.py) are the
+// same in both passes.
 //
-// Gates and v̂ are computed again from W_h h_{t-1}, which the forward pass keeps; or from the sum,
-// which stands in the same place: the product is added to the input term there.
+// The backward pass recomputes the gates and v̂ from W_h h_{t-1}, which the forward pass keeps. If
+// the sum is normalised, the forward pass adds the product to the input term in the same array.
 #include "recurrence.h"
 
 #include <omp.h>
@@ -73,7 +73,7 @@ void forward_steps(Step<T, kFamily>& step, Barrier& barrier) {
     if (!p.sums) step.input_term(t, group);
   };
   for (ptrdiff_t t = 0; t < p.steps; ++t) {
-    barrier.wait();  // h_{t-1} is whole
+    barrier.wait();  // h_{t-1} is complete
     if (!kFamily || !step.apart) {
       step.for_groups([&](Range group, T* panel) {
         products(t, group, panel);
@@ -113,7 +113,7 @@ void backward_steps(Step<T, kFamily>& step, Barrier& barrier) {
   for (ptrdiff_t j = units.begin; j < units.end; ++j) {
     rows[j - units.begin] = p.grad_state + j * W;
   }
-  // Whether backward_state leaves in grad_state a part that does not pass through W_h.
+  // Whether backward_state writes to grad_state a part that does not pass through W_h.
   const bool around =
       !step.drops_hidden() && (p.mask_stride != 0 || !p.hold_hidden.is_constant(0));
   WeightGradient<T> weight_gradient(step);
@@ -146,7 +146,7 @@ void backward_steps(Step<T, kFamily>& step, Barrier& barrier) {
         step.put_grad_input(t, group);
       });
     }
-    barrier.wait();  // the gradient of W_h h_{t-1} is whole
+    barrier.wait();  // the gradient of W_h h_{t-1} is complete
     packed_product(
         step.packed, units.size(), features, step.panel_at(t, features), W, rows.data(), around);
     weight_gradient.add(t);
@@ -160,7 +160,7 @@ void in_parallel(const Problem<T>& problem, Run&& run) {
   Barrier barrier;
 #pragma omp parallel num_threads(problem.threads)
   {
-    // There may be fewer than were asked for.
+    // OpenMP may start fewer threads than requested.
 #pragma omp single
     barrier.expect(omp_get_num_threads());
     Step<T, kFamily> step(problem, omp_get_thread_num(), omp_get_num_threads());
@@ -171,7 +171,7 @@ void in_parallel(const Problem<T>& problem, Run&& run) {
 }  // namespace
 
 ptrdiff_t packed_size(ptrdiff_t hidden, int threads) {
-  // The most that any number of threads up to this one can need.
+  // An upper bound for any number of threads up to this one.
   return (packed_rows(hidden) + threads * packed_rows(1)) * hidden;
 }
 

@@ -2,9 +2,9 @@
 //
 // Dimensions: T time, B batch, D input, H hidden; W is B rounded up to whole vectors. States are
 // feature-major, (H, W): the batch of one hidden unit is contiguous, so its statistics, gates and
-// cell are worked out from the first-level cache right after the product that made them. Each
-// thread owns a range of hidden units, all four gates of each and the whole batch; only h_t
-// (forward) and the gradient of W_h h_{t-1} (backward) pass between threads, one barrier a step.
+// cell are computed in the first-level cache right after the product. Each thread owns a range of
+// hidden units, with all four gates of each and the whole batch. Threads exchange only h_t
+// (forward) and the gradient of W_h h_{t-1} (backward), with one barrier per step.
 #pragma once
 
 #include <cstddef>
@@ -12,17 +12,17 @@
 
 namespace bnrnn {
 
-// One place for normalisation. Empty where gamma is null: then the term passes unchanged.
+// The normalisation of one term. If gamma is null the slot is empty and the term is not changed.
 template <typename T>
 struct Slot {
   const T* gamma = nullptr;  // (features,)
 
-  // Over the features of each sequence, instead of over sequences: see layer_norm.h.
+  // Layer normalisation: statistics over the features of each sequence, see layer_norm.h.
   bool layer = false;
-  T* parts = nullptr;      // 2 (H, W): what each unit adds to the statistics of the step at hand
-  T* of_steps = nullptr;   // 2 (W,) of each step, the mean and 1 / sqrt(var + eps); if kept
+  T* parts = nullptr;      // 2 (H, W): each unit's part of the statistics of the current step
+  T* of_steps = nullptr;   // 2 (W,) per step, the mean and 1 / sqrt(var + eps); if kept
 
-  // Over the sequences of a batch.
+  // Batch normalisation: statistics over the sequences of a batch.
   T* mean = nullptr;         // (rows, features); step t uses row min(t, rows - 1)
   T* var = nullptr;
   ptrdiff_t rows = 0;
@@ -31,12 +31,12 @@ struct Slot {
   T* grad_gamma = nullptr;  // (features,)
 };
 
-// What each element of a state is multiplied by at each step: one of two numbers where there is a mask,
-// else `no`.
+// The factor of each element of a state at each step: `yes` or `no` according to the mask, or `no`
+// everywhere if there is no mask.
 template <typename T>
 struct Factor {
   const uint8_t* mask = nullptr;  // (T, H, B), or (H, B) for all steps
-  ptrdiff_t stride = 0;           // from step to step
+  ptrdiff_t stride = 0;           // between steps
   T yes = 0, no = 0;
   bool is_constant(T value) const { return mask == nullptr && no == value; }
 };
@@ -45,20 +45,21 @@ template <typename T>
 struct Problem {
   ptrdiff_t steps, batch, width, hidden, input_size;
   int threads;
-  bool keep;  // for a backward pass: keep every step, not just the current one
+  bool keep;  // keep every step for a backward pass, not just the current one
 
-  // Whether hh normalises W_h h_{t-1} + W_x x_t, and ih nothing: then `recurrent` is that sum,
-  // and the backward pass needs no input term.
+  // Whether hh normalises W_h h_{t-1} + W_x x_t and ih is empty. `recurrent` is then that sum, and
+  // the backward pass needs no input term.
   bool sums = false;
 
-  // The input term W_x x_t, one of three:
-  const T* term = nullptr;         // (T, B, 4H), computed already
+  // The input term W_x x_t, in one of three forms:
+  const T* term = nullptr;         // (T, B, 4H), already computed
   const int64_t* index = nullptr;  // (T, B) one-hot inputs, with columns (D, 4H): W_x transposed
   const T* columns = nullptr;
-  const T* narrow = nullptr;  // (T, D, W) with few features, and weight_ih (4H, D)
+  const T* narrow = nullptr;  // (T, D, W), an input of few features, with weight_ih (4H, D)
   const T* weight_ih = nullptr;
-  // Whole-sequence statistics of the input term; null: per step, given or none.
-  const T* sequence_weights = nullptr;  // of the rows of term (T * B) or of columns (D)
+  // Weights for batch statistics of the input term over the whole sequence; null if its statistics
+  // are per step, given or absent.
+  const T* sequence_weights = nullptr;  // one per row of term (T * B) or of columns (D)
   T sequence_total = 0;                 // their sum
 
   const T* weight_hh;        // (4H, H)
@@ -66,52 +67,52 @@ struct Problem {
   const T* beta_c = nullptr;  // (H,)
   Slot<T> ih, hh, c;
 
-  // Rows of W, one for each step or one for all (stride 0).
+  // Rows of W elements, one per step or one for all steps (stride 0).
   const T* live;              // 1: this sequence still runs; 0: it keeps h and c
-  const T* counted;           // 1: it counts in per-step statistics
-  const T* inverse_count;     // 1 / the sum of counted, an element a step or one for all
+  const T* counted;           // 1: this sequence counts in per-step statistics
+  const T* inverse_count;     // 1 / the sum of counted, one per step or one for all steps
   ptrdiff_t mask_stride, count_stride;
 
-  // How much of the old state zoneout keeps, and what dropout multiplies tanh(g) and, within
-  // W_h h_{t-1}, h_{t-1} by.
+  // Zoneout: the fraction of the old state that is kept. Dropout: the factors of tanh(g), and of
+  // h_{t-1} within W_h h_{t-1}.
   Factor<T> hold_cell, hold_hidden;
   Factor<T> candidate_factor{nullptr, 0, 0, 1}, hidden_factor{nullptr, 0, 0, 1};
 
-  // keep: (T, 4H, W), (T + 1, H, W), (T + 1, H, W). Else (4H, W), (2, H, W), (1, H, W).
-  T* recurrent;  // W_h h_{t-1}, normalised if hh is a layer's; see `sums`
-  T* states;     // h_{t-1}, the last one h_n
-  T* cells;      // c_{t-1}, the last one c_n
+  // With keep: (T, 4H, W), (T + 1, H, W), (T + 1, H, W). Else (4H, W), (2, H, W), (1, H, W).
+  T* recurrent;  // W_h h_{t-1}, normalised if hh is layer normalisation; see `sums`
+  T* states;     // h_{t-1}; the last row is h_n
+  T* cells;      // c_{t-1}; the last row is c_n
 
   T* output = nullptr;  // (T, B, H)
 
   // Backward.
   const T* grad_output = nullptr;  // (T, B, H)
-  // The gradients of W_h h_{t-1} of some steps, until they are added to the gradient of W_h; see
+  // The gradients of W_h h_{t-1} at several steps, until they are added to the gradient of W_h; see
   // weight_gradient.h.
   T* grad_recurrent = nullptr;  // (4H, gradient_row(B))
-  T* grad_state = nullptr;         // (H, W): of h_n, at the end of h_0
-  // Where `hidden_factor` is no constant, grad_state has what comes back through the product alone, yet
-  // to be multiplied by it, and this the rest.
-  T* grad_around = nullptr;        // (H, W): of h_n
-  T* grad_cell = nullptr;          // (H, W): of c_n, at the end of c_0
+  T* grad_state = nullptr;         // (H, W): initially of h_n, finally of h_0
+  // If `hidden_factor` is not constant, grad_state holds only the part that comes through the
+  // product and still lacks that factor; grad_around holds the rest.
+  T* grad_around = nullptr;        // (H, W): initially of h_n
+  T* grad_cell = nullptr;          // (H, W): initially of c_n, finally of c_0
   T* grad_term = nullptr;          // (T, B, 4H)
-  T* grad_columns = nullptr;       // (D, 4H), zero at first
-  T* grad_weight_ih = nullptr;     // (4H, D), zero at first
-  T* grad_weight_hh = nullptr;     // (4H, columns of grad_weight_hh)
+  T* grad_columns = nullptr;       // (D, 4H), initially zero
+  T* grad_weight_ih = nullptr;     // (4H, D), initially zero
+  T* grad_weight_hh = nullptr;     // (4H, grad_weight_columns)
   ptrdiff_t grad_weight_columns = 0;  // H rounded up to whole vectors
-  T* grad_bias = nullptr;             // (4H,), zero at first
-  T* grad_beta_c = nullptr;           // (H,), zero at first
+  T* grad_bias = nullptr;             // (4H,), initially zero
+  T* grad_beta_c = nullptr;           // (H,), initially zero
 
-  T* packed;  // W_h as products.h packs it: packed_size(...)
-  // The right operand of a step's product and of the next one's: h_{t-1}, 2 (H, W), or in the
-  // backward pass the gradient of W_h h_{t-1}, 2 (4H, W); laid out as in products.h.
+  T* packed;  // W_h as products.h packs it, packed_size(...) elements
+  // The right operands of the products of this step and the next, laid out as in products.h:
+  // h_{t-1}, 2 (H, W), or in the backward pass the gradient of W_h h_{t-1}, 2 (4H, W).
   T* panels;
 };
 
-// Elements of the packed copy of W_h, for either pass.
+// Number of elements of the packed copy of W_h, for either pass.
 ptrdiff_t packed_size(ptrdiff_t hidden, int threads);
 
-// Elements of a row of `grad_recurrent`.
+// Number of elements in a row of `grad_recurrent`.
 template <typename T>
 ptrdiff_t gradient_row(ptrdiff_t batch);
 

@@ -7,14 +7,14 @@
 
 namespace bnrnn {
 
-// The rows that whole-sequence statistics are taken over: of `term`, or of `columns`, each
-// weighted by how often it occurs.
+// The number of rows in the whole-sequence statistics. They are the rows of `term`, or those of
+// `columns`, each weighted by how often it occurs.
 template <typename T>
 ptrdiff_t sequence_rows(const Problem<T>& p) {
   return p.index != nullptr ? p.input_size : p.steps * p.batch;
 }
 
-// Their mean and variance, of the thread's units.
+// Mean and variance over these rows, for the thread's units.
 template <typename T>
 void sequence_moments(const Share<T>& share) {
   const Problem<T>& p = share.p;
@@ -48,7 +48,7 @@ void sequence_moments(const Share<T>& share) {
   }
 }
 
-// The steps left the gradient of the normalised input term; take it through the statistics.
+// Propagate the gradient of the normalised input term, summed by the steps, through the statistics.
 template <typename T>
 void sequence_gradient(const Share<T>& share) {
   const Problem<T>& p = share.p;

@@ -1,5 +1,5 @@
-// A thread's share of the problem: a range of hidden units, all four gates of each and the whole
-// batch.
+// A thread's share of the problem: a range of hidden units, with all four gates of each and the
+// whole batch.
 #pragma once
 
 #include <algorithm>
@@ -11,10 +11,10 @@
 namespace bnrnn {
 
 enum Gate { kInput, kForget, kCandidate, kOutput, kGates };
-constexpr ptrdiff_t kGroup = 16;  // hidden units worked on together
+constexpr ptrdiff_t kGroup = 16;  // hidden units processed together
 
-// The backward pass adds to the gradient of W_h once in so many steps: a product over that many
-// rows of a batch is worth its loads and stores of the result, and its operands fit the cache.
+// The number of steps between two updates of the gradient of W_h in the backward pass. A product
+// over this many steps amortises loading and storing the result, and its operands fit the cache.
 inline ptrdiff_t steps_a_block(ptrdiff_t batch) {
   constexpr ptrdiff_t kRows = 512;
   return std::max<ptrdiff_t>(1, kRows / batch);
@@ -36,20 +36,21 @@ Standard<T> standard_at(const Slot<T>& slot, ptrdiff_t t, ptrdiff_t feature,
   return {slot.mean[i], 1 / std::sqrt(slot.var[i] + slot.eps), slot.gamma[feature]};
 }
 
-// Rows of H elements that a thread of so many units needs for its packed part of W_h: tiles are
-// padded at the end of each group in the forward pass, and at the end of its units in the backward.
+// The number of rows of H elements that a thread with `units` units needs for its packed part of
+// W_h. Tiles are padded at the end of each group in the forward pass, and at the end of the
+// thread's units in the backward pass.
 inline ptrdiff_t packed_rows(ptrdiff_t units) {
   return kGates * units + (ceil_div(units, kGroup) + kGates) * kTileRows;
 }
 
-// The numbers of a `Factor` for one unit at one step.
+// The values of a `Factor` for one unit at one step.
 template <typename T>
 struct FactorRow {
   const uint8_t* mask;
   ptrdiff_t batch;
   T yes, no;
 
-  // Of the sequences from b on.
+  // The factors of the sequences from b on.
   Vector<T> operator()(ptrdiff_t b) const {
     if (mask == nullptr) return broadcast(no);
     const Integers<T> marked = widened<T>(mask + b, static_cast<int>(batch - b));
@@ -83,7 +84,7 @@ struct Share {
     return {row, p.batch, factor.yes, factor.no};
   }
 
-  // Dropout of h_{t-1} within the product.
+  // Whether there is dropout of h_{t-1} within the product.
   bool drops_hidden() const { return !p.hidden_factor.is_constant(1); }
 
   T* recurrent_at(ptrdiff_t t) const { return p.recurrent + (p.keep ? t * kGates * H * W : 0); }
@@ -92,22 +93,23 @@ struct Share {
   const T* live_at(ptrdiff_t t) const { return p.live + t * p.mask_stride; }
   const T* counted_at(ptrdiff_t t) const { return p.counted + t * p.mask_stride; }
 
-  // A single sequence has no variance: it takes the statistics of the step before, as constants.
+  // A lone sequence has no variance: it uses the statistics of the previous step as constants.
   bool is_lone(ptrdiff_t t) const {
     return t > 0 && p.count_stride != 0 && p.inverse_count[t] == 1;
   }
 
-  // The gradient of one feature of W_h h_{t-1}. Of a block of steps the last comes first, as the
-  // backward pass meets them: the next step's gradient overwrites what was padding to whole vectors.
+  // The gradient of one feature of W_h h_{t-1}. A block stores its steps in the order of the
+  // backward pass, last step first: each gradient overwrites the vector padding of the one before.
   T* grad_recurrent_at(ptrdiff_t t, ptrdiff_t feature) const {
     const ptrdiff_t steps = steps_a_block(p.batch), row = gradient_row<T>(p.batch);
     return p.grad_recurrent + feature * row + (steps - 1 - t % steps) * p.batch;
   }
 
-  // Two take turns: a fast thread may write the next step's while a slow one reads this one's.
+  // There are two panels: a fast thread may write that of the next step while a slow thread still
+  // reads that of this step.
   T* panel_at(ptrdiff_t t, ptrdiff_t depth) const { return p.panels + t % 2 * depth * W; }
 
-  // h_{t-1} of unit j as the product takes it.
+  // h_{t-1} of unit j as it enters the product, after dropout.
   Vector<T> state_in_product(ptrdiff_t t, ptrdiff_t j, ptrdiff_t b) const {
     const Vector<T> h = load(state_at(t) + j * W + b);
     return drops_hidden() ? h * row_of(p.hidden_factor, t, j)(b) : h;
@@ -122,7 +124,7 @@ struct Share {
         panel_at(t, H), H, W, j, [&](ptrdiff_t b) { return state_in_product(t, j, b); });
   }
 
-  // Of the rows of a group, gate after gate: which feature of 4H.
+  // The feature (of 4H) that a row of a group holds; the rows are ordered by gate.
   ptrdiff_t feature(Range group, ptrdiff_t row) const {
     return row / group.size() * H + group.begin + row % group.size();
   }

@@ -9,11 +9,11 @@
 
 namespace bnrnn {
 
-// A step takes a unit through several parts. They follow one another at once, in the first-level
-// cache, unless a layer's statistics are needed, which all units of all threads contribute to: then
-// each part is done for all units of the thread before the next one (`apart`).
+// A step processes a unit in several parts. Normally they follow one another immediately, so that
+// the unit stays in the first-level cache. Layer normalisation needs statistics over all units of
+// all threads, so the thread then completes each part for all its units before the next (`apart`).
 //
-// kFamily: whether there are layers or noise at all; without, nothing of them is compiled in.
+// kFamily: whether there is layer normalisation or noise; otherwise their code is not compiled in.
 template <typename T, bool kFamily>
 class Step : public Share<T> {
  public:
@@ -36,8 +36,8 @@ class Step : public Share<T> {
     unit_sums.resize((apart ? units.size() : 1) * kUnitSums);
   }
 
-  // The group's rows of W_x x_t into `input`, which stays zero where there are sums: then to where
-  // the product will be added.
+  // Write the group's rows of W_x x_t to `input`. If the sum is normalised, write them to
+  // `recurrent` instead, where the product will be added; `input` stays zero.
   void input_term(ptrdiff_t t, Range group) {
     for (int gate = 0; gate < kGates; ++gate) {
       const ptrdiff_t first = gate * H + group.begin;
@@ -60,7 +60,7 @@ class Step : public Share<T> {
     }
   }
 
-  // Unit j's part of the statistics of a layer's gates.
+  // Unit j's part of the layer statistics of the two terms.
   void forward_parts(ptrdiff_t t, Range group, ptrdiff_t j) {
     T *x[kGates], *h[kGates];
     terms(t, group, j, x, h);
@@ -68,7 +68,7 @@ class Step : public Share<T> {
     if (p.hh.layer) layer_hh.put(j, {h[0], h[1], h[2], h[3]});
   }
 
-  // The gates and c_t of unit j, and the moments of the terms in them.
+  // Compute the gates and c_t of unit j, and the moments of the two terms.
   void forward_cell(ptrdiff_t t, Range group, ptrdiff_t j) {
     Standard<T> of_x[kGates], of_h[kGates];
     T *x[kGates], *h[kGates];
@@ -110,7 +110,7 @@ class Step : public Share<T> {
     }
   }
 
-  // h_t of unit j, and the moments of its cell state.
+  // Compute h_t of unit j, and the moments of its cell state.
   void forward_state(ptrdiff_t t, ptrdiff_t j) {
     const T *c_new = new_cell(t, j), *o = array(j, kOutput), *live = live_at(t);
     Standard<T> of_c[1];
@@ -134,7 +134,7 @@ class Step : public Share<T> {
     put_state(t + 1, j);
   }
 
-  // h_t of the group to the output.
+  // Write h_t of the group to the output.
   void put_output(ptrdiff_t t, Range group) {
     const T* live = live_at(t);
     transpose_out(group.size(), p.batch, W, state_at(t + 1) + group.begin * W,
@@ -144,7 +144,7 @@ class Step : public Share<T> {
               });
   }
 
-  // The group's part of the output's gradient into `grad_out`.
+  // Read the group's part of the output gradient into `grad_out`.
   void get_grad_output(ptrdiff_t t, Range group) {
     if (p.grad_output == nullptr) return;
     transpose_in(group.size(), p.batch, W, grad_out_row(group.begin, group), [&](ptrdiff_t b) {
@@ -152,13 +152,13 @@ class Step : public Share<T> {
     });
   }
 
-  // The gradients of unit j at step t, in the order of the equations at the head of recurrence.cpp;
-  // first back to the normalised cell state.
+  // The gradients of unit j at step t follow the equations at the head of recurrence.cpp. This is
+  // the first part, from h_t to the normalised cell state.
   void backward_state(ptrdiff_t t, Range group, ptrdiff_t j) {
     Standard<T> of_x[kGates], of_h[kGates], of_c[1] = {standard_at(p.c, t, j, H)};
     T *x[kGates], *h[kGates];
-    terms(t, group, j, x, h);  // those of the input are normalised in place
-    // The gates again.
+    terms(t, group, j, x, h);  // the input terms are normalised in place
+    // Recompute the gates.
     for (int gate = 0; gate < kGates; ++gate) {
       if (kFamily && p.ih.layer) layer_ih.normalize(x[gate]);
       of_x[gate] = standard_at(p.ih, t, gate * H + j, kGates * H);
@@ -175,7 +175,7 @@ class Step : public Share<T> {
       }
     }
 
-    // h̃_t = o tanh(y), y = gamma_c c_hat + beta_c, back to y and o.
+    // From h̃_t = o tanh(y), y = gamma_c c_hat + beta_c, to the gradients of y and o.
     const T *c_before = cell_at(t) + j * W, *live = live_at(t);
     const T beta = p.beta_c == nullptr ? 0 : p.beta_c[j];
     T* const around = (drops_hidden() ? p.grad_around : p.grad_state) + j * W;
@@ -199,7 +199,7 @@ class Step : public Share<T> {
           layer ? layer_c.normalized(c, b) : (c - of_c[0].mean) * of_c[0].rstd;
       const Vector<T> squashed = tanh<T>(hat * of_c[0].gamma + beta);
       Vector<T> grad = grad_of_state(j, b);
-      const Vector<T> of_finished = grad;  // a finished sequence hands its gradient on
+      const Vector<T> of_finished = grad;  // a finished sequence passes its gradient on
       if (p.grad_output != nullptr) grad += load(out + b);
       Vector<T> kept = zero<T>();
       if (kFamily) {
@@ -222,8 +222,9 @@ class Step : public Share<T> {
     if (layer) layer_c.put_gradient(j, {dy}, {c_hat}, of_c);
   }
 
-  // c̃_t = f c_{t-1} + i g, back to the gates' arguments. A finished sequence's c_t is c_{t-1}: its
-  // gates get nothing, but where it counts in the statistics its c gets its share of them.
+  // From c̃_t = f c_{t-1} + i g to the gradients of the gates' arguments. In a finished sequence
+  // c_t is c_{t-1}, so its gates have no gradient; but if it counts in the statistics, its c has
+  // the gradient that comes through them.
   void backward_cell(ptrdiff_t t, Range group, ptrdiff_t j) {
     const Standard<T> of_c = standard_at(p.c, t, j, H);
     const T *c_before = cell_at(t) + j * W, *live = live_at(t), *counted = counted_at(t);
@@ -290,7 +291,7 @@ class Step : public Share<T> {
     if (kFamily && p.hh.layer) layer_hh.put_gradient(j, {dz[0], dz[1], dz[2], dz[3]}, h, of_h);
   }
 
-  // z = BN(W_x x_t) + BN(W_h h_{t-1}) + b, back to the two products.
+  // From z = BN(W_x x_t) + BN(W_h h_{t-1}) + b to the gradients of the two products.
   void backward_terms(ptrdiff_t t, Range group, ptrdiff_t j) {
     const T inverse = inverse_count(t), *counted = counted_at(t), *sums = sums_of(j);
     const bool layer_x = kFamily && p.ih.layer, layer_h = kFamily && p.hh.layer, is_sum = p.sums;
@@ -324,7 +325,7 @@ class Step : public Share<T> {
     }
   }
 
-  // After the product: the gradient of h_{t-1} as a whole, where dropout has yet to be applied.
+  // After the last product: apply the dropout to obtain the complete gradient of h_{t-1}.
   void complete_grad_state() {
     if (!drops_hidden()) return;
     for (ptrdiff_t j = units.begin; j < units.end; ++j) {
@@ -334,7 +335,7 @@ class Step : public Share<T> {
     }
   }
 
-  // The gradient of W_x x_t, in `grad_input`, or that of the sum, to where it is wanted.
+  // Add the gradient of W_x x_t, or of the sum, from `grad_input` to the requested result.
   void put_grad_input(ptrdiff_t t, Range group) {
     for (int gate = 0; gate < kGates; ++gate) {
       const ptrdiff_t first = gate * H + group.begin;
@@ -366,7 +367,7 @@ class Step : public Share<T> {
     }
   }
 
-  // Dropout of h_{t-1} within the product.
+  // Whether there is dropout of h_{t-1} within the product.
   bool drops_hidden() const { return kFamily && Share<T>::drops_hidden(); }
 
   const bool apart;
@@ -374,10 +375,10 @@ class Step : public Share<T> {
   LayerNorm<T, 1> layer_c;
 
  private:
-  // Rows (W,) of a unit between the parts of a step; the gates come first.
+  // The rows (W,) that a unit keeps between the parts of a step; the gates come first.
   enum { kOfZ = kGates, kHiddenHat = kOfZ + kGates, kOfY = kHiddenHat + kGates, kCellHat,
          kNewCell = kOfY, kUnitArrays = kCellHat + 1 };
-  // Its sums over the batch: of the cell, then of the arguments of its gates.
+  // A unit's sums over the batch: first those of the cell, later those of its gates' arguments.
   static constexpr int kUnitSums = 3 * kGates;
 
   T* array(ptrdiff_t j, int i) {
@@ -388,7 +389,7 @@ class Step : public Share<T> {
     return unit_sums.data() + (apart ? (j - units.begin) * kUnitSums : 0);
   }
 
-  // Of the units at hand, from which they are counted.
+  // The index of unit j among the units held: those of the thread if `apart`, else of the group.
   ptrdiff_t row(ptrdiff_t j, Range group) const { return j - (apart ? units.begin : group.begin); }
 
   T* input_row(std::vector<T>& of, int gate, ptrdiff_t j, Range group) {
@@ -397,7 +398,7 @@ class Step : public Share<T> {
 
   T* grad_out_row(ptrdiff_t j, Range group) { return grad_out.data() + row(j, group) * W; }
 
-  // The rows of the two terms of unit j, one a gate.
+  // The rows of the two terms of unit j, one per gate.
   void terms(ptrdiff_t t, Range group, ptrdiff_t j, T* (&x)[kGates], T* (&h)[kGates]) {
     for (int gate = 0; gate < kGates; ++gate) {
       x[gate] = input_row(input, gate, j, group);
@@ -405,12 +406,13 @@ class Step : public Share<T> {
     }
   }
 
-  // c̃_t, which is c_t itself without zoneout.
+  // The row of c̃_t; without zoneout it is that of c_t.
   T* new_cell(ptrdiff_t t, ptrdiff_t j) {
     return !kFamily || p.hold_cell.is_constant(0) ? cell_at(t + 1) + j * W : array(j, kNewCell);
   }
 
-  // Of the hidden state between two steps, from all that came after. The mask is that of all steps.
+  // The gradient of the hidden state between two steps, from all later steps. One mask serves all
+  // steps.
   Vector<T> grad_of_state(ptrdiff_t j, ptrdiff_t b) const {
     const Vector<T> grad = load(p.grad_state + j * W + b);
     if (!drops_hidden()) return grad;
@@ -419,15 +421,15 @@ class Step : public Share<T> {
 
   T inverse_count(ptrdiff_t t) const { return is_lone(t) ? 0 : p.inverse_count[t * p.count_stride]; }
 
-  // Row (t, b) of the input term, if it need not be computed from few features.
+  // Row (t, b) of the input term; not for a narrow input, whose term is not stored.
   const T* term_row(ptrdiff_t t, ptrdiff_t b) const {
     const ptrdiff_t i = t * p.batch + b;
     return p.index != nullptr ? p.columns + p.index[i] * kGates * H : p.term + i * kGates * H;
   }
 
-  // Mean and variance of the rows y (W,) of unit j, one a gate or the cell's alone, over the counted
-  // sequences, if it is this pass that computes them. All rows in one loop: the sum of one alone
-  // would wait for each addition.
+  // Mean and variance of the rows y (W,) of unit j (one per gate, or one for the cell) over the
+  // counted sequences, if this pass computes statistics. One loop handles all rows, because a
+  // single sum would be limited by the latency of its additions.
   template <int N>
   void standardize(const Slot<T>& slot, ptrdiff_t t, ptrdiff_t j, ptrdiff_t features,
                    const T* const (&y)[N], Standard<T> (&to)[N]) const {
@@ -461,10 +463,11 @@ class Step : public Share<T> {
     for (int n = 0; n < N; ++n) to[n] = standard_at(slot, t, n * H + j, features);
   }
 
-  const ptrdiff_t at_hand;           // units: those of the group, or all of the thread
+  const ptrdiff_t at_hand;           // number of units held: of the group, or of the thread
   std::vector<T> input, grad_input;  // [gate][unit][W]
   std::vector<T> grad_out;           // [unit][W]
-  // kUnitArrays of (W,) and kUnitSums, of the unit at hand or, if `apart`, of all of the thread.
+  // kUnitArrays rows (W,) and kUnitSums sums, for the current unit or, if `apart`, for all units of
+  // the thread.
   std::vector<T> unit, unit_sums;
 };
 

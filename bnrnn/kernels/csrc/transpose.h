@@ -1,4 +1,4 @@
-// Between batch-major arrays, as PyTorch has them, and the kernel's feature-major ones.
+// Conversion between PyTorch's batch-major arrays and the kernel's feature-major arrays.
 #pragma once
 
 #include <algorithm>
@@ -7,8 +7,8 @@
 
 namespace bnrnn {
 
-// to[u][b] = from(b)[u] for `count` units and B of W columns, zero beyond: batch-major to
-// feature-major.
+// Batch-major to feature-major: to[u][b] = from(b)[u] for `count` units and b < B; zero in the
+// other columns up to W.
 template <typename T, typename From>
 void transpose_in(ptrdiff_t count, ptrdiff_t batch, ptrdiff_t width, T* to, From&& from) {
   constexpr int lanes = kLanes<T>;
@@ -25,7 +25,8 @@ void transpose_in(ptrdiff_t count, ptrdiff_t batch, ptrdiff_t width, T* to, From
   }
 }
 
-// visit(b, u0, count, vector): the other way, vectors of the units of one sequence.
+// Feature-major to batch-major: visit(b, u0, count, vector) gets vectors of the units of one
+// sequence.
 template <typename T, typename Visit>
 void transpose_out(
     ptrdiff_t count, ptrdiff_t batch, ptrdiff_t width, const T* from, Visit&& visit) {

@@ -1,5 +1,5 @@
-// Vectors of the machine's width, in the compilers' own vector types: no intrinsics but for masked
-// loads and stores, so that one text serves AVX-512, AVX2 and everything else.
+// Vectors of the machine's width, as the compilers' own vector types. Only masked loads and stores
+// use intrinsics, so one source serves AVX-512, AVX2 and all other machines.
 #pragma once
 
 #include <cmath>
@@ -34,7 +34,7 @@ struct Types<float> {
   typedef uint8_t Bytes __attribute__((vector_size(kVectorBytes / 4)));
   static constexpr int mantissa_bits = 23, exponent_bias = 127;
   static constexpr float max_exponent = 87.0f;
-  // Adding it rounds to an integer and leaves that integer in the low bits.
+  // Adding it rounds to an integer, which is then in the low bits.
   static constexpr float rounder = 12582912.0f;  // 1.5 * 2^23
   static constexpr float ln2_high = 0.693359375f, ln2_low = -2.12194440054690583e-4f;
   static constexpr int taylor_degree = 8;
@@ -70,7 +70,7 @@ BNRNN_INLINE void store(T* p, Vector<T> v) {
   *reinterpret_cast<typename Types<T>::Unaligned*>(p) = v;
 }
 
-// The first `count` lanes; the others are zero, and not read.
+// Load the first `count` lanes. The others are zero; their memory is not read.
 template <typename T>
 BNRNN_INLINE Vector<T> load_first(const T* p, int count) {
   if (count >= kLanes<T>) return load(p);
@@ -87,7 +87,7 @@ BNRNN_INLINE Vector<T> load_first(const T* p, int count) {
 #endif
 }
 
-// The first `count` lanes; what lies beyond is not touched.
+// Store the first `count` lanes; memory beyond them is not written.
 template <typename T>
 BNRNN_INLINE void store_first(T* p, Vector<T> v, int count) {
   if (count >= kLanes<T>) return store(p, v);
@@ -114,7 +114,8 @@ BNRNN_INLINE Vector<T> broadcast(T x) {
   return x - zero<T>();  // exact, even of -0
 }
 
-// The first `count` bytes as integers of a lane's width; the others are zero, and not read.
+// Load the first `count` bytes as integers of a lane's width. The others are zero; their memory is
+// not read.
 template <typename T>
 BNRNN_INLINE Integers<T> widened(const uint8_t* p, int count) {
   typename Types<T>::Bytes bytes = {};
@@ -126,7 +127,7 @@ BNRNN_INLINE Integers<T> widened(const uint8_t* p, int count) {
   return __builtin_convertvector(bytes, Integers<T>);
 }
 
-// Halves added to halves, always in the same order.
+// The sum of the lanes, adding halves to halves in a fixed order.
 template <typename T>
 BNRNN_INLINE T sum(Vector<T> v) {
   T lanes[kLanes<T>];
@@ -138,7 +139,7 @@ BNRNN_INLINE T sum(Vector<T> v) {
   return lanes[0];
 }
 
-// exp(x) - 1, to the last bit or two also near zero; x is cut off where exp would overflow.
+// exp(x) - 1, accurate to the last bit or two even near zero; x is clamped to avoid overflow.
 template <typename T>
 BNRNN_INLINE Vector<T> exp_minus_1(Vector<T> x) {
   using Of = Types<T>;
@@ -148,7 +149,7 @@ BNRNN_INLINE Vector<T> exp_minus_1(Vector<T> x) {
   const Vector<T> rounded = x * static_cast<T>(1.4426950408889634) + Of::rounder;
   const Vector<T> n = rounded - Of::rounder;
   const Vector<T> r = x - n * Of::ln2_high - n * Of::ln2_low;  // |r| <= ln(2) / 2
-  // Taylor's series of exp(r) - 1, from the last term.
+  // The Taylor series of exp(r) - 1, starting from its last term.
   Vector<T> series = zero<T>();
   T factorial = 1;
   for (int k = 2; k <= Of::taylor_degree; ++k) factorial *= static_cast<T>(k);
@@ -171,7 +172,7 @@ BNRNN_INLINE Vector<T> sigmoid(Vector<T> x) {
 
 template <typename T>
 BNRNN_INLINE Vector<T> tanh(Vector<T> x) {
-  // Beyond 20 tanh is 1 in either type; the square of exp must not overflow.
+  // tanh is 1 beyond 20 in both types; the square of exp must not overflow.
   const Vector<T> most = broadcast<T>(20);
   x = x > most ? most : x;
   x = x < -most ? -most : x;
@@ -181,7 +182,7 @@ BNRNN_INLINE Vector<T> tanh(Vector<T> x) {
 
 template <typename T, int kStride>
 BNRNN_INLINE void interleave(Vector<T>& a, Vector<T>& b) {
-  // Swap the blocks of kStride lanes that a 2 x 2 transpose of blocks swaps.
+  // Swap blocks of kStride lanes, as a transpose of 2 x 2 blocks does.
   constexpr int n = kLanes<T>;
   Integers<T> low, high;
 #pragma GCC unroll 16

@@ -1,5 +1,5 @@
-// The gradient of W_h: the sum over t of (gradient of W_h h_{t-1}) h_{t-1}^T, with h_{t-1} as it was
-// in the product, after dropout.
+// The gradient of W_h: the sum over t of (gradient of W_h h_{t-1}) h_{t-1}^T, where h_{t-1} is that
+// of the product, after dropout.
 #pragma once
 
 #include <vector>
@@ -8,7 +8,8 @@
 
 namespace bnrnn {
 
-// The rows of the thread's units, a block of steps at a time, while their gradients are in the cache.
+// Computes the rows of the thread's units, one block of steps at a time, while their gradients are
+// in the cache.
 template <typename T>
 class WeightGradient {
  public:
@@ -20,13 +21,13 @@ class WeightGradient {
         width(p.grad_weight_columns),
         states(steps_a_block(p.batch) * p.batch * width) {}
 
-  // What step t, the first of its block, completes.
+  // Add a block of steps once step t, its first, is done; otherwise do nothing.
   void add(ptrdiff_t t) {
     const ptrdiff_t most = steps_a_block(p.batch);
     if (t % most != 0) return;
     const Range steps = {t, std::min(t + most, p.steps)};
     transpose_states(steps);
-    constexpr ptrdiff_t kRows = 60;  // whole tiles, whose part of the operands stays in the cache
+    constexpr ptrdiff_t kRows = 60;  // whole tiles whose operands stay in the cache
     for (int gate = 0; gate < kGates; ++gate) {
       const Range features = {gate * H + share.units.begin, gate * H + share.units.end};
       for (ptrdiff_t r = features.begin; r < features.end; r += kRows) {
@@ -55,7 +56,7 @@ class WeightGradient {
     });
   }
 
-  // h_{t-1} as the right operand: [chunk of columns][t, the last one first, and b][unit]; zero
+  // Store h_{t-1} as the right operand: [chunk of columns][t, last step first][b][unit]; zero
   // beyond H.
   void transpose_states(Range steps) {
     constexpr int lanes = kLanes<T>;

@@ -1,21 +1,24 @@
-"""The recurrence on CUDA devices: kernels in Triton for what is serial, PyTorch for the rest.
+"""The recurrence on CUDA devices: Triton kernels for the serial part, PyTorch for the rest.
 
-Equal to `bnrnn.kernels.reference` to rounding, and to itself bit for bit on one GPU model with one
-version of torch and of triton: sums have a fixed order, and tiles are chosen by size. The kernels
-take BN(W_x x_t) + b for all t and do the rest of each step, see `steps.py`. Two ways:
+It equals `bnrnn.kernels.reference` up to rounding. Its results are reproducible bit for bit on one
+GPU model with one version of torch and triton, because sums have a fixed order and tiles depend
+only on sizes. PyTorch computes BN(W_x x_t) + b for all t; the kernels do the rest of each step, see
+`steps.py`. They run in one of two ways:
 
-    persistent: one launch for all steps, with the product W_h h_{t-1} and a barrier over the GPU in
-        it. For a small H, where launches would cost most of the time.
-    alternating: the product by cuBLAS, then one kernel, for each step. For a large H.
+    persistent: one launch runs all steps, including the product W_h h_{t-1}, with a barrier over
+        the GPU after each step. It is for small H, where launches would take most of the time.
+    alternating: at each step cuBLAS computes the product, then a kernel does the rest. It is for
+        large H.
 
-("stepwise", the persistent kernel launched once a step, is for tests.) In float32, products use
-TF32 where torch's matrix products do (`torch.backends.cuda.matmul`), of factors that are rounded to
-the nearest, as cuBLAS rounds them; in bfloat16, statistics, sums
-and the cell state are float32. Saved for the backward pass, in elements: 8 T B H, the normalised
-W_h h_{t-1} and the normalised W_x x_t, and 2 (T + 1) B H states; PyTorch keeps another 4 T B H
-where W_x x_t is normalised.
+(A third way, "stepwise", launches the persistent kernel once per step. It is for tests.)
 
-triton itself is imported only here, when a CUDA device is first used.
+In float32, products use TF32 where torch's matrix products do (`torch.backends.cuda.matmul`), with
+factors rounded to nearest, as cuBLAS does. In bfloat16, statistics, sums and the cell state are in
+float32. The forward pass saves 8 T B H elements (the normalised W_h h_{t-1} and the normalised
+W_x x_t) and 2 (T + 1) B H elements of states. If W_x x_t is normalised, PyTorch keeps another
+4 T B H.
+
+triton itself is imported only when a CUDA device is first used.
 """
 
 import functools
@@ -41,7 +44,7 @@ from bnrnn.kernels.triton.layout import by_gate, interleaved
 
 DTYPES = (torch.float32, torch.bfloat16)
 CAPABILITY = (8, 0)
-VERSION = (3, 6)  # of triton
+VERSION = (3, 6)  # of triton, the oldest supported
 
 _logged: set[str] = set()
 
@@ -62,9 +65,9 @@ def recurrence(
     """See `bnrnn.kernels.interface.Recurrence`.
 
     Args:
-        way: one of `plan.WAYS`; None: by the size of the problem.
+        way: one of `plan.WAYS`; None: the size of the problem decides.
 
-    Batches beyond `plan.MAX_BATCH`, and what the kernels do not have, run on the reference.
+    The reference runs batches larger than `plan.MAX_BATCH` and features the kernels do not have.
     """
     (steps, batch), hidden = input.shape[:2], weights.weight_hh.shape[1]
     missing = _missing(normalization, not noise.is_silent)
@@ -157,7 +160,7 @@ def _unavailability(device: int) -> str | None:
 
 
 def _log(reason: str) -> None:
-    """Once for each reason."""
+    """Log each reason once."""
     if reason not in _logged and not torch.compiler.is_compiling():
         _logged.add(reason)
         logging.getLogger(__name__).warning(
@@ -183,7 +186,7 @@ def _normalized_input(
         else:
             mean, var = _mean_and_variance(term, (1,), counted)
             if counted is not None:
-                # The last step with two sequences stands for those after it, as a constant.
+                # Later steps take the last step with two sequences as constants.
                 last = ((counted.sum(1) > 1).sum() - 1).clamp(min=0)
                 alone, source = (steps > last)[:, None, None], steps.minimum(last)
                 mean = torch.where(alone, mean.detach()[source], mean)
@@ -199,7 +202,7 @@ def _normalized_input(
 def _mean_and_variance(
     y: Tensor, dims: tuple[int, ...], rows: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Over those of `dims` that `rows` (T, B, 1) mark; None: all."""
+    """Mean and biased variance over `dims`, of the rows that `rows` (T, B, 1) marks; None: all."""
     if rows is None:
         var, mean = torch.var_mean(y, dims, correction=0, keepdim=True)
         return mean, var
@@ -210,7 +213,7 @@ def _mean_and_variance(
 
 
 def _with_units_first(w: Weights) -> Weights:
-    """The 4H features as the kernels have them: those of a unit together, not those of a gate."""
+    """The weights with their 4H features in the order of the kernels: see `interleaved`."""
 
     def move(value: Tensor | None) -> Tensor | None:
         return None if value is None else interleaved(value, 0)

@@ -1,4 +1,4 @@
-"""The steps as PyTorch operators: what they allocate, launch and save, and their gradient."""
+"""The Triton kernels as PyTorch operators: allocation, launches, saved tensors and gradients."""
 
 import contextlib
 from collections.abc import Callable, Sequence
@@ -17,11 +17,11 @@ from bnrnn.kernels.triton.layout import by_gate
 
 INTERPRETED: bool = triton.knobs.runtime.interpret  # pyright: ignore  # on the CPU, for tests
 
-_TENSORS, _DIFFERENTIABLE = 12, 7  # so many of the arguments, from the first on
+_TENSORS, _DIFFERENTIABLE = 12, 7  # how many leading arguments are tensors, and have gradients
 
 
 def _operator(implementation: Callable[..., Any]) -> Any:
-    # torch.library.custom_op does the same, and imports the compiler, which takes seconds.
+    # torch.library.custom_op does the same but imports the compiler, which takes seconds.
     name = f"bnrnn_triton::{implementation.__name__}"
     torch.library.define(name, torch.library.infer_schema(implementation, mutates_args=()))
     torch.library.impl(name, "default", implementation)
@@ -35,17 +35,18 @@ def forward(
     mean_c: Tensor | None, var_c: Tensor | None, lengths: Tensor | None, count_padding: bool,
     eps: float, keep: bool, way: str,
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor], list[Tensor]]:  # fmt: skip
-    """All steps of a layer; the 4H features are those of `bnrnn.kernels.triton.layout.interleaved`.
+    """All steps of a layer; the 4H features are ordered as by `layout.interleaved`.
 
     Args:
         x: (T, B, 4H), BN(W_x x_t) + b.
-        mean_hh, var_hh, mean_c, var_c: (rows, features), to normalise by; None: the batch's own.
+        mean_hh, var_hh, mean_c, var_c: (rows, features), the statistics to normalise by; None:
+            batch statistics.
         keep: save what `backward` needs.
 
     Returns:
-        output (T, B, H); h_n and c_n (B, H); mean and variance of each normalised term, if they are
-        the batch's; what is saved: states, cells, normalised recurrent terms and the moments in
-        the dtype of sums.
+        output (T, B, H); h_n and c_n (B, H); mean and variance of each term normalised by batch
+        statistics; the saved tensors: states, cells, normalised recurrent terms, and the moments in
+        the accumulation dtype.
     """
     length, batch, hidden = len(x), x.shape[1], weight_hh.shape[1]
     given = mean_hh is not None or mean_c is not None
@@ -81,7 +82,7 @@ def forward(
     h_n = _last_states(output, h_0, lengths)
     c_n = cells[length if keep else length % 2].to(x.dtype, copy=True)
     own = [] if given else [m for m in moments if m is not None]
-    # The results are the caller's, who may overwrite them.
+    # Return copies: the caller may overwrite the results.
     saved = [states, cells, hats, *own] if keep else []
     return output, h_n, c_n, [m.to(x.dtype, copy=True) for m in own], saved
 
@@ -115,11 +116,11 @@ def backward(
     count_padding: bool, eps: float, given: bool, way: str, states: Tensor, cells: Tensor,
     hats: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """The gradients of x, h_0, c_0, weight_hh, gamma_hh, gamma_c, beta_c; empty where it is None.
+    """The gradients of x, h_0, c_0, weight_hh, gamma_hh, gamma_c, beta_c; empty for a None.
 
     Args:
-        states, cells, hats: as saved.
-        given: whether the moments are constants, or the batch's own.
+        states, cells, hats: as saved by `forward`.
+        given: whether the moments are constants rather than batch statistics.
     """
     length, batch, hidden = len(x), x.shape[1], weight_hh.shape[1]
     tiles, acc, width = plan.tiles(way, batch, hidden), _acc(x.dtype), states.shape[2]
@@ -133,7 +134,7 @@ def backward(
     )  # fmt: skip
     grad_x, grad_a = torch.empty_like(x), x.new_zeros(length, batch, 4 * width)
     rounded = _to_tf32 if constants["ROUND"] else _unchanged
-    # Padded by nothing, it would keep the strides of the transposed view.
+    # If the padding is empty, pad returns the transposed view with its strides.
     weight = rounded(F.pad(weight_hh.t(), (0, 4 * (width - hidden))).contiguous())
     product = x.new_zeros(batch, hidden, dtype=acc)
     of_gamma_hh, of_gamma_c, of_beta_c = parts = [
@@ -154,7 +155,7 @@ def backward(
         batch=batch, hidden=hidden, width=width, **_rows(length, var_hh, var_c),
         GRAD_OUTPUT=grad_output is not None, **constants,
     )  # fmt: skip
-    # What no step waits for.
+    # The rest does not depend on the order of the steps.
     grad_weight = grad_a.view(-1, 4 * width).t() @ states[:-1].view(-1, width)
     through = x.new_empty(batch, hidden, dtype=acc)
     _multiply(grad_a[0], weight.t(), through)
@@ -184,7 +185,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 
 def _gradients(ctx: Any, *grads: Any) -> Any:
-    grads = grads[:3]  # of output, h_n and c_n; the rest is no part of any loss
+    grads = grads[:3]  # of output, h_n and c_n; a loss cannot depend on the other results
     kept = ctx.saved_tensors
     layer, (states, cells, hats, *own) = kept[:_TENSORS], kept[_TENSORS:]
     x, _, _, weight_hh, gamma_hh, gamma_c, beta_c, *given, lengths = layer
@@ -211,7 +212,10 @@ torch.library.register_autograd("bnrnn_triton::forward", _gradients, setup_conte
 def _gradients_by_reference(
     grads: Sequence[Tensor | None], layer: Sequence[Any], ctx: Any, needed: Sequence[bool]
 ) -> list[Tensor | None]:
-    """By a graph that can be differentiated again: of a layer with W_x = I and an empty slot."""
+    """The gradients from the reference kernel's graph, which can be differentiated again.
+
+    The layer has W_x = I and no normalisation of the input term.
+    """
     aliases: list[Any] = [None if t is None else t.view_as(t) for t in layer]
     x, h_0, c_0, weight_hh, gamma_hh, gamma_c, beta_c, *given, lengths = aliases
     identity = torch.eye(x.shape[2], dtype=x.dtype, device=x.device)
@@ -241,7 +245,7 @@ def _gradients_by_reference(
 
 
 def _acc(dtype: torch.dtype) -> torch.dtype:
-    """Of statistics, sums and the cell state."""
+    """The dtype of statistics, sums and the cell state."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
@@ -261,9 +265,9 @@ def _constants(
         "BETA_C": beta_c is not None, "LENGTHS": lengths is not None,
         "COUNT_PADDING": count_padding, "PERSISTENT": way == "persistent",
         "PRODUCT": way != "alternating", "PRECISION": "tf32" if tf32 else "ieee",
-        "ROUND": tf32 and way != "alternating",  # cuBLAS rounds for itself
+        "ROUND": tf32 and way != "alternating",  # cuBLAS rounds by itself
         "ACC": tl.float64 if x.dtype == torch.float64 else tl.float32,
-        "WIDEN": INTERPRETED and x.dtype == torch.bfloat16,  # it multiplies bit patterns
+        "WIDEN": INTERPRETED and x.dtype == torch.bfloat16,  # it would multiply bit patterns
         "BLOCK_B": tiles.block_b, "BLOCK_U": tiles.block_u, "BLOCK_K": tiles.block_k,
     }  # fmt: skip
 
@@ -278,7 +282,7 @@ def _to_tf32(x: Tensor) -> Tensor:
 
 
 def _last_states(output: Tensor, h_0: Tensor, lengths: Tensor | None) -> Tensor:
-    """h_n (B, H). The states that the kernel keeps are factors of products: they may be rounded."""
+    """h_n (B, H), from the output: the kernel's states are factors of products, maybe rounded."""
     if lengths is None:
         return output[-1].clone()
     last = (lengths - 1).clamp(min=0)[None, :, None].expand(1, *h_0.shape)
@@ -286,7 +290,7 @@ def _last_states(output: Tensor, h_0: Tensor, lengths: Tensor | None) -> Tensor:
 
 
 def _rows(length: int, of_hh: Tensor | None, of_c: Tensor | None) -> dict[str, int]:
-    """How many rows of moments there are."""
+    """The number of rows of moments, as kernel arguments."""
     return {
         "rows_hh": length if of_hh is None else len(of_hh),
         "rows_c": length if of_c is None else len(of_c),
@@ -294,7 +298,7 @@ def _rows(length: int, of_hh: Tensor | None, of_c: Tensor | None) -> dict[str, i
 
 
 def _multiply(a: Tensor, b: Tensor, out: Tensor) -> None:
-    """out = a b, not rounded to bfloat16."""
+    """out = a b, without rounding the result to bfloat16."""
     if a.dtype == out.dtype:
         torch.mm(a, b, out=out)
     elif a.is_cuda:
@@ -307,10 +311,10 @@ def _launch(
     kernel: Any, way: str, tiles: plan.Tiles, order: range, multiply: Callable[[int], None],
     **arguments: Any,
 ) -> None:  # fmt: skip
-    """Run the steps in `order`, by one launch or one each."""
+    """Run the steps in `order`, in one launch or in one launch each."""
     device = arguments["x"].device
     grid = (plan.programs(way, -(-arguments["hidden"] // tiles.block_u), device),)
-    # An argument that no instruction reads must be a pointer all the same.
+    # Unused arguments must be pointers too.
     counter = torch.zeros(1, dtype=torch.int32, device=device)
     arguments = {name: counter if value is None else value for name, value in arguments.items()}
     arguments["counter"] = counter

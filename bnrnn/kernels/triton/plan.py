@@ -1,24 +1,24 @@
-"""How a problem is cut into programs: a function of its size, and nothing that is measured.
+"""How a problem is divided into programs. This depends only on its size, never on a measurement.
 
-A resumed run must take the same tiles, for other tiles add up in another order.
+A resumed run must use the same tiles, because different tiles sum in a different order.
 """
 
 from typing import NamedTuple
 
 import torch
 
-MAX_BATCH = 512  # one program holds the whole batch
-# Up to here a persistent launch is the faster one, on an H200: results/bench/gpu-nvidia-h200.md.
+MAX_BATCH = 512  # because one program holds the whole batch
+# Up to this H a persistent launch is faster, on an H200: results/bench/gpu-nvidia-h200.md.
 PERSISTENT_HIDDEN = {"ieee": 700, "tf32": 1400, "bfloat16": 1400}
 WAYS = ("persistent", "alternating", "stepwise")
 
 
 class Tiles(NamedTuple):
     block_b: int  # the batch, rounded up
-    block_u: int  # hidden units of a block
-    block_k: int  # depth of a step of the product
+    block_u: int  # hidden units per block
+    block_k: int  # depth of one step of the product
     num_warps: int
-    num_stages: int  # of the product's loads that are in flight
+    num_stages: int  # pipeline stages of the product's loads
 
 
 def products(dtype: torch.dtype) -> str:
@@ -33,25 +33,25 @@ products._dynamo_marked_constant = True  # pyright: ignore (torch.compile cannot
 
 
 def way(hidden: int, products: str) -> str:
-    """The way of a problem of this size."""
+    """The faster way for a problem of this size."""
     return "persistent" if hidden <= PERSISTENT_HIDDEN[products] else "alternating"
 
 
 def tiles(way: str, batch: int, hidden: int) -> Tiles:
-    """Registers and spills of each are in `tests/test_triton_compiles.py`."""
+    """`tests/test_triton_compiles.py` lists the registers and spills of each choice."""
     block_b = max(16, _power_of_two(batch))
     if way == "alternating":
         block_u = 8 if hidden >= 512 and block_b <= 128 else 4
         return Tiles(block_b, block_u, 32, max(4, block_b * block_u // 128), 1)
     block_u = 4 if hidden <= 400 or block_b > 128 else 8 if hidden <= 1000 else 16
-    # Stages of (block_b + 4 block_u) x block_k numbers stay below the 99 KB of shared memory that
-    # the smallest of these GPUs have.
+    # All stages, of (block_b + 4 block_u) x block_k numbers each, must fit into 99 KB, the shared
+    # memory of the smallest supported GPUs.
     return Tiles(block_b, block_u, 32 if block_b <= 256 else 16, max(4, block_b * block_u // 128),
                  3 if block_b <= 128 else 2)  # fmt: skip
 
 
 def programs(way: str, blocks: int, device: torch.device) -> int:
-    """Of a launch: those of a persistent one must all be resident, one on a multiprocessor."""
+    """The number of programs in a launch; persistent ones must all be resident, one per SM."""
     if way != "persistent":
         return blocks
     return min(blocks, torch.cuda.get_device_properties(device).multi_processor_count)

@@ -1,38 +1,40 @@
 """The time steps as two Triton kernels, forward and backward.
 
-A block is BLOCK_U hidden units with their four gates and the whole batch, so that batch statistics
-are sums within one program; a program runs one block or several in turn. Between two steps, only
-h_t passes from program to program (forward), or the gradient of W_h h_{t-1} (backward).
+A block is BLOCK_U hidden units with their four gates and the whole batch, so batch statistics are
+sums within one program. A program runs one or more blocks, one after the other. Between two steps,
+programs exchange only h_t (forward) or the gradient of W_h h_{t-1} (backward).
 
-The constants say how it runs:
+These constants select how the kernels run:
 
     PERSISTENT: one launch covers all steps, with a barrier over the grid after each. All programs
-        must be resident at once, which launch_cooperative_grid=True ensures. Otherwise the end of a
-        launch is the barrier, and a launch covers one step.
+        must be resident at once, which launch_cooperative_grid=True ensures. Otherwise a launch
+        covers one step, and its end is the barrier.
     PRODUCT: the kernel multiplies by W_h itself. Otherwise the caller does, before each launch.
 
-Feature 4 u + gate of the 4H is gate `gate` of unit u, also in the rows of W_h: a block's features
-are contiguous, and (B, 4 BLOCK_U), reshaped to (B, BLOCK_U, 2, 2) and split twice, gives its gates.
+Feature 4 u + gate, of the 4H features, is gate `gate` of unit u; the rows of W_h have the same
+order. A block's features are therefore contiguous: reshaping (B, 4 BLOCK_U) to (B, BLOCK_U, 2, 2)
+and splitting it twice gives the gates.
 
-With y_hat the normalised y of any slot, n the rows that count, and d for a gradient:
+The gradients, with y_hat the normalised y of a slot, n the number of rows that count, and d for a
+gradient, are
 
     dγ = Σ_b dy y_hat        dβ = Σ_b dy
     d(y before BN) = γ / sqrt(var + ε) (dy − (dβ + y_hat dγ) / n)
 """
 
-# ruff: noqa: N803  (constants are in capitals, as in all of Triton)
+# ruff: noqa: N803  (constants are in capitals, by Triton's convention)
 # pyright: basic, reportAttributeAccessIssue=false
 
 import triton
 import triton.language as tl
 
-NONE, BATCH, GIVEN = 0, 1, 2  # what a slot is normalised by: NORM_HH and NORM_C
+NONE, BATCH, GIVEN = 0, 1, 2  # values of NORM_HH and NORM_C: the statistics a slot uses
 
 
 @triton.jit
 def grid_barrier(counter, target):
-    """Wait until all programs together have been here `target` times."""
-    tl.debug_barrier()  # what all threads stored, before one of them reports it
+    """Wait until the programs have arrived here `target` times in total."""
+    tl.debug_barrier()  # all threads of this program must have stored their results
     tl.atomic_add(counter, 1, sem="release", scope="gpu")
     while tl.atomic_add(counter, 0, sem="acquire", scope="gpu") < target:
         pass
@@ -41,17 +43,17 @@ def grid_barrier(counter, target):
 
 @triton.jit
 def _tanh(x):
-    # There is no tanh in the language; this one is exact where it saturates.
+    # Triton has no tanh; this one is exact where it saturates.
     return 2 * tl.sigmoid(2 * x) - 1
 
 
 @triton.jit
 def _to_tf32(x):
-    """The nearest number with 10 bits of fraction: tensor cores would cut the others off, and a
-    product of cut factors is always too small."""
+    """Round to the nearest number with 10 fraction bits. Tensor cores would truncate instead, and
+    products of truncated factors are biased towards zero."""
     bits = x.to(tl.int32, bitcast=True)
     rounded = ((bits + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
-    return tl.where(x == x, rounded, x)  # not NaN, whose bits would overflow
+    return tl.where(x == x, rounded, x)  # leave NaN alone: its bits would overflow
 
 
 @triton.jit
@@ -69,9 +71,9 @@ def _join_gates(i, f, g, o, BLOCK_B: tl.constexpr, BLOCK_U: tl.constexpr):
 
 @triton.jit
 def _moments(y, counted, n, alone, mean_rows, var_rows, at, before, mask, UNEVEN: tl.constexpr):
-    """Mean and biased variance of the columns of y, over the rows that count; stored at `at`.
+    """Compute mean and biased variance of the columns of y over the counted rows; store at `at`.
 
-    If `alone`, which only UNEVEN batches can be, those of the step before, stored at `before`.
+    If `alone` (possible only if UNEVEN), reuse those of the previous step, stored at `before`.
     """
     mean = tl.sum(tl.where(counted, y, 0.0), 0) / n
     off = tl.where(counted, y - mean[None, :], 0.0)
@@ -89,17 +91,18 @@ def forward_steps(
     x,  # (T, B, 4H): BN(W_x x_t) + b
     weight_hh,  # (4H, WIDTH): WIDTH is H rounded up to whole BLOCK_K, zeros beyond H
     product,  # (B, 4H): W_h h_{t-1} if not PRODUCT
-    # h_{-1}, h_0 ..., as factors: (T + 1, B, WIDTH) if keep, else (2, B, WIDTH); zeros beyond H
+    # h_{-1}, h_0 ... as the product takes them: (T + 1, B, WIDTH) if keep, else (2, B, WIDTH);
+    # zeros beyond H
     states,
     cells,  # c_{-1}, c_0 ...: (T + 1, B, H) if keep, else (2, B, H)
     output,  # (T, B, H)
-    # W_h h_{t-1}, normalised but not scaled: (T, B, 4H) if keep, else (B, 4H), of the last step
+    # W_h h_{t-1}, normalised but not scaled: (T, B, 4H) if keep, else (B, 4H) for the last step
     hats,
     gamma_hh, gamma_c, beta_c,
     mean_hh, var_hh, mean_c, var_c,  # (rows, features): written if BATCH, read if GIVEN
     lengths,  # (B,)
     counter,  # (1,) int32, zero
-    keep,  # for the backward pass; no constant, for other code might round otherwise
+    keep,  # for the backward pass; not a constant, as different code might round differently
     first, last,  # the steps of this launch
     batch, hidden, width, rows_hh, rows_c,
     EPS: tl.constexpr, NORM_HH: tl.constexpr, NORM_C: tl.constexpr, BETA_C: tl.constexpr,
@@ -116,7 +119,7 @@ def forward_steps(
         runs_for = tl.load(lengths + b, in_b, other=0).to(tl.int32)
 
     for t in range(first, last):
-        step = t  # assigned: interpreted, t is an int, which has no .to
+        step = t  # the assignment makes a tensor: when interpreted, t is an int without .to
         here = tl.where(keep != 0, step, step % 2)
         there = tl.where(keep != 0, step + 1, (step + 1) % 2)
         step_of_hats = tl.where(keep != 0, step, 0).to(tl.int64)
@@ -223,14 +226,14 @@ def forward_steps(
 def backward_steps(
     x, cells, hats,  # as in the forward pass
     weight_hh,  # (H, 4 WIDTH): transposed, zeros beyond 4H
-    product,  # (B, H): the part of grad_h that comes through W_h, if not PRODUCT
+    product,  # (B, H): the part of grad_h that passes through W_h, if not PRODUCT
     gamma_hh, gamma_c, beta_c, var_hh, mean_c, var_c, lengths, counter,
     grad_output,  # (T, B, H); if GRAD_OUTPUT
-    grad_h,  # (B, H): of h_n; at the end, what reaches h_{-1} other than through W_h
-    grad_c,  # (B, H): of c_n; at the end, of c_{-1}
+    grad_h,  # (B, H): at first of h_n; at the end the part for h_{-1} that bypasses W_h
+    grad_c,  # (B, H): at first of c_n; at the end of c_{-1}
     grad_x,  # (T, B, 4H)
     grad_a,  # (T, B, 4 WIDTH): of W_h h_{t-1}; zeros beyond 4H
-    grad_gamma_hh, grad_gamma_c, grad_beta_c,  # (T, features): each step's part
+    grad_gamma_hh, grad_gamma_c, grad_beta_c,  # (T, features): the contribution of each step
     first, last,  # the steps of this launch, from last - 1 down to first
     steps, batch, hidden, width, rows_hh, rows_c,
     EPS: tl.constexpr, NORM_HH: tl.constexpr, NORM_C: tl.constexpr, BETA_C: tl.constexpr,
@@ -259,7 +262,7 @@ def backward_steps(
         if LENGTHS and not COUNT_PADDING:
             running = tl.sum(live.to(tl.int32), 0)
             n = tl.maximum(running, 1).to(ACC)
-            # One alone is normalised by constants: nothing passes through the statistics.
+            # A lone sequence is normalised by constants: the statistics have no gradient.
             counted = live & ((running > 1) | (step == 0))
 
         for block in range(tl.program_id(0), tl.cdiv(hidden, BLOCK_U), tl.num_programs(0)):
@@ -281,7 +284,7 @@ def backward_steps(
             if BETA_C:
                 beta_y = tl.load(beta_c + u, in_u, other=0.0).to(ACC)
 
-            # dh_t: past W_h, and through W_h h_t, which the last step does not have
+            # dh_t: the part that bypasses W_h plus, except at the last step, that through W_h h_t
             dh = tl.load(grad_h + at_unit, of_unit, other=0.0)
             dc = tl.load(grad_c + at_unit, of_unit, other=0.0)
             if PRODUCT:
@@ -298,13 +301,13 @@ def backward_steps(
             else:
                 dh += tl.load(product + at_unit, of_unit, other=0.0).to(ACC)
 
-            # A finished sequence hands it on.
+            # A finished sequence passes it on to h_{t-1}.
             tl.store(grad_h + at_unit, tl.where(live[:, None], 0.0, dh), of_unit)
             if GRAD_OUTPUT:
                 dh += tl.load(grad_output + step * size + at_unit, of_unit, other=0.0).to(ACC)
             dh = tl.where(live[:, None], dh, 0.0)
 
-            # the gates again
+            # Recompute the gates.
             hat = tl.load(hats + step * (4 * size) + at_feature, of_feature, other=0.0).to(ACC)
             z = hat * gamma_h[None, :]
             z += tl.load(x + step * (4 * size) + at_feature, of_feature, other=0.0).to(ACC)
