@@ -31,7 +31,7 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import torch when it is needed: the command prints one line where there is no room for it."""
+    """Import torch only when needed, so the command can report in one line that it has no room."""
     if name in _MODULES:
         return getattr(import_module(_MODULES[name]), name)
     raise AttributeError(f"module 'bnrnn' has no attribute {name!r}")

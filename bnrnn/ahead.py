@@ -1,6 +1,6 @@
-"""What lets the training loop run ahead of a GPU: the next batch is on its way before it is needed.
+"""Prefetching of training batches, which lets the training loop run ahead of a GPU.
 
-The other half, numbers that are read later, is `Job.measured` and `Job.settle` in `train.py`.
+The other half, reading metrics with a delay, is `Job.measured` and `Job.settle` in `train.py`.
 """
 
 import torch
@@ -17,7 +17,7 @@ class TrainingBatches:
         self.task, self.device = task, device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._next: tuple[int, Batch] | None = None
-        self.share = WHOLE  # of the batch, where several processes train together
+        self.share = WHOLE  # this process's share of the batch
 
     def take(self, step: int) -> Batch:
         if self._stream is None:
@@ -29,16 +29,16 @@ class TrainingBatches:
         stream.wait_stream(self._stream)
 
         def hand_over(x: Tensor) -> Tensor:
-            x.record_stream(stream)  # its memory is not reused before this stream is done with it
+            x.record_stream(stream)  # keeps the memory until this stream is done with it
             return x
 
         return self._next[1].map(hand_over)
 
     def prepare(self, step: int) -> None:
-        """On a GPU: begin to copy the batch of `step` there, while others are computed with."""
+        """On a GPU: start copying the batch of `step` while the GPU computes."""
         if self._stream is None:
             return
-        batch = self._load(step).map(lambda x: x.pin_memory())  # else the copy would wait
+        batch = self._load(step).map(lambda x: x.pin_memory())  # for an asynchronous copy
         with torch.cuda.stream(self._stream):
             self._next = step, batch.map(lambda x: x.to(self.device, non_blocking=True))
 

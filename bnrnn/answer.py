@@ -14,8 +14,11 @@ from bnrnn.tasks import QuestionTask
 
 @dataclass(frozen=True)
 class Answer:
-    """entities: those of the passage, the likeliest first; their probabilities add up to 1.
-    words: the passage as it was read, with `attention`, (T,). All texts are printable."""
+    """The answer to a question. All texts are printable.
+
+    entities: the entities in the passage, most probable first; the probabilities sum to 1.
+    words: the passage as the model read it; `attention`, (T,), is that of its words.
+    """
 
     question: Question
     entities: list[tuple[str, float]]
@@ -23,7 +26,7 @@ class Answer:
     attention: np.ndarray
 
     def lines(self, n: int = 5) -> list[str]:
-        """For a person: the best n entities, and the n words that were looked at most."""
+        """Lines to print: the best n entities, and the n words with the most attention."""
         text = []
         for entity, probability in self.entities[:n]:
             name = self.question.entities.get(entity)
@@ -36,10 +39,11 @@ class Answer:
 
 @torch.no_grad()
 def answer(model: AttentiveReader, task: QuestionTask, path: Path) -> Answer:
-    """Population statistics: the model must be calibrated.
+    """Answer the question in a file. The model must be calibrated: it uses population statistics.
 
     Raises:
-        DataError: the file cannot be read, is no question, or names no entity that the model knows.
+        DataError: the file cannot be read, is not a question, or names no entity known to the
+            model.
     """
     question = read_question(path)
     words = question.passage
@@ -69,7 +73,7 @@ def answer(model: AttentiveReader, task: QuestionTask, path: Path) -> Answer:
 
 
 def _printable(question: Question) -> Question:
-    """For a terminal: the words of a question file may be anything."""
+    """Escape all texts for a terminal: a question file may contain anything."""
     return question._replace(
         url=printable(question.url),
         passage=[printable(word) for word in question.passage],

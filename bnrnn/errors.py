@@ -1,49 +1,49 @@
-"""Errors that a user can cause: one line for the person, one exit code for the script.
+"""Errors that a user can cause: one line for the user and one exit code for scripts.
 
 | exit code | meaning |
 |---|---|
-| 0 | done |
+| 0 | success |
 | 1 | a defect in bnrnn: please report it, with the traceback |
 | 2 | the command or its settings are wrong; nothing was started |
-| 3 | data are missing, could not be fetched, or are not what they should be |
+| 3 | data are missing, could not be downloaded, or are invalid |
 | 4 | a checkpoint or run directory cannot be used |
 | 5 | training stopped because a loss or gradient was not finite |
-| 6 | nothing can be written: disk full, read-only folder |
+| 6 | a file cannot be written: the disk is full or the folder is read-only |
 | 7 | out of memory |
-| 8 | another process of the run has ended, or hangs |
+| 8 | another process of the run has ended or hangs |
 | 130, 143 | stopped by Ctrl-C or SIGTERM; the checkpoint is saved |
-| 138, 140 | stopped by SIGUSR1 or SIGUSR2 of a scheduler; the checkpoint is saved |
-| 141 | nobody reads what is printed: a closed pipe |
+| 138, 140 | stopped by a scheduler's SIGUSR1 or SIGUSR2; the checkpoint is saved |
+| 141 | the pipe that the output goes to was closed |
 """
 
 import re
 
 
 def printable(text: object) -> str:
-    """`str(text)` in one line that is safe to print anywhere.
+    """`str(text)` as one line that is safe to print anywhere.
 
-    Paths, names in archives and words of other people's files may hold characters that a terminal
-    acts on (control characters, changes of direction) and bytes that are not text in this locale.
-    They become escapes: `\\x1b`, `\\u202e`, `\\xff`.
+    Paths, names in archives and words in untrusted files may contain characters that a terminal
+    interprets (control characters, changes of text direction) and bytes that are not valid text in
+    this locale. They are replaced by escapes: `\\x1b`, `\\u202e`, `\\xff`.
     """
     return "".join(c if c.isprintable() else _escaped(c) for c in str(text))
 
 
 def readable(text: str) -> str:
-    """The same for a text of several lines: line breaks and tabs stay."""
+    """Like `printable`, for text of several lines: it keeps line breaks and tabs."""
     parts = re.split("([\n\t])", text)
     return "".join(part if part in "\n\t" else printable(part) for part in parts)
 
 
 def _escaped(character: str) -> str:
-    # A byte that the file system's encoding could not decode.
+    # A surrogate stands for a byte that the file system's encoding could not decode.
     if "\udc80" <= character <= "\udcff":
         return f"\\x{ord(character) - 0xDC00:02x}"
     return character.encode("unicode_escape").decode("ascii")
 
 
 class BnrnnError(Exception):
-    """What is wrong, which setting or file, what to do: in one line, printable."""
+    """One printable line: what is wrong, with which setting or file, and what to do."""
 
     exit_code = 1
 

@@ -1,8 +1,8 @@
 """The processes that train one model together; by default there is one.
 
-torchrun or submitit starts them. Each trains on its share of every batch, and process 0 alone reads
-and writes the run's folder. All processes call the functions below in the same order, and so agree
-on what one of them finds: that a signal has come, or that a checkpoint is due.
+torchrun or submitit starts them. Each process trains on its share of every batch; only process 0
+reads and writes the run's folder. All processes call the functions below in the same order. This is
+how they agree on events that one of them sees, such as a signal or a checkpoint that is due.
 """
 
 import contextlib
@@ -23,16 +23,16 @@ from bnrnn.nn.share import WHOLE, Share
 
 T = TypeVar("T")
 
-# Until all have read their data and compiled their kernels.
+# Time for all processes to read their data and compile their kernels.
 _START = datetime.timedelta(minutes=20)
-# By its name in this version of PyTorch.
+# The name of this option depends on the version of PyTorch.
 _SYNC_BUFFERS = next(
     name
     for name in ("forward_sync_buffers", "broadcast_buffers")
     if name in inspect.signature(DistributedDataParallel).parameters
 )
 _rank, _size = 0, 1
-_control: Any = None  # a group on the CPU, for all but the tensors of the model
+_control: Any = None  # a group on the CPU, for everything except the tensors of the model
 
 
 def count() -> int:
@@ -40,24 +40,24 @@ def count() -> int:
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes."""
+    """Whether this process is the one that writes files."""
     return _rank == 0
 
 
 def meet(rank: int, size: int, attempt: int, seconds: float) -> None:
-    """Join the other processes of a run of `size`, at the address that the environment has.
+    """Join the `size` processes of a run, at the address given in the environment.
 
     Args:
-        attempt: counts how often the launcher has started this run again.
-        seconds: how long they wait for one another, once all have begun to train.
+        attempt: how often the launcher has restarted this run.
+        seconds: how long processes wait for one another once all have begun to train.
     """
     global _control, _rank, _size
-    if size == 1 or _control is not None:  # alone, or in the next job of a sweep
+    if size == 1 or _control is not None:  # a single process, or a later job of a sweep
         return
     _rank, _size = rank, size
     limit = datetime.timedelta(seconds=seconds)
     store, _, _ = next(rendezvous("env://", timeout=limit))
-    # The launcher's store may still have what processes of the last attempt wrote into it.
+    # The launcher's store may still contain entries of the previous attempt.
     store = PrefixStore(f"attempt {attempt}", store)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
@@ -65,7 +65,7 @@ def meet(rank: int, size: int, attempt: int, seconds: float) -> None:
 
 
 def leave() -> None:
-    """Be the only process again."""
+    """Leave the group, and continue as a single process."""
     global _control, _rank, _size
     if _control is not None:
         _control, _rank, _size = None, 0, 1
@@ -76,7 +76,7 @@ def leave() -> None:
 def explained() -> Iterator[None]:
     """
     Raises:
-        PeerError: for what PyTorch raises when another process has ended or does not answer.
+        PeerError: in place of PyTorch's error when another process has ended or does not answer.
     """
     try:
         yield
@@ -94,15 +94,15 @@ def explained() -> Iterator[None]:
 
 
 def wait_for_all() -> None:
-    """Wait until every process gets here, after work that takes some of them minutes longer."""
+    """Wait for all processes, after work that may take some of them minutes longer."""
     if _control is not None:
         dist.monitored_barrier(_control, _START)
 
 
 def from_first(make: Callable[[], T]) -> T:
-    """Have process 0 make something and send it to the others.
+    """Call `make` in process 0 and send the result to the others.
 
-    If that raises an error, process 0 ends, and the others lose it: see `explained`.
+    If `make` raises an error, process 0 ends, and the others raise an error: see `explained`.
     """
     if _control is None:
         return make()
@@ -112,7 +112,7 @@ def from_first(make: Callable[[], T]) -> T:
 
 
 def largest(number: int) -> int:
-    """The largest of the numbers that the processes have."""
+    """The maximum of a number over all processes."""
     if _control is None:
         return number
     found = torch.tensor(number)
@@ -121,7 +121,7 @@ def largest(number: int) -> int:
 
 
 def add_up(numbers: dict[str, Any]) -> dict[str, Any]:
-    """Sum numbers over all processes, name by name."""
+    """Sum each number over all processes."""
     if _control is None or not numbers:
         return numbers
     tensors = [torch.as_tensor(value).double() for value in numbers.values()]
@@ -133,7 +133,7 @@ def add_up(numbers: dict[str, Any]) -> dict[str, Any]:
 
 
 def gather(share: Share, x: Tensor) -> Tensor:
-    """The whole of a tensor (layers, B, ...) of which each process has its share."""
+    """Concatenate the shares of a tensor (layers, B, ...) from all processes."""
     if share.is_whole:
         return x
     parts: list[Any] = [None] * count()
@@ -142,10 +142,10 @@ def gather(share: Share, x: Tensor) -> Tensor:
 
 
 def share(columns: int) -> Share:
-    """This process's share of a batch of so many sequences.
+    """This process's share of a batch of `columns` sequences.
 
-    A batch that would leave a process fewer than two sequences, which have no batch statistics, is
-    not shared: every process computes all of it.
+    A batch is not split if a process would get fewer than two sequences, because one sequence has
+    no batch statistics. Every process then computes the whole batch.
     """
     if _size == 1 or columns < 2 * _size:
         return WHOLE
@@ -153,14 +153,14 @@ def share(columns: int) -> Share:
 
 
 def wrapped(model: nn.Module, carries: bool) -> nn.Module:
-    """The model with a backward pass that averages gradients over the processes.
+    """Wrap the model so that its backward pass averages gradients over the processes.
 
     Args:
-        carries: the hidden state is carried from batch to batch; a learned initial state has no
-            gradient then.
+        carries: whether the hidden state is carried from batch to batch. A learned initial state
+            then has no gradient.
     """
     if _control is None:
         return model
-    # The statistics are the same in all processes already.
+    # Buffers need no synchronisation: the statistics are the same in all processes.
     options: dict[str, Any] = {_SYNC_BUFFERS: False, "find_unused_parameters": carries}
     return DistributedDataParallel(model, **options)

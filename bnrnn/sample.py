@@ -10,12 +10,12 @@ from bnrnn.tasks import CharacterModel, CharacterTask
 
 @torch.no_grad()
 def sample(model: CharacterModel, task: CharacterTask, config: SampleConfig, seed: int) -> str:
-    """The prompt (a line break if there is none) and `length` characters drawn after it.
+    """Return the prompt (by default a line break) followed by `length` sampled characters.
 
-    Population statistics: the model must be calibrated.
+    The model must be calibrated: it uses population statistics.
 
     Raises:
-        DataError: the prompt has a character that the corpus has not.
+        DataError: the prompt has a character that the corpus does not have.
     """
     model.eval()
     device = next(model.parameters()).device

@@ -1,1 +1,1 @@
-"""The modules: batch-normalised LSTMs and what is made of them."""
+"""The modules: batch-normalised LSTMs and models built from them."""

@@ -12,7 +12,7 @@ from bnrnn.nn.feature_norm import FeatureNorm
 from bnrnn.nn.lstm import BNLSTM
 from bnrnn.nn.options import NormOptions, ReaderOptions, chosen, require, spell_out_options
 
-# What each model of the paper's section 5.4 normalises; all but the last read forwards only.
+# The settings of each model in section 5.4 of the paper; only the last is bidirectional.
 VARIANTS: dict[str, dict[str, Any]] = {
     "attentive_lstm": {
         "input_norm": "none", "recurrent_norm": "none", "cell_norm": "none",
@@ -40,8 +40,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
 class AttentiveReader(nn.Module):
     """The Attentive Reader of Hermann et al. 2015, as Cooijmans et al. 2017 changed it.
 
-    With d_t the states of an LSTM over the passage (T steps), c wide, and u the last state of
-    another over the question (each LSTM one or two directions of H units, and c = H or 2H):
+    One LSTM encodes the passage (T steps) into states d_t; another encodes the question, and u is
+    its last state. Both have one or two directions of H units; their states have size c = H or 2H.
 
         s_t = (B^T d_t) · (B^T u)
         M_t = tanh(BN(W_d d_t; γ, b_d) + BN(W_u u; γ, 0) + s_t 1)
@@ -51,44 +51,46 @@ class AttentiveReader(nn.Module):
         g   = tanh(BN(W_c r; γ, 0) + BN(W_q u; γ, b_q) + BN(W_m d̄; γ, 0))
         logits = W_o g + b_o                     over the whole vocabulary
 
-    Each BN has its own γ and statistics. Without `attention_norm` there is none of them: the terms
-    are added up as they are, with the biases b_d and b_q. s_t is never normalised. Hermann et al.
-    have neither s_t nor d̄; both are in the code of Cooijmans et al., not in their text, and so is
-    the dropout. `VARIANTS` has the settings of the five models of their section 5.4.
+    Each BN has its own γ and statistics. Without `attention_norm` the terms are added without
+    normalisation, with the biases b_d and b_q. s_t is never normalised. The model of Hermann et al.
+    has neither s_t nor d̄. Both, and the dropout, are in the code of Cooijmans et al. but not in
+    their paper. `VARIANTS` has the settings of the five models in its section 5.4.
 
     Args:
         vocabulary: V, the number of word ids; also the number of answers.
-        hidden_size: H: the width of word vectors, LSTM states (each direction), attention and g.
-        bidirectional: let both encoders read backwards too, each unpadded sequence by itself.
-        input_norm, recurrent_norm, cell_norm: of both encoders, see `BNLSTM`.
+        hidden_size: H, the size of word vectors, LSTM states (each direction), attention and g.
+        bidirectional: make both encoders bidirectional; padding is left out of the backward pass.
+        input_norm, recurrent_norm, cell_norm: for both encoders, see `BNLSTM`.
         attention_norm: normalise the two terms of the attention and the three of g.
         gamma_init: initial γ everywhere.
-        eps: ε, added to the variance everywhere, but see `sequence_eps`.
+        eps: ε, added to every variance, except as `sequence_eps` says.
         sequence_eps: ε of sequence-wise statistics, see `BNLSTM`. None: `eps`.
         momentum: weight of a minibatch in the running averages.
-        max_length: keep per-step statistics for at most this many steps. None: for as many as
-            training has.
+        max_length: keep per-step statistics for at most this many steps. None: for the length of
+            the longest training sequence.
         dropout: probability of dropping an element of a word vector or of g; the others are
             scaled up.
         mean_passage: add the term of d̄ to g.
         similarity: add s_t to the attention.
         mask_attention_statistics: leave padding out of the statistics of W_d d_t. Otherwise each
-            padding position counts, with the state that the forward encoder ended in and zeros for
-            the backward one, as in the authors' code.
-        count_padding: let the sequences that have ended count in the encoders' per-step
-            statistics, with the states they ended in, as in the authors' code. Without, the longest
-            sequence of a batch ends alone, where BN leaves nothing of it but β: the longest
-            question's u would say nothing.
-        init: "sound", or "official_code": as in the authors' code, where matrices of one shape
-            start out equal, whatever the seed, and the LSTMs' are a twentieth of orthogonal ones.
-        learned_state: learn the encoders' h_0 instead of zeros; c_0 stays zero. Only where the
-            recurrent term is not normalised: BN takes out what all rows share, so that h_0 would
-            have no effect and no gradient but rounding errors, which Adam would scale up.
+            padding position counts, with the final state of the forward encoder and zeros for the
+            backward encoder, as in the authors' code.
+        count_padding: let finished sequences count in the encoders' per-step statistics, with their
+            final states, as in the authors' code. Otherwise the longest sequence of a batch is
+            alone in its last steps; normalised over one row it becomes β, and u carries no
+            information about the longest question.
+        init: "sound", or "official_code", which is the initialisation of the authors' code:
+            matrices of the same shape are initially equal, regardless of the seed, and those of the
+            LSTMs are 0.05 times orthogonal matrices.
+        learned_state: learn the encoders' h_0 instead of using zeros; c_0 stays zero. It applies
+            only if the recurrent term is not normalised. BN subtracts everything that all rows
+            share, so h_0 would have no effect, and its gradient would be rounding errors that Adam
+            would scale up.
         forget_bias: initial bias of the forget gates; 0 in the authors' code.
-        kernel: of both encoders, see `BNLSTM`.
+        kernel: for both encoders, see `BNLSTM`.
 
-    Parameters, by "sound" | "official_code", the latter with D(n) an n x n orthogonal matrix times
-    0.05 and U(m, n) uniform in ±sqrt(6 / (m + n + 1)):
+    Parameters, initialised as "sound" | "official_code", where D(n) is an n x n orthogonal matrix
+    times 0.05 and U(m, n) is uniform in ±sqrt(6 / (m + n + 1)):
         embedding.weight: (V, H), shared by passage and question; N(0, 1) | U(V, H).
         passage_encoder, question_encoder: see `BNLSTM` | every gate's W_x and W_h is D(H).
         bilinear: B, (c, c); orthogonal | D(c). If `similarity`.
@@ -98,8 +100,8 @@ class AttentiveReader(nn.Module):
         joint_attended, joint_question, joint_mean (if `mean_passage`), each `.linear.weight`:
             W_c, W_q, W_m, (H, c); orthogonal | U(c, H).
         output.weight, output.bias: W_o, (V, H), and b_o, (V,); orthogonal | U(H, V), and 0.
-        Of each term, `.norm.gamma` if `attention_norm`, (H,); `gamma_init`.
-        attention_passage and joint_question: b_d and b_q, `.norm.beta` if `attention_norm`, else
+        `.norm.gamma` of each term, if `attention_norm`: (H,); `gamma_init`.
+        b_d and b_q, in attention_passage and joint_question: `.norm.beta` if `attention_norm`, else
             `.linear.bias`, (H,); 0.
 
     Raises:
@@ -151,7 +153,7 @@ class AttentiveReader(nn.Module):
                     momentum=o.momentum,
                     **factory,
                 )
-            # b takes the place of β: another bias in front of BN would cancel.
+            # β replaces b, because BN would cancel a bias in front of it.
             linear = nn.Linear(width, hidden_size, bias=bias and norm is None, **factory)
             return _Term(linear, norm)
 
@@ -169,7 +171,7 @@ class AttentiveReader(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Initialise as the class docstring says, and forget all statistics."""
+        """Initialise all parameters as documented above and reset all statistics."""
         for encoder in (self.passage_encoder, self.question_encoder):
             encoder.reset_parameters()
             if encoder.options.learned_state:
@@ -191,7 +193,7 @@ class AttentiveReader(nn.Module):
 
     @torch.no_grad()
     def _reset_as_official_code(self) -> None:
-        """The matrices as the authors' code draws them, each from seed 123 again."""
+        """Draw the matrices as the authors' code does, starting each from seed 123."""
         for encoder in (self.passage_encoder, self.question_encoder):
             for name, parameter in encoder.named_parameters():
                 if name.startswith("weight"):
@@ -218,19 +220,19 @@ class AttentiveReader(nn.Module):
 
         Args:
             passage: (T, B) int64, word ids in 0..V - 1.
-            passage_lengths: (B,) int64 in 1..T. What ids the padding has never matters.
+            passage_lengths: (B,) int64 in 1..T. The word ids in the padding have no effect.
             question: (Q, B) int64, as `passage`.
             question_lengths: (B,) int64 in 1..Q.
 
         Returns:
             logits: (B, V).
-            attention: α, (T, B); each column adds up to 1, and padding has 0.
+            attention: α, (T, B); each column sums to 1, and padding has 0.
 
         Raises:
-            ValueError: shapes, dtypes or lengths do not fit, or a batch of one example is to be
-                normalised by its own statistics.
+            ValueError: shapes, dtypes or lengths do not match, or batch statistics are requested
+                for a batch of one example.
             IndexError: an id is out of range.
-            RuntimeError: evaluation before training or calibration.
+            RuntimeError: the model is evaluated before it was trained or calibrated.
         """
         _check("passage", passage, passage_lengths)
         _check("question", question, question_lengths)
@@ -249,7 +251,7 @@ class AttentiveReader(nn.Module):
             document = self.attention_passage(torch.where(live, d, self._carried(d_last)))
         terms = document + self.attention_question(u)
         if self.bilinear is not None:
-            # s_t as d_t · (B B^T u), which multiplies B with one vector and not with T.
+            # Compute s_t as d_t · (B B^T u): this multiplies B by one vector rather than by T.
             s = torch.einsum("tbc,bc->tb", d, u @ self.bilinear @ self.bilinear.t())
             terms = terms + s[:, :, None]
         score = self.attention_score(torch.tanh(terms))  # (T, B, 1)
@@ -263,15 +265,15 @@ class AttentiveReader(nn.Module):
         return self.output(g), attention
 
     def _encode(self, encoder: BNLSTM, words: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """States (T, B, c), zero at the padding, and each direction's last, (B, c)."""
+        """States (T, B, c), zero at padding, and the last states of the directions, (B, c)."""
         x = share.dropout(self.embedding(words), self.options.dropout, self.training)
-        # Padding that counts in per-step statistics is a zero vector, not some word.
+        # If padding counts in per-step statistics, it counts as zero vectors, not as words.
         x = torch.where(live_rows(lengths, len(words)), x, 0.0)
         states, (h_n, _) = encoder(x, lengths=lengths)
         return states, torch.cat(h_n.unbind(0), dim=1)
 
     def _carried(self, last: Tensor) -> Tensor:
-        """What the authors' code has for d_t at padding: the last state forwards; 0 backwards."""
+        """d_t at padding in the authors' code: the last forward state, and 0 for the backward."""
         if not self.options.bidirectional:
             return last
         forwards, backwards = last.chunk(2, dim=1)
@@ -285,14 +287,14 @@ spell_out_options(AttentiveReader.__init__, ReaderOptions)
 
 
 class _Term(nn.Module):
-    """One term of a sum that goes into a tanh: W y + b, or BN(W y; γ, b)."""
+    """One term in the argument of a tanh: W y + b, or BN(W y; γ, b)."""
 
     def __init__(self, linear: nn.Linear, norm: FeatureNorm | None) -> None:
         super().__init__()
         self.linear, self.norm = linear, norm
 
     def forward(self, y: Tensor, mask: Tensor | None = None) -> Tensor:
-        """y (..., c) -> (..., H); `mask` (...) is what counts in the batch's statistics."""
+        """y (..., c) -> (..., H); `mask` (...) marks what counts in batch statistics."""
         y = self.linear(y)
         return y if self.norm is None else self.norm(y, mask)
 
@@ -309,13 +311,13 @@ def _check(name: str, words: Tensor, lengths: Tensor) -> None:
             f"{name}_lengths must be ({batch},) integers; "
             f"got shape {tuple(lengths.shape)} of {lengths.dtype}"
         )
-    # A look at other devices than the CPU waits for them.
+    # Not on other devices: reading the lengths would wait for the device.
     if lengths.is_cpu and (int(lengths.min()) < 1 or int(lengths.max()) > steps):
         raise ValueError(f"{name}_lengths must be in 1..{steps}")
 
 
 def _fill(weight: Tensor, matrix: np.ndarray) -> None:
-    """The authors' code multiplies vectors from the left: its matrices are ours transposed."""
+    """Transpose: the authors' code multiplies matrices by row vectors from the left."""
     weight.copy_(torch.from_numpy(matrix.T))
 
 

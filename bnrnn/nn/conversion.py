@@ -1,8 +1,8 @@
-"""Between `torch.nn.LSTM` and `BNLSTM`: modules that compute the same in evaluation.
+"""Conversion between `torch.nn.LSTM` and `BNLSTM`, with equal outputs in evaluation.
 
-A normalised term is γ (y - mean) / sqrt(var + ε), an affine map of y where the population
-statistics are those of all time steps. With γ = sqrt(var + ε), and the mean added to b (or β_c),
-it is y; and the other way, the map can be folded into the weights.
+A normalised term is γ (y - mean) / sqrt(var + ε). If all time steps have the same population
+statistics, this is one affine map of y. It is the identity if γ = sqrt(var + ε) and the mean is
+added to b (or β_c). In the other direction, the map can be folded into the weights.
 """
 
 from collections.abc import Iterable
@@ -19,7 +19,7 @@ from bnrnn.kernels.reference import live_rows
 def check_source(lstm: nn.LSTM) -> None:
     """
     Raises:
-        ValueError: it has projections.
+        ValueError: `lstm` has projections.
     """
     if lstm.proj_size != 0:
         raise ValueError("an LSTM with proj_size cannot be converted: only one without projections")
@@ -27,7 +27,7 @@ def check_source(lstm: nn.LSTM) -> None:
 
 @torch.no_grad()
 def normalize_as_plain(module: Any, batches: Iterable[Any]) -> None:
-    """Give a `BNLSTM` the γ, b, β_c and statistics with which it computes, in evaluation, what its
+    """Set γ, b, β_c and the statistics of a `BNLSTM` so that in evaluation it computes what its
     weights compute without normalisation.
 
     Raises:
@@ -75,9 +75,12 @@ def normalize_as_plain(module: Any, batches: Iterable[Any]) -> None:
 def _plain_terms(
     x: Tensor, h: Tensor, c: Tensor, weights: Weights, lengths: Tensor | None, sums: bool
 ) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
-    """A recurrence in which nothing is normalised, and the rows (n, features) of the three terms
-    that could be: W_x x_t, W_h h_{t-1} (if `sums`, both added) and c_t of all steps, without
-    padding."""
+    """Run the recurrence without normalisation.
+
+    Returns:
+        output, h_n, c_n, and the rows (n, features), without padding, of the three terms at all
+        steps: W_x x_t; W_h h_{t-1}, or its sum with W_x x_t if `sums`; c_t.
+    """
     steps, batch = x.shape[:2]
     live = torch.ones(steps, batch, 1, dtype=torch.bool, device=x.device)
     if lengths is not None:
@@ -123,7 +126,7 @@ def folded(module: Any) -> nn.LSTM:
             continue
         scale, shift = _affine(module, term, place)
         if term == "ih" and module.normalization.sums:
-            scale, _ = _affine(module, "hh", place)  # which has the sum's shift
+            scale, _ = _affine(module, "hh", place)  # the shift is added once, for "hh"
         parameter.copy_(getattr(module, name) * scale[:, None])
         if lstm.bias:
             getattr(lstm, f"bias_ih_{place}").add_(shift)
@@ -135,7 +138,7 @@ def folded(module: Any) -> nn.LSTM:
 def _check_kind(module: Any) -> None:
     """
     Raises:
-        ValueError: in evaluation the module computes what no LSTM does.
+        ValueError: no LSTM computes what the module computes in evaluation.
     """
     if module.normalization.has_layer:
         raise ValueError(
@@ -147,10 +150,10 @@ def _check_kind(module: Any) -> None:
 
 
 def _affine(module: Any, term: str, place: str) -> tuple[Tensor, Tensor]:
-    """What a term is multiplied by, and what is added to it; (features,) each.
+    """The scale and the shift that normalisation applies to a term; (features,) each.
 
     Raises:
-        ValueError: it differs between time steps, or is not known yet.
+        ValueError: they differ between time steps, or there are no statistics yet.
     """
     name = f"{term}_{place}"
     if name not in module.statistics:
@@ -175,7 +178,7 @@ def _affine(module: Any, term: str, place: str) -> tuple[Tensor, Tensor]:
 def _check_cell(module: Any, place: str) -> None:
     """
     Raises:
-        ValueError: the cell state is scaled or shifted before its tanh, as no LSTM's is.
+        ValueError: the cell state is scaled or shifted before its tanh; no LSTM does that.
     """
     scale, shift = _affine(module, "c", place)
     if (beta := getattr(module, f"beta_c_{place}", None)) is not None:
@@ -205,5 +208,5 @@ class _Pooled:
         self.mean, self.n = self.mean + off * (len(rows) / n), n
 
     def moments(self, like: Tensor) -> Moments:
-        """(1, features) each, of the dtype and on the device of a tensor."""
+        """(1, features) each, with the dtype and device of `like`."""
         return Moments(self.mean[None].to(like), (self.square / self.n)[None].to(like))

@@ -9,25 +9,25 @@ from bnrnn.nn.statistics import StepStatistics
 
 
 class FeatureNorm(nn.Module):
-    """BN(y; γ, β) = β + γ ⊙ (y − mean) / sqrt(var + ε), with one mean and variance a feature.
+    """BN(y; γ, β) = β + γ ⊙ (y − mean) / sqrt(var + ε), with one mean and variance per feature.
 
-    Unlike `torch.nn.BatchNorm1d` it can leave padding out of the statistics, and its population
-    statistics obey `bnrnn.calibrate` and `bnrnn.batch_statistics`, as those of `BNLSTM` do.
-    Cooijmans et al., "Recurrent Batch Normalization", ICLR 2017, equation 5; section 5.4, where
-    it normalises the terms of the attention.
+    Unlike `torch.nn.BatchNorm1d`, it can leave padding out of the statistics, and
+    `bnrnn.calibrate` and `bnrnn.batch_statistics` control its population statistics as they do
+    those of `BNLSTM`. This is equation 5 of Cooijmans et al., "Recurrent Batch Normalization",
+    ICLR 2017; their section 5.4 normalises the terms of the attention with it.
 
     Args:
         features: the size of the last dimension.
-        beta: learn a shift β; otherwise β = 0, for a term to which a bias is added elsewhere.
+        beta: learn a shift β. Otherwise β = 0, for a term whose bias is added elsewhere.
         gamma_init: initial γ.
         eps: ε, added to the variance.
         momentum: weight of a minibatch in the running averages.
 
     Parameters:
         gamma: (features,); `gamma_init`.
-        beta: (features,); 0. Where `beta`.
+        beta: (features,); 0. Only if `beta`.
 
-    Buffers: `statistics`, a `StepStatistics` of one row.
+    Buffers: `statistics`, a `StepStatistics` with one row.
 
     Raises:
         ValueError: an argument is out of range.
@@ -61,7 +61,7 @@ class FeatureNorm(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Initialise as the class docstring says, and forget all statistics."""
+        """Initialise γ and β as documented above and reset the statistics."""
         nn.init.constant_(self.gamma, self.gamma_init)
         if self.beta is not None:
             nn.init.zeros_(self.beta)
@@ -72,16 +72,17 @@ class FeatureNorm(nn.Module):
 
         Args:
             y: (..., features).
-            mask: (...) booleans, what counts in the batch's statistics. The rest is normalised by
-                them too, but whatever it holds, even NaN, stays out of them. None: all counts.
+            mask: (...) booleans, which vectors count in batch statistics. The others are normalised
+                by the same statistics, but their values, even NaN, do not affect them. None: all
+                vectors count.
 
         Returns:
             (..., features).
 
         Raises:
-            ValueError: shapes do not fit, or fewer than two vectors count where the batch's own
-                statistics are to be taken (with a mask, on the CPU only).
-            RuntimeError: evaluation before training or calibration.
+            ValueError: shapes do not match, or fewer than two vectors count in batch statistics
+                (with a mask, this is checked on the CPU only).
+            RuntimeError: the module is evaluated before it was trained or calibrated.
         """
         if y.dim() < 2 or y.shape[-1] != self.features:
             raise ValueError(f"y must be (..., {self.features}), got shape {tuple(y.shape)}")
@@ -113,7 +114,7 @@ class FeatureNorm(nn.Module):
 def _moments(y: Tensor, mask: Tensor | None) -> Moments:
     """Mean and biased variance, (1, features) each, of the rows of y (n, features) in `mask`."""
     n = len(y)
-    if mask is not None:  # a look at other devices than the CPU waits for them
+    if mask is not None:  # int() would wait for a device other than the CPU
         n = int(mask.sum()) if mask.is_cpu else mask.sum()
     if isinstance(n, int) and n < 2:
         raise ValueError(
@@ -123,7 +124,7 @@ def _moments(y: Tensor, mask: Tensor | None) -> Moments:
     if mask is None:
         mean = y.mean(0, keepdim=True)
         return Moments(mean, (y - mean).square().mean(0, keepdim=True))
-    # Not a product with the mask: NaN times zero is NaN.
+    # Do not multiply by the mask: NaN * 0 is NaN.
     rows = mask[:, None]
     mean = torch.where(rows, y, 0.0).sum(0, keepdim=True) / n
     var = torch.where(rows, y - mean, 0.0).square().sum(0, keepdim=True) / n

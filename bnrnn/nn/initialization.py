@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 @torch.no_grad()
 def orthogonal_(weight: Tensor) -> Tensor:
-    """`torch.nn.init.orthogonal_`, whose decomposition has no half precision: drawn in float32."""
+    """`torch.nn.init.orthogonal_` in any dtype: it computes in float32 for half precision."""
     if weight.dtype in (torch.float32, torch.float64):
         return nn.init.orthogonal_(weight)
     return weight.copy_(nn.init.orthogonal_(torch.empty_like(weight, dtype=torch.float32)))
@@ -14,7 +14,7 @@ def orthogonal_(weight: Tensor) -> Tensor:
 
 @torch.no_grad()
 def identity_candidate_(weight_hh: Tensor) -> Tensor:
-    """The g block of weight_hh (4H, H) the identity; those of i, f, o together orthogonal."""
+    """Set the g block of weight_hh (4H, H) to the identity; make i, f, o orthogonal together."""
     hidden_size = weight_hh.shape[1]
     others = orthogonal_(weight_hh.new_empty(3 * hidden_size, hidden_size))
     i_f, o = others[: 2 * hidden_size], others[2 * hidden_size :]

@@ -1,4 +1,4 @@
-"""`BNLSTM`: `torch.nn.LSTM` with three places for normalisation, and noise."""
+"""`BNLSTM`: `torch.nn.LSTM` with three normalisation slots, and noise."""
 
 import contextlib
 import numbers
@@ -29,7 +29,7 @@ class AlikeWarning(UserWarning):
 class BNLSTM(nn.Module):
     """A drop-in for `torch.nn.LSTM` that can normalise its input term, recurrent term and cell.
 
-    The equations are in `bnrnn.kernels.reference`. The settings of the literature:
+    The equations are in `bnrnn.kernels.reference`. These settings are from the literature:
 
     | | `input_norm` | `recurrent_norm` | `cell_norm` | `gamma_init` |
     |---|---|---|---|---|
@@ -37,83 +37,86 @@ class BNLSTM(nn.Module):
     | BN-LSTM, Cooijmans et al. 2017 | frame | frame | frame | 0.1 |
     | BN-e*, ibid., section 5.4 | sequence | frame | frame | 0.1 |
     | Laurent et al. 2015 | frame or sequence | none | none | 1 |
-    | ibid., their first attempt, on the sum | none | sum | none | 1 |
+    | ibid., their first attempt, the sum | none | sum | none | 1 |
     | Layer normalisation, Ba et al. 2016, equations 20 to 22 | layer | layer | layer | 1 |
 
-    With all three at "none" it runs on `torch.nn.LSTM`'s own code. In training each term is
-    normalised by the minibatch's moments; in evaluation by population statistics, kept for each
-    time step: see `bnrnn.calibrate`. Steps beyond the longest training sequence use the
-    statistics of its last step. Where one sequence of a padded batch is left alone, which has no
-    variance, it is left out of the statistics and normalised by those of the last step with two,
-    taken as constants; a batch of one sequence is refused.
+    With all three at "none" it runs on `torch.nn.LSTM`'s own code. In training, each term is
+    normalised by the moments of the minibatch. In evaluation it is normalised by population
+    statistics, which are kept per time step: see `bnrnn.calibrate`. Steps beyond the longest
+    training sequence use the statistics of its last step.
 
-    A drop-in: `load_state_dict` takes the state of a `torch.nn.LSTM`, `from_lstm` and `to_lstm`
-    convert; weights may be parametrised, pruned or replaced; autocast, `torch.compile`,
-    `torch.export`, ONNX, double differentiation and both kinds of checkpointing work. Not
-    supported: `proj_size`, quantisation, TorchScript other than a trace.
+    If one sequence of a padded batch is longer than all others, its variance is undefined at the
+    steps where it is alone. It is then normalised by the statistics of the last step with at least
+    two sequences, treated as constants. A batch of one sequence raises an error.
+
+    As a drop-in, its `load_state_dict` accepts the state of a `torch.nn.LSTM`, and `from_lstm` and
+    `to_lstm` convert. Weights may be parametrised, pruned or replaced. Autocast, `torch.compile`,
+    `torch.export`, ONNX, double differentiation and both kinds of checkpointing work. `proj_size`,
+    quantisation, and TorchScript other than tracing are not supported.
 
     Args:
         input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device,
             dtype: as in `torch.nn.LSTM`.
         proj_size: must be 0.
-        input_norm: statistics of W_x x: "none", "frame" (over the batch, each step by itself),
-            "sequence" (over batch and time, where the whole sequence is known) or "layer" (over the
-            features, each sequence and step by itself: no batch, no population).
-        recurrent_norm: statistics of W_h h: "none", "frame" or "layer"; or "sum": of W_h h + W_x x
-            together, over the batch, each step by itself, as BN(W_h h + W_x x; γ, b) with one γ and
-            the bias as β. Then `input_norm` must be "none".
+        input_norm: statistics of W_x x: "none", "frame" (over the batch, per time step),
+            "sequence" (over batch and time, if the whole sequence is known) or "layer" (over the
+            features, per sequence and step; it needs neither a batch nor population statistics).
+        recurrent_norm: statistics of W_h h: "none", "frame" or "layer". With "sum", W_h h + W_x x
+            is normalised over the batch, per time step, as BN(W_h h + W_x x; γ, b) with one γ and
+            the bias as β; `input_norm` must then be "none".
         cell_norm: statistics of the cell state before the output tanh: "none", "frame" or "layer".
-        gamma_init: initial γ of every slot. The paper: 0.1; 1 makes gradients vanish.
+        gamma_init: initial γ of every slot: 0.1 in the paper; with 1, gradients vanish.
         eps: ε, added to the variance.
-        sequence_eps: ε of sequence-wise statistics (1e-6 in the authors' code, where per-step ones
-            have 1e-5). None: `eps`.
+        sequence_eps: ε of sequence-wise statistics; the authors' code has 1e-6, and 1e-5 for
+            per-step statistics. None: `eps`.
         momentum: weight of a minibatch in the running averages.
-        max_length: keep statistics for this many steps, in buffers of constant shape, as
-            DistributedDataParallel, averages over buffers and `torch.compile` in training need
-            them. None: for as many as training has.
-        init_noise: standard deviation of the noise on h_0 where the caller gives no state, in
-            training and evaluation. Needed where the first frames are the same in all sequences:
+        max_length: keep statistics for this many steps, in buffers of constant shape, which
+            DistributedDataParallel, averages over buffers and `torch.compile` in training need.
+            None: for the length of the longest training sequence.
+        init_noise: standard deviation of the noise added to h_0, in training and evaluation, if the
+            caller gives no state. It is needed if the first frames are the same in all sequences:
             their variance is 0, each such step multiplies the gradient by up to γ / sqrt(ε), and
-            what cancels in the weights' gradient leaves its rounding errors, larger than the rest.
-            The paper: 0.1 for MNIST in order.
-        learned_state: learn h_0 and c_0 (used where the caller gives none) instead of zeros.
-        cell_bias: add a learned β_c to the cell state before the output tanh even where the cell
-            is not normalised, as the baseline in the authors' code does.
-        count_padding: whether finished sequences count in per-step statistics, with the hidden and
-            the cell state they ended in and the input they are padded with (as in the authors'
-            code). If not, the content of the padding never matters. Sequence-wise statistics leave
-            padding out.
+            the rounding errors of terms that cancel in the weights' gradient exceed the gradient
+            itself. The paper uses 0.1 for sequential MNIST.
+        learned_state: learn h_0 and c_0, used if the caller gives no state, instead of zeros.
+        cell_bias: add a learned β_c to the cell state before the output tanh even if the cell is
+            not normalised, as the baseline in the authors' code does.
+        count_padding: whether finished sequences count in per-step statistics, with their final
+            hidden and cell states and the input of the padding, as in the authors' code. If not,
+            the content of the padding has no effect. Sequence-wise statistics never count padding.
         forget_bias: initial bias of the forget gate.
-        zoneout_cell, zoneout_hidden: probability that a unit of c_t, or of h_t, keeps its last
-            value; in evaluation both are the expectation (Krueger et al. 2017, section 3).
-        recurrent_dropout: of tanh(g), what a step adds to the cell state, drawn for each step
-            (Semeniuta et al. 2016, equation 11). This and the next two scale by 1 / (1 - p) in
-            training, and do nothing in evaluation.
-        hidden_dropout: of h in W_h h, the same units at all steps of a call (Gal and Ghahramani
-            2016, section 4).
-        weight_dropout: of the elements of W_h, the same at all steps of a call: DropConnect (Merity
-            et al. 2018, section 2). Equations: `bnrnn.kernels.reference`. The random numbers
-            are a function of one draw a layer and direction from PyTorch's generator of the CPU:
-            the same for every kernel and number of threads.
+        zoneout_cell, zoneout_hidden: probability that a unit of c_t, or of h_t, keeps its previous
+            value; in evaluation the expectation is used (Krueger et al. 2017, section 3).
+        recurrent_dropout: probability of dropping a unit of tanh(g), which a step adds to the cell
+            state; drawn for each step (Semeniuta et al. 2016, equation 11). This dropout and the
+            next two scale by 1 / (1 - p) in training and do nothing in evaluation.
+        hidden_dropout: probability of dropping a unit of h in W_h h, the same units at all steps of
+            a call (Gal and Ghahramani 2016, section 4).
+        weight_dropout: probability of dropping an element of W_h, the same elements at all steps of
+            a call: DropConnect (Merity et al. 2018, section 2). The equations of all noise are in
+            `bnrnn.kernels.reference`. Its random numbers depend only on one draw per layer and
+            direction from PyTorch's CPU generator, so they are the same for every kernel and
+            number of threads.
         recurrent_init: "orthogonal", or "identity": the block of g is the identity and those of
             i, f, o are orthogonal, as in the authors' code for MNIST.
-        synchronised: batch statistics are those of the parts that all processes of
-            `torch.distributed`'s default group hold together, so that n processes under
-            DistributedDataParallel with a part of the batch each train as one does with all of it.
-            All call the module in the same order, on as many time steps. On the reference kernel.
-        kernel: "auto", the fastest that can run it, or one of `bnrnn.kernels.KERNELS` by name:
-            "cpu", compiled on first use; "torch.lstm", where nothing is normalised, and "torch.lstm
-            packed", the same with `lengths`; "triton", for CUDA, and the two ways it chooses from,
-            "triton persistent" and "triton alternating"; "reference".
+        synchronised: take batch statistics over all processes of `torch.distributed`'s default
+            group. Under DistributedDataParallel, n processes with equal parts of a batch then train
+            like one process with the whole batch. All processes must call the module in the same
+            order with the same number of time steps. It runs on the reference kernel.
+        kernel: "auto" for the fastest kernel that supports the call, or the name of one in
+            `bnrnn.kernels.KERNELS`: "cpu", compiled on first use; "torch.lstm", without
+            normalisation, and "torch.lstm packed", the same with `lengths`; "triton", for CUDA,
+            which chooses between "triton persistent" and "triton alternating"; "reference".
 
     Parameters, for layer k, and again with suffix `_reverse` (gates in the order i, f, g, o):
         weight_ih_l{k}: (4H, D), or (4H, num_directions * H) for k > 0; orthogonal.
         weight_hh_l{k}: (4H, H); see `recurrent_init`.
-        bias_l{k}: (4H,); 0, `forget_bias` for f. One bias: `torch.nn.LSTM` has two to add.
-        gamma_ih_l{k}, gamma_hh_l{k}: (4H,); `gamma_init`. Where that slot normalises; of the sum it
-            is gamma_hh_l{k}.
-        gamma_c_l{k}, beta_c_l{k}: (H,); `gamma_init` and 0. Where the cell is normalised.
-        initial_hidden, initial_cell: (num_layers * num_directions, H); 0. If `learned_state`.
+        bias_l{k}: (4H,); 0, or `forget_bias` for f. `torch.nn.LSTM` has two biases; this is their
+            sum.
+        gamma_ih_l{k}, gamma_hh_l{k}: (4H,); `gamma_init`. Only if that slot normalises; the γ of
+            the sum is gamma_hh_l{k}.
+        gamma_c_l{k}, beta_c_l{k}: (H,); `gamma_init` and 0. Only if the cell is normalised.
+        initial_hidden, initial_cell: (num_layers * num_directions, H); 0. Only if `learned_state`.
 
     Buffers: `statistics.{ih,hh,c}_l{k}`, see `StepStatistics`.
 
@@ -205,25 +208,25 @@ class BNLSTM(nn.Module):
 
     @property
     def normalizes_frames(self) -> bool:
-        """Some term needs more than one sequence in a training batch."""
+        """Whether some term needs more than one sequence in a training batch."""
         return self.options.normalizes_steps
 
     @property
     def all_weights(self) -> list[list[Tensor]]:
-        """The parameters of each layer and direction, as `torch.nn.LSTM` lists them."""
+        """The parameters of each layer and direction, in the form of `torch.nn.LSTM`."""
         return [
             [t for t in self._weights(suffix) if t is not None]
             for _, suffix in self._all_suffixes()
         ]
 
     def active_kernel(self, padded: bool = False) -> str:
-        """The name of the kernel that runs the recurrence where the weights are now.
+        """The name of the kernel that runs the recurrence on the current device and dtype.
 
         Args:
-            padded: for batches of sequences of different lengths.
+            padded: whether sequences in a batch have different lengths.
 
         Raises:
-            ValueError: `kernel` cannot run there.
+            ValueError: the chosen `kernel` cannot run on them.
         """
         weight = self._weight
         request = Request(
@@ -234,7 +237,7 @@ class BNLSTM(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Initialise as the class docstring says, and forget all statistics."""
+        """Initialise all parameters as documented above and reset all statistics."""
         for name, parameter in self.named_parameters():
             if name.startswith("weight_hh") and self.options.recurrent_init == "identity":
                 identity_candidate_(parameter)
@@ -251,26 +254,26 @@ class BNLSTM(nn.Module):
             statistics.reset()
 
     def flatten_parameters(self) -> None:
-        """Nothing to do; here because code written for `torch.nn.LSTM` calls it."""
+        """Do nothing; code written for `torch.nn.LSTM` calls this."""
 
     @classmethod
     def from_lstm(
         cls, lstm: nn.LSTM, batches: Iterable[Any] | None = None, **options: Any
     ) -> "BNLSTM":
-        """A module that computes in evaluation what a `torch.nn.LSTM` computes.
+        """Create a module that in evaluation computes what a `torch.nn.LSTM` computes.
 
         Args:
-            batches: what `lstm` is called with, to take the moments of the normalised terms from:
-                tensors, `PackedSequence`s or tuples of arguments. The statistics are those of all
-                time steps together, γ = sqrt(var + ε), and b and β_c make up for the means.
-                Without batches only the weights are taken over: then γ stays `gamma_init`, and the
-                outputs are not those of `lstm` unless nothing is normalised.
-            options: of `BNLSTM`.
+            batches: inputs of `lstm`, from which the moments of the normalised terms are taken:
+                tensors, `PackedSequence`s or tuples of arguments. The statistics are taken over all
+                time steps together, γ is sqrt(var + ε), and b and β_c compensate for the means.
+                Without batches, only the weights are copied: γ stays `gamma_init`, and the outputs
+                equal those of `lstm` only if nothing is normalised.
+            options: those of `BNLSTM`.
 
         Raises:
-            ValueError: `lstm` has projections; a normalised module has no bias to shift, or there
-                are no batches to take moments from; or the module can compute nothing of the kind,
-                with layer normalisation or zoneout.
+            ValueError: `lstm` has projections; a normalised module has no bias to compensate with;
+                there are no batches to take moments from; or the options include layer
+                normalisation or zoneout, which cannot reproduce an LSTM.
         """
         conversion.check_source(lstm)
         weight = lstm.get_parameter("weight_hh_l0")
@@ -285,12 +288,12 @@ class BNLSTM(nn.Module):
         return module.train(lstm.training)
 
     def to_lstm(self) -> nn.LSTM:
-        """A `torch.nn.LSTM` that computes what this module computes in evaluation.
+        """Create a `torch.nn.LSTM` that computes what this module computes in evaluation.
 
         Raises:
-            ValueError: there is none: the cell is normalised to another scale or shifted, the
-                population statistics differ between time steps, there are none, a layer is
-                normalised, states are zoned out, or the initial state is learned or noisy.
+            ValueError: no LSTM does: the cell is scaled or shifted, the population statistics
+                differ between time steps or are missing, there is layer normalisation or zoneout,
+                or the initial state is learned or noisy.
         """
         return conversion.folded(self)
 
@@ -316,25 +319,25 @@ class BNLSTM(nn.Module):
             hx: (h_0, c_0), each (num_layers * num_directions, B, H), without B for (T, D). None:
                 zeros, or the learned states, with `init_noise` on h_0.
             lengths: (B,) integers in 1..T, the lengths of padded sequences. A finished sequence
-                keeps its state, and its outputs are zero. On a GPU, where a check would wait for
-                it, they are clamped.
-            first_step: the time step of the first frame, where a long sequence comes in pieces:
-                the step at which the population statistics begin, to be used or averaged.
+                keeps its state, and its outputs are zero. On a GPU they are clamped rather than
+                checked, because a check would wait for the device.
+            first_step: the time step of the first frame, for a long sequence that is processed in
+                pieces. The population statistics are used, or updated, from this step on.
 
         Returns:
             output: (T, B, num_directions * H), (B, T, ...) if `batch_first`; packed if the input
                 was.
-            (h_n, c_n): as hx, the states of the last layer's and every other layer's last step.
+            (h_n, c_n): shaped like hx, the states of all layers after their last step.
 
-        A batch of no sequences gives empty results, as in `torch.nn.LSTM`. Under autocast the
-        recurrence runs in the dtype of the weights, and the results are of the dtype of hx, or
-        else of the input.
+        An empty batch gives empty results, as in `torch.nn.LSTM`. Under autocast the recurrence
+        runs in the dtype of the weights, and the results have the dtype of hx, or of the input if
+        hx is None.
 
         Raises:
-            RuntimeError: shapes do not fit (in the words of `torch.nn.LSTM`), or evaluation before
-                training or calibration.
-            ValueError: the dtype, `lengths` or `first_step` do not fit, or a batch of one sequence
-                is to be normalised by its own per-step statistics.
+            RuntimeError: shapes do not match (with the messages of `torch.nn.LSTM`), or the module
+                is evaluated before it was trained or calibrated.
+            ValueError: the dtype, `lengths` or `first_step` is invalid, or per-step batch
+                statistics are requested for a batch of one sequence.
         """
         if isinstance(input, torch.fx.Proxy):
             raise TypeError(
@@ -348,7 +351,7 @@ class BNLSTM(nn.Module):
             self._check_states(hx, padded.shape[1])
             output, state = self._run(padded, hx, lengths, first_step)
             packed = pack_padded_sequence(output, lengths, enforce_sorted=False)
-            if input.sorted_indices is None:  # the caller had sorted; keep that form
+            if input.sorted_indices is None:  # the caller had sorted the sequences
                 packed = packed._replace(sorted_indices=None, unsorted_indices=None)
             return packed, state
         if not input.is_floating_point() and input.dim() == 2:
@@ -382,7 +385,7 @@ class BNLSTM(nn.Module):
     def _run(
         self, x: Tensor, hx: State | None, lengths: Tensor | None, first_step: int
     ) -> tuple[Tensor, State]:
-        """All layers over x (T, B, D) or (T, B)."""
+        """Run all layers over x (T, B, D) or (T, B)."""
         weight = self._weight
         in_autocast = torch.is_autocast_enabled(weight.device.type)
         self._check(x, hx, lengths, first_step, in_autocast)
@@ -438,7 +441,7 @@ class BNLSTM(nn.Module):
         noise = draw(self.options, shape, key, x.device)
         w_h = drop_weights(weights.weight_hh, self.options.weight_dropout, key)
         weights = weights._replace(weight_hh=w_h)
-        if x.shape[1] == 0:  # there is nothing to normalise, nor to hurry for
+        if x.shape[1] == 0:  # an empty batch: nothing to normalise, and any kernel will do
             weights = weights._replace(gamma_ih=None, gamma_hh=None, gamma_c=None)
             kinds, kernel = Normalization("none", "none", "none"), "reference"
             population = None
@@ -458,7 +461,7 @@ class BNLSTM(nn.Module):
 
     @property
     def _weight(self) -> Tensor:
-        # Not get_parameter: it may be parametrised, pruned or replaced by a tensor.
+        # Not get_parameter: the weight may be parametrised, pruned or replaced by a tensor.
         return self.weight_hh_l0  # type: ignore[return-value]
 
     def _weights(self, suffix: str) -> Weights:
@@ -466,7 +469,7 @@ class BNLSTM(nn.Module):
         return Weights(**found)  # type: ignore[arg-type]
 
     def _population(self, suffix: str, first_step: int) -> TermMoments | None:
-        """What to normalise by; None: the batch's own moments."""
+        """The population statistics to normalise by; None: use batch statistics."""
         present = self._present(suffix)
         if not present or any(statistics.uses_batch for statistics in present.values()):
             return None
@@ -482,7 +485,7 @@ class BNLSTM(nn.Module):
                 continue
             counts, by_step = None, getattr(self.normalization, term) != "sequence"
             if by_step and lengths is not None and not self.options.count_padding:
-                # One live row has no variance: such a step tells nothing of the population.
+                # A step with one live row has no variance, so it is not averaged.
                 steps = torch.arange(len(term_moments.mean), device=lengths.device)
                 live = (steps[:, None] < lengths).sum(1)
                 counts = (synchronised.total(live) if self.options.synchronised else live) > 1
@@ -514,14 +517,14 @@ class BNLSTM(nn.Module):
         return part.of(h_0), part.of(c_0)
 
     def _warn_if_alike(self, x: Tensor) -> None:
-        """Once: all sequences begin in the same state, and with the same frame."""
+        """Warn once if all sequences begin with the same state and the same frame."""
         if (
             self._seen_first_batch or not self.training or self.options.init_noise > 0
             or not self.normalizes_frames or x.shape[1] < 2 or torch.compiler.is_compiling()
         ):  # fmt: skip
             return
         alike = bool((x[0] == x[0, :1]).all())
-        # On other devices than the CPU each look costs a wait for the device.
+        # On devices other than the CPU, check only once: each check waits for the device.
         self._seen_first_batch = alike or x.device.type != "cpu"
         if alike:
             warnings.warn(
@@ -564,7 +567,7 @@ class BNLSTM(nn.Module):
         if lengths is not None:
             if tuple(lengths.shape) != (batch,):
                 raise ValueError(f"lengths must be ({batch},), got {tuple(lengths.shape)}")
-            # A look at other devices than the CPU waits for them.
+            # Not on other devices: reading the lengths would wait for the device.
             if lengths.is_cpu and not torch.compiler.is_compiling() and batch > 0:
                 shortest, longest = int(lengths.min()), int(lengths.max())
                 if shortest < 1 or longest > steps:
@@ -581,7 +584,7 @@ class BNLSTM(nn.Module):
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        """Takes the state of a `torch.nn.LSTM` too: its two biases added, the rest as it is."""
+        """Also accept the state of a `torch.nn.LSTM`: sum its two biases, keep the rest."""
         if prefix + "bias_ih_l0" in state_dict or (
             not self.bias and prefix + "weight_ih_l0" in state_dict
             and not any(key.startswith(prefix + "statistics.") for key in state_dict)
@@ -599,7 +602,7 @@ class BNLSTM(nn.Module):
 
     @property
     def qconfig(self) -> Any:
-        """What `torch.ao.quantization` marks every module with before it converts some."""
+        """`torch.ao.quantization` sets this on every module before it converts some of them."""
         raise AttributeError("qconfig")
 
     @qconfig.setter
@@ -625,7 +628,7 @@ class BNLSTM(nn.Module):
 
 
 spell_out_options(BNLSTM.__init__, LSTMOptions)
-# So that torch.load reads a pickled module without executing what a stranger put into it.
+# Lets torch.load read a pickled module with weights_only=True, which executes no foreign code.
 torch.serialization.add_safe_globals([BNLSTM, LSTMOptions, StepStatistics, nn.ModuleDict])
 
 
@@ -633,7 +636,7 @@ def _check_arguments(
     input_size: int, hidden_size: int, num_layers: int, bias: bool, batch_first: bool,
     dropout: float,
 ) -> None:  # fmt: skip
-    """As `torch.nn.LSTM` checks them."""
+    """Check arguments as `torch.nn.LSTM` does, with its messages."""
     is_number = isinstance(dropout, numbers.Number) and not isinstance(dropout, bool)
     if not is_number or not 0 <= dropout <= 1:
         raise ValueError(
@@ -659,7 +662,7 @@ def _check_arguments(
 
 
 def _reverse(x: Tensor, lengths: Tensor | None) -> Tensor:
-    """Each sequence of x (T, B, ...) backwards, padding left in place."""
+    """Reverse each sequence of x (T, B, ...), leaving padding in place."""
     if lengths is None:
         return x.flip(0)
     steps = torch.arange(x.shape[0], device=x.device)[:, None]

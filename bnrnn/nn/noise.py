@@ -1,4 +1,4 @@
-"""The random numbers of a pass in training: zoneout, and the dropouts of a recurrence."""
+"""The random masks of a training pass: zoneout, and the dropouts of a recurrence."""
 
 from typing import TYPE_CHECKING
 
@@ -12,18 +12,18 @@ from bnrnn.nn import share
 if TYPE_CHECKING:
     from bnrnn.nn.options import NoiseOptions
 
-# Which numbers of a key are whose: philox.bernoulli.
+# The streams of the masks, see philox.bernoulli.
 _CELL, _HIDDEN, _CANDIDATE, _STATE, _WEIGHT = range(5)
 
 
 def draw(
     options: "NoiseOptions", shape: tuple[int, int, int], key: Tensor | None, device: torch.device
 ) -> Noise:
-    """The noise of one layer and direction.
+    """Draw the noise of one layer and direction.
 
     Args:
         shape: (T, B, H).
-        key: of `kernels.new_key`; None: in evaluation, where zoneouts are their expectations.
+        key: from `kernels.new_key`. None: for evaluation, where zoneout takes its expectation.
     """
     o, (steps, batch, hidden) = options, shape
     if not o.is_noisy:
@@ -33,7 +33,7 @@ def draw(
     key = key.to(device, non_blocking=True)
 
     def mask(stream: int, p: float, *rows: int) -> Tensor | None:
-        """The batch last in memory, as the CPU kernel reads it."""
+        """A mask whose batch dimension is last in memory, as the CPU kernel reads it."""
         if p == 0:
             return None
         whole = share.current().whole(batch)
@@ -49,7 +49,7 @@ def draw(
 
 
 def drop_weights(weight: Tensor, p: float, key: Tensor | None) -> Tensor:
-    """DropConnect: a mask over the weight itself; without a key, the weight as it is."""
+    """DropConnect: drop elements of the weight itself; without a key, return it unchanged."""
     if key is None or p == 0:
         return weight
     key = key.to(weight.device, non_blocking=True)

@@ -1,6 +1,6 @@
-"""The options of the modules beyond those of `torch.nn.LSTM`: names, defaults, checks.
+"""The options that the modules add to `torch.nn.LSTM`: names, defaults and checks.
 
-Without torch, which the command line does not wait for to refuse a setting.
+This does not import torch, so that the command can refuse a setting immediately.
 """
 
 import inspect
@@ -12,7 +12,7 @@ from typing import Any
 def require(condition: bool, name: str, value: Any, allowed: str) -> None:
     """
     Raises:
-        ValueError: the condition does not hold; in one form, whose first word is the name.
+        ValueError: the condition does not hold; the first word of the message is the name.
     """
     if not condition:
         raise ValueError(f"{name} must be {allowed}, got {value!r}")
@@ -23,15 +23,15 @@ def require_choice(name: str, value: str, *allowed: str) -> None:
 
 
 class Checked:
-    """The end of a chain of `__post_init__`."""
+    """The base class that ends a chain of `__post_init__` calls."""
 
     def __post_init__(self) -> None:
-        """Nothing is left to check."""
+        """Check nothing."""
 
 
 @dataclass
 class NormOptions(Checked):
-    """Of every model with batch-normalised LSTMs in it. `BNLSTM` documents each option.
+    """The options of every model with batch-normalised LSTMs. `BNLSTM` documents each option.
 
     Raises:
         ValueError: an option is out of range.
@@ -64,14 +64,14 @@ class NormOptions(Checked):
 
     @property
     def normalizes_steps(self) -> bool:
-        """Some statistics are of each step by itself: of one sequence there are none."""
+        """Whether some batch statistics are per step; these need at least two sequences."""
         kinds = {self.input_norm, self.recurrent_norm, self.cell_norm}
         return bool(kinds & {"frame", "sum"})
 
 
 @dataclass
 class NoiseOptions(Checked):
-    """What is random in training. `BNLSTM` documents each option.
+    """The options of noise in training. `BNLSTM` documents each option.
 
     Raises:
         ValueError: an option is out of range.
@@ -91,14 +91,14 @@ class NoiseOptions(Checked):
 
     @property
     def is_noisy(self) -> bool:
-        """Whether the steps of the recurrence are not those of an LSTM; its weights may be."""
+        """Whether there is noise in the steps; `weight_dropout`, on the weights, does not count."""
         states = (self.zoneout_cell, self.zoneout_hidden, self.recurrent_dropout)
         return any(p > 0 for p in (*states, self.hidden_dropout))
 
 
 @dataclass
 class LSTMOptions(NormOptions, NoiseOptions):
-    """Of a `BNLSTM`, which documents each.
+    """The options of a `BNLSTM`, which documents them.
 
     Raises:
         ValueError: an option is out of range.
@@ -119,7 +119,7 @@ class LSTMOptions(NormOptions, NoiseOptions):
 
 @dataclass
 class ReaderOptions(NormOptions):
-    """Of an `AttentiveReader`, which documents each.
+    """The options of an `AttentiveReader`, which documents them.
 
     Raises:
         ValueError: an option is out of range.
@@ -146,12 +146,12 @@ class ReaderOptions(NormOptions):
 
 
 def chosen(options: type, config: Any) -> dict[str, Any]:
-    """The options of a dataclass that an object has as attributes, by name."""
+    """The fields of a dataclass that `config` has as attributes, by name."""
     return {f.name: getattr(config, f.name) for f in fields(options) if hasattr(config, f.name)}
 
 
 def spell_out_options(init: Callable[..., Any], options: type) -> None:
-    """Have `help` show the fields of a dataclass where a function takes them as `**options`."""
+    """Make `help` show a dataclass's fields for a function that takes them as `**options`."""
     *arguments, _ = inspect.signature(init).parameters.values()
     named = inspect.signature(options).parameters.values()
     init.__signature__ = inspect.Signature(  # type: ignore[attr-defined]

@@ -1,8 +1,8 @@
-"""A process's share of a batch that several processes train on together.
+"""A process's share of a batch that is split over several processes.
 
 Within a share, every process draws the random numbers of the whole batch and uses those of its own
-sequences, so that the result does not depend on the number of processes. Without one, these
-functions are PyTorch's.
+sequences, so the result does not depend on the number of processes. Without a share, these
+functions do what PyTorch's do.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from bnrnn.kernels import Moments
 class Share:
     """Sequences `first` to `stop` of a batch of `total`.
 
-    With its defaults it stands for a batch that is not shared.
+    The defaults represent a batch that is not split.
     """
 
     first: int = 0
@@ -33,14 +33,14 @@ class Share:
         return self.total == 0
 
     def of(self, x: Tensor, dim: int | None = None) -> Tensor:
-        """This share of a tensor (B,), (T, B, ...) or (layers, B, ...); `dim` is another B."""
+        """This share of a tensor (B,), (T, B, ...) or (layers, B, ...); `dim` overrides B's."""
         if self.is_whole:
             return x
         dim = min(1, x.dim() - 1) if dim is None else dim
         return x.narrow(dim, self.first, self.stop - self.first)
 
     def whole(self, batch: int) -> int:
-        """The size of the whole batch, of which this process has `batch` sequences."""
+        """The size of the whole batch, if this process has `batch` of its sequences."""
         return batch if self.is_whole else self.total
 
 
@@ -54,7 +54,7 @@ def current() -> Share:
 
 @contextlib.contextmanager
 def within(share: Share) -> Iterator[None]:
-    """What runs in this context computes with this share of a batch."""
+    """A context in which computations use this share of a batch."""
     global _current
     before, _current = _current, share
     try:
@@ -67,7 +67,7 @@ def dropout(x: Tensor, p: float, training: bool, batch_dim: int = 1) -> Tensor:
     """`torch.nn.functional.dropout`; `batch_dim` is the dimension B of x."""
     if _current.is_whole or not training or p == 0:
         return F.dropout(x, p, training)
-    # The order in memory is the order in which numbers are drawn.
+    # Numbers are drawn in memory order.
     order = sorted(range(x.dim()), key=x.stride, reverse=True)
     shape = [_current.total if d == batch_dim else x.shape[d] for d in order]
     factors = F.dropout(x.new_ones(shape), p).permute([order.index(d) for d in range(x.dim())])
@@ -77,8 +77,8 @@ def dropout(x: Tensor, p: float, training: bool, batch_dim: int = 1) -> Tensor:
 def mean(total: Tensor, count: Tensor | int) -> Tensor:
     """total / count, each summed over all shares, as a term of this process's loss.
 
-    DistributedDataParallel averages gradients over n processes: so this is n times the part of the
-    mean that belongs to this process.
+    DistributedDataParallel averages gradients over n processes, so this returns n times this
+    process's part of the mean.
     """
     if _current.is_whole:
         return total / count
@@ -92,10 +92,10 @@ def average(moments: Moments, counts: Tensor | None) -> tuple[Moments, Tensor | 
 
     Args:
         moments: (T, features).
-        counts: (T,) booleans, which of them are valid; None: all.
+        counts: (T,) booleans, which of the rows are valid; None: all.
 
     Returns:
-        both, the same in all processes.
+        the averaged moments and counts, equal in all processes.
     """
     if _current.is_whole:
         return moments, counts

@@ -1,4 +1,4 @@
-"""The norm stabiliser: a term of the loss that keeps the length of the hidden state even.
+"""The norm stabiliser: a loss term that keeps the norm of the hidden state constant over time.
 
 Krueger and Memisevic, "Regularizing RNNs by Stabilizing Activations", ICLR 2016, equation 2.
 """
@@ -21,7 +21,7 @@ def norm_stabilizer(output: Tensor, lengths: Tensor | None = None) -> Tensor:
         lengths: (B,), the lengths of padded sequences; padding does not count.
 
     Returns:
-        a scalar; 0 of a single step.
+        a scalar; 0 if there is only one step.
     """
     norms = torch.linalg.vector_norm(output, dim=2)
     squares = (norms[1:] - norms[:-1]).square()
@@ -33,15 +33,15 @@ def norm_stabilizer(output: Tensor, lengths: Tensor | None = None) -> Tensor:
 
 
 class NormStabilizer:
-    """Watches the `BNLSTM`s of a model, and hands out what the stabiliser adds to the loss::
+    """Watches the `BNLSTM`s of a model and returns the stabiliser's term of the loss::
 
         stabilizer = NormStabilizer(model, 50.0)
         loss = criterion(model(batch), target) + stabilizer.take()
 
-    Of several layers in one module it sees the last, and of two directions both together.
+    It sees the output of each module: the last layer, with both directions together.
 
     Args:
-        strength: β, of the paper; 0: nothing is watched or added.
+        strength: β in the paper; with 0, nothing is watched or added.
     """
 
     def __init__(self, model: nn.Module, strength: float) -> None:
@@ -51,7 +51,7 @@ class NormStabilizer:
                 module.register_forward_hook(self._see, with_kwargs=True)
 
     def take(self) -> Tensor | float:
-        """Of the passes in training since the last call."""
+        """The loss term of all training passes since the last call."""
         terms, self._terms = self._terms, []
         return self.strength * sum(terms) if terms else 0.0
 

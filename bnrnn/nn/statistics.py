@@ -1,8 +1,8 @@
-"""Population statistics: per time step, averaged over minibatches, and what switches them.
+"""Population statistics per time step, averaged over minibatches, and switching between statistics.
 
-In training a term is normalised by the minibatch's own moments; at test by *population*
-statistics, the plain average of the minibatch moments over the training set (Cooijmans et al.,
-section 3). Running averages, kept while training, approximate them well enough for monitoring;
+In training, a term is normalised by the moments of the minibatch. In evaluation it is normalised by
+*population* statistics: the plain average of the minibatch moments over the training set (Cooijmans
+et al., section 3). The running averages of training approximate them well enough for monitoring;
 `calibrate` computes them.
 """
 
@@ -24,27 +24,28 @@ _BUFFERS = ("mean", "var", "num_batches")
 
 
 class StepStatistics(nn.modules.batchnorm._BatchNorm):
-    """Average mean and variance of one term, a row for each time step.
+    """Average mean and variance of one term, one row per time step.
 
     It derives from PyTorch's batch normalisation so that `torch.optim.swa_utils.update_bn` finds
     it, resets it and averages it over a loader.
 
     Args:
-        features: of the term.
-        max_length: the number of rows, from the start on; steps beyond the last are not kept. None:
-            there are no rows at first, and then as many as the longest sequence seen has steps.
+        features: the number of features of the term.
+        max_length: the fixed number of rows; later steps are not kept. None: the rows grow from 0
+            to the number of steps in the longest sequence seen.
         momentum: weight of a minibatch in the running averages; None: plain averages.
 
     Buffers (T rows, see `max_length`):
-        mean, var: (T, features); the variance is the biased one. A row that has averaged nothing
-            repeats the last one before it that has.
-        num_batches: (T,), how many minibatches each row has averaged.
+        mean, var: (T, features), with biased variance. A row that has averaged no minibatch repeats
+            the last row before it that has.
+        num_batches: (T,), the number of minibatches averaged in each row.
 
-    `source` says what a layer normalises by: "auto" is the batch in training, else the population;
-    "batch" is the batch, leaving the averages alone; "calibrate" is the batch, averaging it in.
+    `source` selects the statistics a layer normalises by. "auto": batch statistics in training,
+    population statistics in evaluation. "batch": batch statistics, without updating the averages.
+    "calibrate": batch statistics, which are also averaged.
     """
 
-    __constants__ = ()  # torch.jit reads those of its base class
+    __constants__ = ()  # torch.jit would read those of the base class
 
     mean: Tensor
     var: Tensor
@@ -73,19 +74,19 @@ class StepStatistics(nn.modules.batchnorm._BatchNorm):
     @property
     def averages(self) -> bool:
         if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
-            return False  # a checkpointed segment, run again within the backward pass
+            return False  # a checkpointed segment is recomputed in the backward pass
         return self.training if self.source == "auto" else self.source == "calibrate"
 
     @torch.no_grad()
     def update(self, moments: Moments, counts: Tensor | None = None, first_step: int = 0) -> None:
-        """Average a minibatch in.
+        """Include a minibatch in the averages.
 
         Args:
-            moments: (T, features), of the time steps from `first_step` on.
-            counts: (T,) booleans, which of them are valid; None: all.
+            moments: (T, features), for the time steps from `first_step` on.
+            counts: (T,) booleans, which of the rows are valid; None: all.
 
         Raises:
-            RuntimeError: there are too few rows, and other processes rely on their number.
+            RuntimeError: there are too few rows, and they are shared with other processes.
         """
         if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
             with torch.inference_mode(False):
@@ -100,8 +101,8 @@ class StepStatistics(nn.modules.batchnorm._BatchNorm):
         if counts is not None:
             valid = counts[:steps].to(valid.dtype)
         seen = self.num_batches[rows].add_(valid)
-        # A plain average at first, so that nothing of the buffers' initial content remains; then
-        # a running one, unless this is a calibration.
+        # Start with a plain average, which removes the buffers' initial content. Later, take a
+        # running average, except in calibration.
         weight = valid.to(self.mean.dtype) / seen.clamp(min=1)
         if self.source != "calibrate" and self.momentum is not None:
             weight = torch.maximum(weight, self.momentum * valid.to(weight.dtype))
@@ -111,12 +112,12 @@ class StepStatistics(nn.modules.batchnorm._BatchNorm):
             self._fill()
 
     def population(self, first_step: int = 0) -> Moments:
-        """The rows from `first_step` on; a step beyond the last row uses the last.
+        """The rows from `first_step` on; steps beyond the last row use the last row.
 
         Raises:
             RuntimeError: no minibatch has been averaged yet.
         """
-        # Neither a compiled graph nor a mapped one can look at a value.
+        # A compiled or functorch-transformed graph cannot read a value.
         cannot_look = torch.compiler.is_compiling() or in_functorch_transform()
         if len(self.mean) == 0 or not (cannot_look or bool(self.num_batches.any())):
             raise RuntimeError(
@@ -128,7 +129,7 @@ class StepStatistics(nn.modules.batchnorm._BatchNorm):
 
     @torch.no_grad()
     def set(self, moments: Moments, num_batches: int) -> None:
-        """Replace the averages by given ones; rows beyond them repeat their last."""
+        """Replace the averages by the given moments; later rows repeat the last of them."""
         self.reset()
         rows = len(moments.mean)
         if self.max_length is None:
@@ -138,17 +139,17 @@ class StepStatistics(nn.modules.batchnorm._BatchNorm):
         self._fill()
 
     def reset(self) -> None:
-        """Forget all averages."""
+        """Discard all averages."""
         self._resize(self.max_length or 0)
         for buffer in (self.mean, self.var, self.num_batches):
             buffer.zero_()
 
     def reset_running_stats(self) -> None:
-        """`reset`, by the name that `torch.optim.swa_utils.update_bn` calls."""
+        """Call `reset`; `torch.optim.swa_utils.update_bn` uses this name."""
         self.reset()
 
     def __getattr__(self, name: str) -> Any:
-        if name == "num_features":  # read by SyncBatchNorm.convert_sync_batchnorm, to replace this
+        if name == "num_features":  # SyncBatchNorm.convert_sync_batchnorm reads it to replace this
             raise AttributeError(
                 "the statistics of BNLSTM cannot be turned into SyncBatchNorm: convert the other "
                 "modules one by one"
@@ -156,13 +157,13 @@ class StepStatistics(nn.modules.batchnorm._BatchNorm):
         return super().__getattr__(name)
 
     def _grow(self, rows: int) -> None:
-        """More rows, empty ones."""
+        """Add empty rows."""
         processes = torch.distributed.is_available() and torch.distributed.is_initialized()
-        # Shares of one batch have as many steps everywhere.
+        # Shares of one batch have the same number of steps in all processes.
         alone = (
             not processes or torch.distributed.get_world_size() == 1 or not share.current().is_whole
         )
-        # On a GPU every tensor says that it is shared.
+        # On a GPU is_shared is always true.
         if (self.mean.is_cpu and self.mean.is_shared()) or not alone:
             raise RuntimeError(
                 f"population statistics would grow to {rows} time steps here, but other processes "
@@ -171,7 +172,7 @@ class StepStatistics(nn.modules.batchnorm._BatchNorm):
         self._resize(rows)
 
     def _resize(self, rows: int) -> None:
-        """Keep the first rows; new ones are empty."""
+        """Change the number of rows; new rows are empty."""
         for name in _BUFFERS:
             old: Tensor = getattr(self, name)
             if len(old) != rows or old.is_inference():
@@ -179,7 +180,7 @@ class StepStatistics(nn.modules.batchnorm._BatchNorm):
 
     @torch.no_grad()
     def _fill(self) -> None:
-        """Let rows that have averaged nothing repeat the last one before them that has."""
+        """Copy to each row without averages the last row before it that has some."""
         steps = torch.arange(len(self.mean), device=self.mean.device)
         last = torch.where(self.num_batches > 0, steps, 0).cummax(0).values
         for average in (self.mean, self.var):
@@ -188,7 +189,7 @@ class StepStatistics(nn.modules.batchnorm._BatchNorm):
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        """Takes averages of any number of rows: see `max_length`."""
+        """Load averages with any number of rows: see `max_length`."""
         saved = state_dict.get(prefix + "mean")
         if isinstance(saved, Tensor) and saved.dim() == 2:
             rows = self.max_length or len(saved)
@@ -204,7 +205,7 @@ class StepStatistics(nn.modules.batchnorm._BatchNorm):
 
 
 def _with_rows(old: Tensor, rows: int) -> Tensor:
-    """A copy of the first rows; new ones are zero."""
+    """A copy with this number of rows; new rows are zero."""
     kept = min(rows, len(old))
     new = torch.zeros(rows, *old.shape[1:], dtype=old.dtype, device=old.device)
     new[:kept] = old[:kept]
@@ -229,10 +230,10 @@ def _source(model: nn.Module, source: Source) -> Iterator[None]:
 
 
 def batch_statistics(model: nn.Module) -> contextlib.AbstractContextManager[None]:
-    """Within this context `model` normalises by each batch's own moments and averages nothing.
+    """A context in which `model` normalises by batch statistics without updating the averages.
 
-    The paper's validation curves are of this kind: `with torch.no_grad(), batch_statistics(model)`
-    on a model in evaluation mode.
+    The paper's validation curves use these statistics: `with torch.no_grad(),
+    batch_statistics(model)` on a model in evaluation mode.
     """
     return _source(model, "batch")
 
@@ -246,20 +247,21 @@ def calibrate(
     """Replace all population statistics of `model` by plain averages over `batches`.
 
     The batches should be training minibatches of the training batch size. The model runs in
-    evaluation mode (no dropout), normalising by each batch's moments, as in training.
+    evaluation mode (without dropout) but normalises by batch statistics, as in training.
 
     Args:
         model: any module that contains a `BNLSTM`.
-        batches: what the model is called with. A tuple or list is unpacked, `model(*batch)`, if the
-            model takes so many arguments; else its first element is the input: (input, target).
-        forward: how to run a batch, if not so.
+        batches: the model's inputs. A tuple or list is unpacked, `model(*batch)`, if the model
+            takes that many arguments; otherwise its first element is the input, as in
+            (input, target).
+        forward: a function that runs the model on a batch, instead of the above.
 
     Returns:
         the number of batches.
 
     Raises:
-        ValueError: there are no batches. Then, and after any other exception, the statistics are
-            as they were.
+        ValueError: there are no batches. After this or any other exception, the statistics are
+            unchanged.
     """
     statistics = _statistics(model)
     before = [(s, [getattr(s, name).clone() for name in _BUFFERS]) for s in statistics]
@@ -291,7 +293,7 @@ def calibrate(
 
 
 def _run(model: nn.Module, batch: Any) -> None:
-    """Call a model with a batch of a data loader."""
+    """Call a model with a batch from a data loader."""
     arguments = list(batch) if type(batch) in (tuple, list) else [batch]
     try:
         inspect.signature(model.forward).bind(*arguments)

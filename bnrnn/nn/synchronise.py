@@ -12,16 +12,16 @@ _M = TypeVar("_M", bound=nn.Module)
 
 
 def synchronise(model: _M) -> _M:
-    """Let a model take its batch statistics over all processes of `torch.distributed`'s default
-    group, as `torch.nn.SyncBatchNorm.convert_sync_batchnorm` does for other batch normalisation.
+    """Make a model take batch statistics over all processes of `torch.distributed`'s default group.
 
-    With DistributedDataParallel and an even part of a batch each, n processes then train as one
-    does with the whole batch. Each time step sends two messages a normalised term, one of them in
-    the backward pass, so it is for large batches and fast networks; the recurrence runs on the
-    reference kernel.
+    This corresponds to `torch.nn.SyncBatchNorm.convert_sync_batchnorm` for other batch
+    normalisation. Under DistributedDataParallel, n processes with equal parts of a batch then train
+    like one process with the whole batch. Each time step sends two messages per normalised term,
+    one of them in the backward pass, so this is for large batches and fast networks. The recurrence
+    runs on the reference kernel.
 
     Returns:
-        the same model.
+        the same model, modified in place.
     """
     for module in model.modules():
         if isinstance(module, BNLSTM):
