@@ -1,1 +1,1 @@
-"""Benchmarks. They measure, they never assert: see `make bench`."""
+"""Benchmarks, see `make bench`. They measure and never assert."""

@@ -1,14 +1,16 @@
-"""`make gpu-check`: do the CUDA kernels work on the GPU that is here, and what does a step cost?
+"""`make gpu-check`: test the CUDA kernels on this machine's GPU and measure the cost of a step.
 
     python -m bench.gpu [OUT] [--minutes 9]          # OUT: results/bench
 
-In one process after the tests, in this order, as far as the time goes: a training step of one layer
-at the papers' shapes by each way, against `nn.LSTM` with the same precision of products, against
-our reference, and against a floor; then both ways over H, to see where they cross.
+After the tests, one process measures these, in this order, until the time is up:
 
-The floor is what the GPU cannot be faster than: the larger of two times, all operations of the
-products at the rate of one large product, and all numbers that are kept for the backward pass
-written and read once at the rate of a copy. Both rates are measured here.
+1. A training step of one layer at the papers' shapes, for each way of the Triton kernel, `nn.LSTM`
+   with the same precision of products, our reference kernel, and the floor.
+2. A training step of both ways over H, to find where they cross.
+
+The floor is a lower bound for the time on this GPU. It is the larger of two times: that of all
+operations of the products at the rate of one large product, and that of writing and reading once
+everything kept for the backward pass at the rate of a copy. Both rates are measured here.
 """
 
 import argparse
@@ -39,10 +41,10 @@ TORCH, REFERENCE = "nn.LSTM", "reference"
 PRODUCTS = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16}
 CROSSING = (64, 128, 256, 384, 512, 700, 1000, 1400)
 NO_DEVICE = "bnrnn: error: there is no CUDA device here: run this on a machine with an NVIDIA GPU"
-# What a step may cost: of nn.LSTM's at most, of the reference's at most.
+# The largest accepted cost of a step, relative to nn.LSTM and to the reference.
 BARS = {TORCH: 1.5, REFERENCE: 0.1}
 _ROUNDS, _WARM_UP = 7, 2
-_TESTS_MINUTES = 4.5  # of the whole, for the tests
+_TESTS_MINUTES = 4.5  # the part of the time that the tests may take
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -55,7 +57,7 @@ def main(arguments: list[str] | None = None) -> None:
         raise SystemExit(NO_DEVICE)
     if options.only_ask:
         return
-    end = time.monotonic() + 60 * options.minutes - 10  # for what is left to be written
+    end = time.monotonic() + 60 * options.minutes - 10  # 10 s to write the results
     found: dict[str, Any] = facts() | {"tests": tests(min(_TESTS_MINUTES, options.minutes / 2))}
     found |= {"rates": {}, "shapes": [], "crossing": []}
     for products in PRODUCTS:
@@ -101,11 +103,11 @@ def facts() -> dict[str, Any]:
 
 
 def tests(minutes: float) -> dict[str, Any]:
-    """`pytest -m gpu`: its status (None: it took too long) and its last line."""
-    # Most of the time is the compiler's: several processes at once.
+    """Run `pytest -m gpu`; return its status (None: it took too long) and its last line."""
+    # Compilation takes most of the time, so run several processes.
     workers = str(max(1, min(10, (os.cpu_count() or 2) - 2)))
     command = [sys.executable, "-m", "pytest", "-m", "gpu and not slow", "-q", "-n", workers,
-               "-p", "no:benchmark",  # it warns of -n, and a warning is an error
+               "-p", "no:benchmark",  # it warns about -n, and warnings are errors
                "tests/test_gpu.py", "tests/test_cell.py"]  # fmt: skip
     lines: list[str] = []
     try:
@@ -123,13 +125,13 @@ def tests(minutes: float) -> dict[str, Any]:
 
 
 def set_products(products: str) -> None:
-    """The precision of float32's products, alike for all subjects."""
+    """Set the precision of float32 products, the same for all subjects."""
     on = products == "tf32"
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = on
 
 
 def rates(products: str) -> dict[str, float]:
-    """Operations a second of one large product, bytes a second of a copy, read and written."""
+    """Operations per second of one large product; bytes read and written per second by a copy."""
     dtype, n = PRODUCTS[products], 8192
     a, b = (torch.randn(n, n, device="cuda", dtype=dtype) for _ in range(2))
     big = torch.empty(2**28, device="cuda")
@@ -141,7 +143,7 @@ def rates(products: str) -> dict[str, float]:
 
 
 def timed(run: Callable[[], Any], rounds: int = _ROUNDS, end: float | None = None) -> float:
-    """Median seconds; fewer rounds where there is no time."""
+    """Median seconds; it runs fewer rounds if `end` has passed."""
     found = []
     for k in range(_WARM_UP + rounds):
         before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -171,14 +173,13 @@ def costs(
     shape: Shape, products: str, rate: dict[str, float], end: float,
     subjects: tuple[str, ...] = (*WAYS, TORCH, REFERENCE),
 ) -> dict[str, Any]:  # fmt: skip
-    """Seconds of a training step of each subject, of its forward pass alone, MiB at the peak; or
-    the error."""
+    """The result of `cost`, or the error, for each subject; and the floor."""
     set_products(products)
     rows: dict[str, dict[str, Any]] = {}
     for subject in subjects:
         try:
             rows[subject] = cost(subject, shape, products, end)
-        except Exception as error:  # the others are still worth having
+        except Exception as error:  # continue with the other subjects
             rows[subject] = {"error": f"{type(error).__name__}: {error}"[:300]}
             print(f"{subject}, {shape}, {products}: {rows[subject]['error']}", flush=True)
         torch.cuda.empty_cache()
@@ -211,12 +212,12 @@ def cost(subject: str, shape: Shape, products: str, end: float) -> dict[str, Any
 
 
 def floor(shape: Shape, dtype: torch.dtype, rate: dict[str, float]) -> float:
-    """Seconds of a training step that no kernel can be faster than."""
+    """A lower bound, in seconds, for the time of a training step."""
     rows, hidden = shape.steps * shape.batch, shape.hidden
-    # Forward W_h h; backward the gradients of h and of W_h. Of W_x x all but the input's gradient.
+    # W_h h and the gradients of h and W_h; W_x x and the gradient of W_x.
     operations = 2 * rows * 4 * hidden * (3 * hidden + 2 * shape.features)
     size = torch.empty((), dtype=dtype).element_size()
-    # Kept: two terms of 4H, h and c; the gradient of the term, written and read once.
+    # The two terms of 4H, h, c, and the gradient of a term, each written and read once.
     numbers = rows * 2 * (4 + 4 + 1 + 1 + 4) * hidden
     return max(operations / rate["operations"], numbers * size / rate["bytes"])
 
@@ -259,7 +260,7 @@ def table(found: dict[str, Any]) -> str:
 
 
 def step_times(row: dict[str, Any]) -> dict[str, float]:
-    """Seconds by subject; nan where it failed."""
+    """Seconds of each subject; nan if it failed."""
     return {subject: values.get("step", math.nan) for subject, values in row["subjects"].items()}
 
 

@@ -1,8 +1,8 @@
-"""A BN-LSTM as its public PyTorch ports write it: a Python loop over time with everything in it.
+"""A BN-LSTM in the style of public PyTorch ports: a Python loop over time that does everything.
 
-Here to be measured against, not to be used. Kinder than most of them: the input is multiplied step
-by step, but the batch norm is PyTorch's fused operator and the statistics of all steps lie in one
-buffer each.
+This is a baseline for benchmarks, not for use. It multiplies the input step by step, as they do. It
+is faster than most of them, because batch normalisation is PyTorch's fused operator and the
+statistics of all steps are in one buffer each.
 """
 
 import torch

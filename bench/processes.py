@@ -1,10 +1,10 @@
-"""What a training step costs that several processes share, by the statistics that they take.
+"""The cost of a training step that is split over processes, with local or synchronised statistics.
 
     python -m bench.processes [OUT]         # OUT: results/bench
 
-A step is forward and backward pass of one BN-LSTM under DistributedDataParallel, with all
-gradients. Each process has one thread and its part of the batch. Subjects in turn in the same
-processes; a round takes as long as its slowest process.
+A step is the forward and backward pass of one BN-LSTM under DistributedDataParallel, with all
+gradients. Each process has one thread and its part of the batch. The subjects run alternately in
+the same processes. The time of a round is that of its slowest process.
 """
 
 import argparse
@@ -78,7 +78,7 @@ def work(rank: int, size: int, port: int, rounds: int, results: "mp.SimpleQueue"
                 if rank > 0 and alone:
                     continue
                 took = step()
-                if number > 0:  # the first warms up
+                if number > 0:  # the first round is a warm-up
                     seconds[subject].append(took)
             bar.update(number > 0)
         found[name] = seconds

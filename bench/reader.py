@@ -1,9 +1,10 @@
-"""Questions per second of the Attentive Reader in training, against the same on `torch.nn.LSTM`.
+"""Questions per second in training the Attentive Reader, compared with one on `torch.nn.LSTM`.
 
     python -m bench.reader [OUT]         # OUT: results/bench
 
-A training step is forward and backward pass with all gradients, at the paper's sizes, passages of
-70 to 100 % of the longest. All in turn in one process, with the same allocator setting.
+A training step is the forward and backward pass with all gradients, at the paper's sizes. The
+passages have 70 to 100 % of the longest length. All models run alternately in one process, with the
+same allocator setting.
 """
 
 import argparse
@@ -40,7 +41,7 @@ def batch(length: int, vocabulary: int) -> tuple[list[Tensor], Tensor]:
 
 
 def measure(length: int, rounds: int, vocabulary: int, hidden: int) -> dict[str, list[float]]:
-    """Seconds of a training step, one a round."""
+    """Seconds of a training step of each model, one number per round."""
     torch.manual_seed(0)
     input, answers = batch(length, vocabulary)
 
@@ -60,7 +61,7 @@ def measure(length: int, rounds: int, vocabulary: int, hidden: int) -> dict[str,
     for ways in ("", ", both directions"):
         steps[BASELINE + ways] = reader("attentive_lstm", bool(ways), "torch.lstm packed")
     seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for round in tqdm(range(rounds + 1), leave=False, disable=None):  # the first warms up
+    for round in tqdm(range(rounds + 1), leave=False, disable=None):  # the first is a warm-up
         for name, step in steps.items():
             took = step()
             if round > 0:

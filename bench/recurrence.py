@@ -1,12 +1,13 @@
-"""What a training step of the recurrence costs: ours, `nn.LSTM`, our reference, a plain loop.
+"""The cost of a training step of the recurrence: ours, `nn.LSTM`, our reference, a plain loop.
 
     python -m bench.recurrence [OUT]         # OUT: results/bench
 
 A training step is the module's forward and backward pass with all gradients, one layer, float32.
-All run in one process, in turn, so that ratios mean something on a machine that others use too;
-what is written is the median and the range, and the ratio of medians and of minima: where they
-differ, the machine has two speeds. The floor is the time of the matrix products alone at the rate
-of a large one. Peak memory is of one step in a process of its own.
+All subjects run alternately in one process, so that ratios are meaningful on a shared machine. The
+output has the median and the range of the times, and the ratio of the medians and of the minima. If
+the two ratios differ, the speed of the machine changed. The floor is the time of the matrix
+products alone, at the rate of a large product. Peak memory is that of one step in a separate
+process.
 """
 
 import argparse
@@ -40,13 +41,13 @@ SUBJECTS = (OURS, TORCH, REFERENCE, PLAIN)
 class Shape:
     steps: int
     batch: int
-    features: int  # 1: pixels; more: one-hot characters
+    features: int  # 1: pixels; more than 1: one-hot characters
     hidden: int
-    dense: bool = False  # whether the features are real vectors, with a gradient
+    dense: bool = False  # whether the features are dense vectors with a gradient
 
     @property
     def flops(self) -> float:
-        """Operations of a training step's matrix products; a one-hot or narrow input needs none."""
+        """Operations of a step's matrix products; a one-hot or narrow input needs no product."""
         forward = 2 * self.steps * self.batch * 4 * self.hidden
         return 3 * forward * (self.hidden + self.features * self.dense)
 
@@ -72,7 +73,7 @@ GROWTH = {
 
 @dataclass
 class Timing:
-    forward: list[float]  # seconds, one a round
+    forward: list[float]  # seconds, one number per round
     backward: list[float]
 
     @property
@@ -81,7 +82,7 @@ class Timing:
 
 
 def build(subject: str, shape: Shape) -> tuple[nn.Module, Callable[[], Tensor]]:
-    """The module, and its forward pass: (T, B, H)."""
+    """The module, and a function that runs its forward pass: (T, B, H)."""
     torch.manual_seed(0)
     if shape.features == 1 or shape.dense:
         vectors = torch.randn(shape.steps, shape.batch, shape.features)
@@ -120,7 +121,7 @@ def measure(shape: Shape, rounds: int, subjects: tuple[str, ...] = SUBJECTS) -> 
 
 
 def product_rate(size: int = 2048, repeats: int = 5) -> float:
-    """GFLOP/s of `torch.mm` of square matrices, float32: the best of a few."""
+    """GFLOP/s of the product of square float32 matrices: the best of `repeats`."""
     a = torch.randn(size, size)
     took = []
     for _ in range(repeats):
@@ -131,7 +132,7 @@ def product_rate(size: int = 2048, repeats: int = 5) -> float:
 
 
 def peak_memory(subject: str, shape: Shape) -> float:
-    """MiB that a training step needs beyond the module and its data, in a new process."""
+    """MiB that a training step needs in addition to the module and its data, in a new process."""
     call = f"from bench.recurrence import *; print(peak_here({subject!r}, {shape!r}))"
     done = subprocess.run(
         [sys.executable, "-c", call], capture_output=True, text=True, check=True,
@@ -142,13 +143,13 @@ def peak_memory(subject: str, shape: Shape) -> float:
 
 def peak_here(subject: str, shape: Shape) -> float:
     keep_large_blocks()
-    # The code that the first step loads is not what the step needs.
+    # Do not count the code that the first step loads.
     for small in (Shape(2, 2, shape.features, 4), Shape(2, 64, shape.features, 256)):
         build(subject, small)[1]().sum().backward()
     module, forward = build(subject, shape)
     gradient = torch.randn(shape.steps, shape.batch, shape.hidden)
     gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     before = _status("VmRSS")
     forward().backward(gradient)
     assert all(parameter.grad is not None for parameter in module.parameters())
@@ -156,7 +157,7 @@ def peak_here(subject: str, shape: Shape) -> float:
 
 
 def _status(field: str) -> int:
-    """kB."""
+    """A field of /proc/self/status, in kB."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(field + ":"):
             return int(line.split()[1])

@@ -1,7 +1,7 @@
-"""Connectionist temporal classification: the phones of an utterance from its padded frames.
+"""Connectionist temporal classification: recognise the phones of an utterance from padded frames.
 
-The data are AN4 as Kaldi archives, see data/kaldi.md. The phones are those of its alignment, whose
-times are not used.
+The data are AN4 as Kaldi archives, see data/kaldi.md. The phones are those of its alignment; the
+times in the alignment are not used.
 
     python examples/ctc.py --data data/an4 --normalise
 """
@@ -18,13 +18,13 @@ from torch.nn.utils.rnn import pad_sequence
 import bnrnn
 from bnrnn.datasets.frames import FrameSplit, Normalizer, corpus_sources, load_frames
 
-STACKED = 3  # frames, of 10 ms, that are one input of the network
-STATES = 3  # classes of the alignment that are one phone
+STACKED = 3  # frames of 10 ms per input of the network
+STATES = 3  # classes of the alignment per phone
 INPUT_TERMS = {
     "input_norm": "sequence", "recurrent_norm": "none", "cell_norm": "none", "gamma_init": 1.0
 }  # fmt: skip
 
-Utterance = tuple[Tensor, Tensor]  # inputs (T, D), and phones from 1 on: 0 is CTC's blank
+Utterance = tuple[Tensor, Tensor]  # inputs (T, D), and phones numbered from 1; 0 is CTC's blank
 Batch = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
@@ -32,21 +32,21 @@ class Recogniser(nn.Module):
     def __init__(self, features: int, hidden_size: int, phones: int, normalise: bool) -> None:
         super().__init__()
         self.lstm = nn.LSTM(features, hidden_size, num_layers=2)
-        if normalise:  # The line that changes; the input terms only, as in Laurent et al. 2015
+        if normalise:  # this line changes; only the input terms, as in Laurent et al. 2015
             self.lstm = bnrnn.BNLSTM(features, hidden_size, num_layers=2, **INPUT_TERMS)
         self.output = nn.Linear(hidden_size, 1 + phones)
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         """x (T, B, D), padded -> log probabilities (T, B, 1 + phones)."""
-        # From left to right nn.LSTM meets no padding before an utterance is over. BNLSTM would
-        # average over it, and is given the lengths.
+        # A unidirectional nn.LSTM reads padding only after the end of an utterance. BNLSTM would
+        # average over the padding, so it needs the lengths.
         known = {"lengths": lengths} if isinstance(self.lstm, bnrnn.BNLSTM) else {}
         output, _ = self.lstm(x, **known)
         return self.output(output).log_softmax(2)
 
 
 def read(split: FrameSplit, number: int) -> list[Utterance]:
-    """Some utterances by length, so that little is padded; features of mean 0 and variance 1."""
+    """Up to `number` utterances, sorted by length; their features have mean 0 and variance 1."""
     normalizer = Normalizer("utterance", split)
     utterances = []
     for k in range(min(number, len(split.names))):
@@ -59,9 +59,10 @@ def read(split: FrameSplit, number: int) -> list[Utterance]:
 
 
 def batches(utterances: list[Utterance], size: int) -> list[Batch]:
-    """Inputs, their lengths, all phones in a row, how many of them each utterance has.
+    """Batches of inputs, their lengths, all phones concatenated, and each utterance's phone count.
 
-    Whole batches only: what is left over may be a single utterance, without batch statistics.
+    The last, incomplete batch is dropped: it might be a single utterance, which has no batch
+    statistics.
     """
     found = []
     for k in range(0, len(utterances) - size + 1, size):
@@ -95,7 +96,7 @@ def phone_error_rate(model: Recogniser, of: list[Batch]) -> float:
 
 
 def main(arguments: Sequence[str] | None = None) -> tuple[list[float], float]:
-    """Returns the training losses, in nats a phone, and the phone error rate on the dev set."""
+    """Return the training losses, in nats per phone, and the phone error rate on the dev set."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", type=Path, default="data/an4", help="folder of train, dev, test")
     parser.add_argument("--utterances", type=int, default=800, help="of each set")
@@ -129,8 +130,8 @@ def main(arguments: Sequence[str] | None = None) -> tuple[list[float], float]:
         print(f"epoch {epoch + 1}: training loss {sum(losses[-len(train) :]) / len(train):.3f}")
 
     if args.normalise:
-        # Averages over the training set for the weights as they are now; those kept in training
-        # lag behind.
+        # Average over the training set with the final weights; the running averages of training
+        # lag behind them.
         bnrnn.calibrate(model, ((x, lengths) for x, lengths, _, _ in train))
     rate = phone_error_rate(model, dev)
     print(f"dev set: {rate:.1%} phone error rate")

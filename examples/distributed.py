@@ -1,6 +1,6 @@
-"""Two processes train one character model, each on its own lines, whose lengths differ.
+"""Two processes train one character model, each on its own lines of different lengths.
 
-Gloo connects them, so that it runs on CPUs; a file is where they meet.
+They communicate by Gloo, so this runs on CPUs. They find each other through a file.
 
     python examples/distributed.py --data data/ptb/ptb.train.txt --normalise
 """
@@ -27,7 +27,7 @@ class LineModel(nn.Module):
         super().__init__()
         self.embedding = nn.Embedding(symbols, 32)
         # The one line that changes. DistributedDataParallel copies the statistics of rank 0 to all
-        # processes, so that they must have the same shape there, however long the lines of each.
+        # processes, so they must have the same shape everywhere, regardless of the line lengths.
         self.lstm = bnrnn.BNLSTM(32, 64, max_length=longest) if normalise else nn.LSTM(32, 64)
         self.output = nn.Linear(64, symbols)
 
@@ -38,7 +38,10 @@ class LineModel(nn.Module):
 
 
 def batches(lines: list[Tensor], size: int) -> Iterator[tuple[PackedSequence, Tensor]]:
-    """Characters, and those that come next. Whole batches only: one line has no statistics."""
+    """Batches of characters and the next characters.
+
+    The last, incomplete batch is dropped: a single line has no batch statistics.
+    """
     for k in range(0, len(lines) - size + 1, size):
         part = lines[k : k + size]
         x = pack_sequence([line[:-1] for line in part], enforce_sorted=False)
@@ -47,19 +50,19 @@ def batches(lines: list[Tensor], size: int) -> Iterator[tuple[PackedSequence, Te
 
 
 def work(rank: int, args: argparse.Namespace, meeting_point: str) -> None:
-    """One process; its share of the lines is every second one."""
+    """Run one process, which trains on every n-th line of n processes."""
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", init_method=f"file://{meeting_point}", rank=rank, world_size=args.processes
     )
     torch.manual_seed(0)
     text = args.data.read_text("utf-8").splitlines()
-    # Stripped: where all lines begin with the same character, the first step has no variance.
+    # Strip the lines: if all began with the same character, the first step would have no variance.
     text = [line.strip()[: args.longest + 1] for line in text]
     text = [line for line in text if len(line) > 1][: args.lines]
     symbols = sorted(set("".join(text)))
     lines = [torch.tensor([symbols.index(character) for character in line]) for line in text]
-    # As many for each process: they meet after every batch.
+    # All processes need the same number of lines, because they synchronise after every batch.
     share = len(lines) // args.processes
     own = lines[rank :: args.processes][:share]
     train, valid = own[: share * 9 // 10], own[share * 9 // 10 :]
@@ -79,8 +82,8 @@ def work(rank: int, args: argparse.Namespace, meeting_point: str) -> None:
             print(f"epoch {epoch + 1}: training loss {losses[-1]:.3f}")
 
     if args.normalise:
-        # Averages for the weights as they are now; those kept in training lag behind. Each process
-        # takes them over its own lines, and tests with them.
+        # Average over the training lines with the final weights; the running averages of training
+        # lag behind them. Each process uses the averages over its own lines.
         bnrnn.calibrate(model, (x for x, _ in batches(train, args.batch_size)))
     model.eval()
     nats_and_characters = torch.zeros(2)

@@ -1,7 +1,7 @@
-"""A character language model on one long text, by truncated backpropagation through time.
+"""A character language model on one long text, with truncated backpropagation through time.
 
-The text is cut into parallel streams, these into windows; the state goes from window to window,
-its gradient does not.
+The text is split into parallel streams, and each stream into windows. The state is carried from
+window to window, without its gradient.
 
     python examples/language_model.py --data data/ptb/ptb.train.txt --normalise
 """
@@ -29,13 +29,13 @@ class LanguageModel(nn.Module):
         self.output = nn.Linear(hidden_size, symbols)
 
     def forward(self, x: Tensor, state: State | None) -> tuple[Tensor, State]:
-        """x (T, B) -> logits (T, B, symbols), and the state to begin the next window with."""
+        """x (T, B) -> logits (T, B, symbols), and the initial state of the next window."""
         output, (h, c) = self.lstm(self.embedding(x), state)
         return self.output(output), (h.detach(), c.detach())
 
 
 def windows(text: Tensor, streams: int, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Characters and the next ones, (steps, streams) each; stream b goes on in the next window."""
+    """Characters and next characters, (steps, streams) each; each window continues the last."""
     length = (len(text) - 1) // streams // steps * steps
     x, y = (text[k : k + streams * length].view(streams, length).t() for k in (0, 1))
     yield from zip(x.split(steps), y.split(steps), strict=True)
@@ -53,7 +53,7 @@ def evaluate(model: LanguageModel, text: Tensor, args: argparse.Namespace) -> fl
 
 
 def main(arguments: Sequence[str] | None = None) -> tuple[list[float], float]:
-    """Returns the training losses, in nats, and the bits per character of the held-out text."""
+    """Return the training losses, in nats, and the bits per character of the held-out text."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", type=Path, default="data/ptb/ptb.train.txt", help="any text")
     parser.add_argument("--characters", type=int, default=500_000, help="of it, a tenth held out")
@@ -89,8 +89,8 @@ def main(arguments: Sequence[str] | None = None) -> tuple[list[float], float]:
         print(f"epoch {epoch + 1}: training loss {losses[-1]:.3f}")
 
     if args.normalise:
-        # Averages over the training set for the weights as they are now; those kept in training
-        # lag behind. The state is carried here too: it is part of what is averaged.
+        # Average over the training set with the final weights; the running averages of training
+        # lag behind them. Carry the state here too, because it affects the statistics.
         carried: State | None = None
 
         def forward(x: Tensor) -> None:

@@ -1,6 +1,6 @@
-"""A bidirectional tagger on packed sequences: it finds the spaces that were taken out of sentences.
+"""A bidirectional tagger on packed sequences: it restores the spaces removed from sentences.
 
-Any text with a sentence on each line will do.
+It needs any text with one sentence per line.
 
     python examples/tagger.py --data data/ptb/ptb.train.txt --normalise
 """
@@ -34,7 +34,7 @@ class Tagger(nn.Module):
 
 
 def read(file: Path, number: int) -> tuple[list[Sentence], int]:
-    """The first sentences of a file, one a line, and the number of different characters."""
+    """The first sentences of a file, one per line, and the number of distinct characters."""
     with file.open(encoding="utf-8") as lines:
         sentences = [line.split() for line, _ in zip(lines, range(number), strict=False)]
     symbols = sorted({character for words in sentences for word in words for character in word})
@@ -47,9 +47,11 @@ def read(file: Path, number: int) -> tuple[list[Sentence], int]:
 
 
 def batches(sentences: list[Sentence], size: int) -> Iterator[tuple[PackedSequence, Tensor]]:
-    """In random order, each of sentences of similar lengths: statistics need rows at every step.
+    """Batches in random order. A batch has sentences of similar lengths, so that batch statistics
+    have enough rows at every step.
 
-    Whole ones only: what is left over may be a single sentence, without batch statistics.
+    The last, incomplete batch is dropped: it might be a single sentence, which has no batch
+    statistics.
     """
     by_length = sorted(sentences, key=lambda sentence: len(sentence[0]))
     for k in torch.randperm(len(sentences) // size).mul(size).tolist():
@@ -63,7 +65,7 @@ def batches(sentences: list[Sentence], size: int) -> Iterator[tuple[PackedSequen
 
 
 def main(arguments: Sequence[str] | None = None) -> tuple[list[float], float]:
-    """Returns the training losses and the accuracy on held-out sentences."""
+    """Return the training losses and the accuracy on held-out sentences."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", type=Path, default="data/ptb/ptb.train.txt", help="any text")
     parser.add_argument("--sentences", type=int, default=4000, help="of it, a tenth held out")
@@ -92,8 +94,8 @@ def main(arguments: Sequence[str] | None = None) -> tuple[list[float], float]:
         print(f"epoch {epoch + 1}: training loss {losses[-1]:.3f}")
 
     if args.normalise:
-        # Averages over training batches for the weights as they are now; those kept in training
-        # lag behind.
+        # Average over training batches with the final weights; the running averages of training
+        # lag behind them.
         bnrnn.calibrate(model, (characters for characters, _ in batches(train, args.batch_size)))
     model.eval()
     with torch.no_grad():
