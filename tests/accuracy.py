@@ -1,22 +1,25 @@
-"""How far a result may be from the truth: as far as the reference is, not a fixed number.
+"""Comparison of results with a tolerance derived from the reference's own error.
 
-The order of sums, fused multiply-adds and the width of vectors are the processor's, so rounding
-errors are too; and a problem multiplies them by its own condition, such as 1 / sqrt(ε) where a
-variance is near zero. A tolerance that one machine meets may thus fail on the next.
+The order of sums, fused multiply-adds and vector widths depend on the processor, and so do rounding
+errors. A problem also amplifies them by its condition, such as 1 / sqrt(ε) if a variance is near
+zero. A fixed tolerance that holds on one machine may therefore fail on another.
 
-The criterion: the truth is the reference in float64. The reference's own error is its largest on
-the problem as it is and on up to `NUDGES` copies, whose every number moves by up to one unit in the
-last place, which is what any rounding could do. A result may be off by `ALLOWANCE` times that, plus
-`FLOOR` units in the last place of the largest number.
+The criterion is as follows. The truth is the result of the reference in float64. The reference's
+own error is its largest error on the problem itself and on up to `NUDGES` copies of it. In each
+copy, every number is perturbed by up to one unit in the last place, which is the effect of one
+rounding. A result may be off by `ALLOWANCE` times that error, plus `FLOOR` units in the last place
+of the largest number.
 
-In float64 the truth is the reference's result, whose own roundings are unknown, so the copies move
-by many units: there the question is whether two formulae agree, not how well either is rounded.
+If the result itself is in float64, the truth is the reference's result, whose rounding errors are
+unknown. The copies are then perturbed by many units: the comparison only shows whether two formulae
+agree, not how accurately each is rounded.
 
-Why copies: a single error is near zero by chance now and then. Of normal errors, one in six is
-more than four times another, but one in a million more than four times the largest of 17 others.
+Copies are needed because a single error is sometimes near zero by chance. If errors are normal, one
+in six is more than four times another, but only one in a million is more than four times the
+largest of 17 others.
 
-Short problems in float64 are compared with fixed tolerances elsewhere, 1e-9 or less: with 20 seeds
-no error was above a fiftieth of them.
+Short problems in float64 are compared elsewhere with fixed tolerances of 1e-9 or less. With 20
+seeds, no error exceeded a fiftieth of them.
 """
 
 import itertools
@@ -38,14 +41,16 @@ Results = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
 def assert_as_accurate(
     compute: Callable[[Any], Results], reference: Callable[[Any], Results], problem: Any
 ) -> None:
-    """That `compute(problem)` is as near to the truth as `reference(problem)`, tensor by tensor.
+    """Assert that each tensor of `compute(problem)` is as accurate as that of `reference(problem)`.
 
     Args:
-        compute: what is tested; from a problem to a tensor, or a sequence or mapping of some.
-        reference: the same by other means, in float64 too.
-        problem: tensors, those of floats in float32 or bfloat16, or all in float64, in any nest of
-            dicts, lists and tuples. A number that two parts of the problem share is rounded in both
-            alike, so what could be rounded by itself should be there by itself.
+        compute: the function under test, from a problem to a tensor or a sequence or mapping of
+            tensors.
+        reference: another implementation of the same, which also works in float64.
+        problem: any nesting of dicts, lists and tuples of tensors. All floating-point tensors are
+            in float32 or bfloat16, or all are in float64. A number that is used in several places
+            is perturbed in the same way everywhere, so numbers that could be rounded independently
+            must be separate.
     """
     truth = _by_name(reference(in_double(problem)))
     found = _by_name(compute(problem))
@@ -62,15 +67,15 @@ def assert_as_accurate(
             for name, error in errors.items()
             if not error <= ALLOWANCE * own[name] + rounding(truth[name], FLOOR, found[name].dtype)
         }
-        if not beyond:  # further copies could only allow more
+        if not beyond:  # further copies could only increase the tolerance
             return
     raise AssertionError(f"by name, the error and the reference's own: {beyond}")
 
 
 def assert_rounded(found: Tensor, truth: Tensor, operations: int) -> None:
-    """That nothing is off by more than so many roundings of the largest number in `truth`.
+    """Assert that no error exceeds `operations` roundings of the largest number in `truth`.
 
-    For a result of few operations, whose roundings can be counted.
+    This is for results of few operations, whose roundings can be counted.
     """
     (error,) = _errors({"": found}, {"": truth.double()}).values()
     allowed = rounding(truth, operations, found.dtype)
@@ -78,12 +83,12 @@ def assert_rounded(found: Tensor, truth: Tensor, operations: int) -> None:
 
 
 def rounding(like: Tensor, units: float, dtype: torch.dtype) -> float:
-    """So many units in the last place of the largest number of `like`, counted in `dtype`."""
+    """`units` units in the last place, in `dtype`, of the largest number of `like`."""
     return units * torch.finfo(dtype).eps * like.abs().max().item()
 
 
 def in_double(problem: Any) -> Any:
-    """The same problem in float64; a leaf stays a leaf."""
+    """The same problem in float64; leaves stay leaves."""
     return mapped(problem, lambda values: values.double())
 
 
@@ -99,11 +104,11 @@ def _nudged(problem: Any, seed: int) -> Any:
 
 
 def mapped(problem: Any, change: Callable[[Tensor], Tensor], leaves: bool = True) -> Any:
-    """A copy in which `change` was applied to all tensors of floats.
+    """A copy of the problem with `change` applied to all floating-point tensors.
 
     Args:
-        leaves: the changed tensors are leaves, as what they were. If not, they depend on what they
-            were, and other tensors are changed too.
+        leaves: make the changed tensors leaves. Otherwise they depend on the original tensors, and
+            tensors of other dtypes are changed too.
     """
     if isinstance(problem, Tensor):
         if not leaves:
@@ -129,7 +134,7 @@ def _by_name(results: Results) -> dict[str, Tensor]:
 
 
 def _errors(found: Mapping[str, Tensor], truth: Mapping[str, Tensor]) -> dict[str, float]:
-    """By name, the largest difference; infinite where there is no finite number to compare."""
+    """The largest difference in each tensor, by name; infinite if it is NaN."""
     assert found.keys() == truth.keys()
     errors = {}
     for name, value in found.items():

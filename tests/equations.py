@@ -1,8 +1,8 @@
-"""The paper's equations in NumPy, float64, one step after the other: what the cell is tested by.
+"""The papers' equations in NumPy, in float64, step by step: the truth for tests of the cell.
 
-Written from the papers (Cooijmans et al. 2017, equations 2 to 8; Laurent et al. 2015; Ba et al.
-2016, equations 20 to 22; those of `noise` below), not from the library: gates by name, statistics
-by `mean` and `var`, no shared code.
+They are written from the papers (Cooijmans et al. 2017, equations 2 to 8; Laurent et al. 2015; Ba
+et al. 2016, equations 20 to 22; for noise those named below), not from the library, and share no
+code with it. Gates are accessed by name, and statistics are computed by `mean` and `var`.
 """
 
 import numpy as np
@@ -19,13 +19,13 @@ def bn(y, gamma, beta, mean, var, eps):
 
 
 def zoneout(old, new, p, held):
-    """Krueger et al. 2017: d is 1 where a unit keeps its value; its expectation without a mask."""
+    """Krueger et al. 2017: d is 1 where a unit keeps its value; without a mask it is p."""
     d = p if held is None else held.astype(float)
     return d * old + (1 - d) * new
 
 
 def dropout(y, p, dropped):
-    """Semeniuta et al. 2016, Gal and Ghahramani 2016: scaled in training, else nothing at all."""
+    """Semeniuta et al. 2016, Gal and Ghahramani 2016: scaled in training, else the identity."""
     return y if dropped is None else (1 - dropped.astype(float)) * y / (1 - p)
 
 
@@ -44,10 +44,10 @@ def bn_lstm(
 ):
     """x (T, B, D); w: the parameters by name; norms: {"ih": ..., "hh": ..., "c": ...}.
 
-    sequence_eps: ε of sequence-wise statistics, if not eps.
-    noise: probabilities and masks by the names of the library's `Noise`.
+    sequence_eps: ε of sequence-wise statistics; None: eps.
+    noise: probabilities and masks, named as in the library's `Noise`.
 
-    Returns output (T, B, H), h_n, c_n, and {"ih": (means, vars), ...} lists over steps.
+    Returns output (T, B, H), h_n, c_n, and {"ih": (means, vars), ...} with a list entry per step.
     """
     steps, batch, _ = x.shape
     lengths = np.full(batch, steps) if lengths is None else lengths
@@ -69,7 +69,7 @@ def bn_lstm(
         else:
             if rows.sum() > 1 or not seen[term][0]:
                 mean, var = y[rows].mean(0), y[rows].var(0)
-            else:  # a single sequence has no variance: it takes the last statistics of two
+            else:  # a single sequence has no variance: use the last statistics of two or more
                 mean, var = seen[term][0][-1], seen[term][1][-1]
             seen[term][0].append(mean)
             seen[term][1].append(var)
@@ -98,7 +98,7 @@ def bn_lstm(
         else:
             from_input = normalize("ih", x[t] @ w["weight_ih"].T, w.get("gamma_ih"), 0, t, rows)
         h_in = dropout(h, noise.get("hidden_dropout"), mask("dropped_hidden"))
-        if norms["hh"] == "sum":  # BN(W_h h_{t-1} + W_x x_t), the bias as β
+        if norms["hh"] == "sum":  # BN(W_h h_{t-1} + W_x x_t), with the bias as β
             both = h_in @ w["weight_hh"].T + x[t] @ w["weight_ih"].T
             z = normalize("hh", both, w["gamma_hh"], w.get("bias", 0), t, rows)
         else:

@@ -1,4 +1,4 @@
-"""Problems of the CPU's tests, run on a GPU."""
+"""Run problems of the CPU tests on a GPU."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +15,7 @@ needs_gpu = [
 
 
 def on_gpu(recurrence: Callable[..., Any]) -> Callable[..., Any]:
-    """The same function of tensors on the CPU, to tensors on the CPU, with gradients."""
+    """Wrap a function so that it computes on a GPU from and to CPU tensors, with gradients."""
 
     def run(*args: Any, **kwargs: Any) -> Any:
         args, kwargs = _moved((args, kwargs), "cuda")

@@ -1,7 +1,7 @@
-"""The numeric tests as other processors would run them: `make test-portable`.
+"""Run the numeric tests as other processors would: `make test-portable`.
 
-The compiled kernel is built for each instruction set, and PyTorch is held to each of its own. Every
-value of each of the three factors is run, not every combination.
+The compiled kernel is built for each instruction set, and PyTorch is limited to each of its own.
+Every value of each of the three factors is tested, but not every combination.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from bnrnn.kernels import build
 
 class Row(NamedTuple):
     isa: str  # BNRNN_KERNEL_ISA
-    aten: str  # ATEN_CPU_CAPABILITY, which limits the kernel too; "" is all that there is
+    aten: str  # ATEN_CPU_CAPABILITY, which also limits the kernel; "" is no limit
     threads: int
 
     def __str__(self) -> str:
@@ -33,15 +33,15 @@ ROWS = [
 
 
 def run(row: Row, seeds: int, jobs: int) -> str:
-    """How it went, in a word."""
+    """Run the tests and return the outcome in a few words."""
     if row.isa not in build.instruction_sets():
         return "skipped, this machine has " + ", ".join(build.instruction_sets())
     settings = {"BNRNN_KERNEL_ISA": row.isa, "OMP_NUM_THREADS": str(row.threads)}
     if row.aten:
         settings["ATEN_CPU_CAPABILITY"] = row.aten
     began = time.monotonic()
-    # Not the finite differences: slow, and far coarser than rounding. Nor Triton's interpreter: its
-    # arithmetic is NumPy's.
+    # Leave out finite differences, which are slow and far coarser than rounding, and Triton's
+    # interpreter, whose arithmetic is NumPy's.
     tests = [sys.executable, "-m", "pytest", "-q", "-k", "not test_gradients and not triton"]
     done = subprocess.run(
         [*tests, "-m", "numeric and not slow", "-n", str(jobs), "--seeds", str(seeds)],

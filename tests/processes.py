@@ -1,8 +1,8 @@
-"""Processes of their own that need not import torch: they are forked from a server that has.
+"""Separate processes that start fast: they are forked from a server that has imported torch.
 
-What a signal, a limit, a lock or a disk does to such a process is real; only the start of the
-interpreter is missing. Where that is the subject (closed streams, the locale, the memory that an
-import takes), start `python -m bnrnn`.
+Signals, limits, locks and disk errors affect such a process as usual; only the start of the
+interpreter is missing. A test of that start (closed streams, the locale, the memory of an import)
+must start `python -m bnrnn` instead.
 """
 
 import multiprocessing
@@ -26,23 +26,23 @@ _PRELOADED = [
 
 
 def start_server() -> None:
-    """Unless it runs already."""
+    """Start the server if it is not running."""
     with pytest.MonkeyPatch.context() as patch:
-        # With threads of their own, numpy and torch could not be forked.
+        # If numpy and torch had started threads, the server could not be forked.
         patch.setenv("OMP_NUM_THREADS", "1")
         _CONTEXT.set_forkserver_preload(_PRELOADED)
         forkserver.ensure_running()
 
 
 class Forked:
-    """`python -m bnrnn ARGUMENTS`, or `python -c CODE`; used as a `subprocess.Popen` with pipes.
+    """`python -m bnrnn ARGUMENTS`, or `python -c CODE`; used like a `subprocess.Popen` with pipes.
 
     Args:
         folder: its working directory.
-        environment: what its environment has beside ours.
+        environment: variables added to our environment.
         stdout: a file to write to instead of the pipe.
-        limits: soft and hard limits by their `resource` number.
-        new_session: make it the leader of a session.
+        limits: resource limits (soft and hard) by their `resource` number.
+        new_session: make the process a session leader.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class Forked:
         os.kill(self.pid, number)
 
     def communicate(self, timeout: float = 100) -> tuple[str, str]:
-        """Wait until it ends; what it printed to standard output and standard error."""
+        """Wait until it ends; return its standard output and standard error."""
         self._process.join(timeout)
         if self._process.exitcode is None:
             self._process.kill()
@@ -131,7 +131,7 @@ def _run(
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # as Python has it: too large a file is an error
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # as in Python: a too large file is an error
     for number, most in limits.items():
         resource.setrlimit(number, (most, most))
     if isinstance(what, str):

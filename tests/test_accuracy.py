@@ -1,4 +1,4 @@
-"""The criterion of `tests.accuracy` accepts roundings and nothing more."""
+"""The criterion of `tests.accuracy` accepts rounding errors and nothing else."""
 
 import pytest
 import torch

@@ -1,6 +1,6 @@
-"""On a GPU the training loop does not wait: here a CPU is treated as one, and each wait is counted.
+"""The training loop does not wait for a GPU. These tests treat the CPU as one and count the waits.
 
-A wait is what reads a number or an array from a tensor.
+Reading a number or an array from a tensor counts as a wait.
 """
 
 import json
@@ -37,7 +37,7 @@ def as_on_a_gpu(monkeypatch):
 
 @pytest.fixture
 def waits(monkeypatch):
-    """How often each function of train.py has read from a tensor, itself or below."""
+    """How often each function of train.py has read from a tensor, directly or in its callees."""
     found = Counter()
 
     def note():
@@ -47,7 +47,7 @@ def waits(monkeypatch):
             if frame.f_code.co_filename == train.__file__:
                 break
             frame = frame.f_back
-        # It looks once where a look is a wait.
+        # Ignore this check: on a GPU it reads only once.
         if frame is not None and "_warn_if_alike" not in names:
             found[names[-1]] += 1
 
@@ -79,18 +79,18 @@ def lines(run):
     return [{k: v for k, v in line.items() if k != "seconds"} for line in found]
 
 
-# F.one_hot checks indices, twice a step, on the CPU and nowhere else.
+# F.one_hot checks indices twice per step, but only on the CPU.
 @pytest.mark.parametrize(("model", "of_one_hot"), [("bnlstm", 0), ("lstm", 2 * 9)])
 def test_a_step_waits_for_nothing(bnrnn_here, tmp_path, as_on_a_gpu, waits, model, of_one_hot):
     text = write_text(tmp_path)
     assert bnrnn_here(*RUN, f"model={model}", f"task.path={text}").returncode == 0
     assert waits["train"] == of_one_hot, waits
-    # Two lines of metrics, and the two validations, each with its checkpoint.
+    # Two lines of metrics, and two validations with their checkpoints.
     assert waits["settle"] == 4, waits
 
 
 def test_on_the_cpu_each_step_is_read(bnrnn_here, tmp_path, waits):
-    """The control: what is counted above is there to be counted."""
+    """The control: the counter used above does count waits."""
     text = write_text(tmp_path)
     assert bnrnn_here(*RUN, f"task.path={text}").returncode == 0
     assert waits["train"] == 9 * 3  # the sums
@@ -125,7 +125,7 @@ def test_a_step_that_is_not_finite_is_reported_and_never_saved(
             with torch.no_grad():
                 for p in model.parameters():
                     p.grad.fill_(torch.nan)
-                    if kind == "loss":  # of the step after, for the norm is clipped again
+                    if kind == "loss":  # of the next step; this step's norm is replaced by 1
                         p.fill_(torch.nan)
             return real(model, config) if kind == "gradient norm" else torch.tensor(1.0)
         return real(model, config)
@@ -154,7 +154,7 @@ def test_a_long_stretch_without_a_line_is_read_in_parts(
 
 @pytest.mark.parametrize("scale", [0.1, 10.0, 1000.0])
 def test_the_square_root_clip_without_a_wait(scale, monkeypatch):
-    """It is computed in another way on a GPU: the same gradients."""
+    """The computation for a GPU gives the same gradients."""
     config = SGDConfig(clip="square_root", max_grad_norm=2.0)
     found = []
     for on_gpu in (False, True):
@@ -172,7 +172,7 @@ def test_the_square_root_clip_without_a_wait(scale, monkeypatch):
 
 
 class _NotOnTheCPU(torch.Tensor):
-    """A number that claims to be elsewhere."""
+    """A tensor that claims not to be on the CPU."""
 
     @staticmethod
     def __new__(cls, value):

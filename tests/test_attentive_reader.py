@@ -1,4 +1,4 @@
-"""`AttentiveReader` and `FeatureNorm`: against their equations in NumPy, and their conventions."""
+"""`AttentiveReader` and `FeatureNorm`: comparison with equations in NumPy, and conventions."""
 
 import copy
 
@@ -16,7 +16,7 @@ from tests.equations import bn, bn_lstm
 
 pytestmark = pytest.mark.numeric
 T, Q, B, H, V = 7, 5, 4, 3, 11
-# Two rows reach the last step, so that every step has a variance of its own.
+# Two rows reach the last step, so that every step has a variance.
 PASSAGE_LENGTHS = torch.tensor([7, 3, 7, 1])
 QUESTION_LENGTHS = torch.tensor([2, 5, 1, 5])
 BOTH_NORMALIZED = ["attentive_bne_star", "attentive_bne_star_star"]
@@ -47,7 +47,7 @@ def other_padding(words, lengths):
     return torch.where(padding, (words + 1) % V, words)
 
 
-# The equations, from the paper's section 5.4 and the description of the authors' code.
+# The equations are from section 5.4 of the paper and a description of the authors' code.
 
 
 def backwards(x, lengths):
@@ -58,7 +58,7 @@ def backwards(x, lengths):
 
 
 def encode(w, prefix, words, lengths, settings, population, seen):
-    """States (T, B, c) and the last ones (B, c); the moments go into `seen`."""
+    """States (T, B, c) and last states (B, c); the moments are added to `seen`."""
     x = w["embedding.weight"][words]
     x[np.arange(len(words))[:, None] >= lengths] = 0
     norms = {"ih": settings["input_norm"], "hh": settings["recurrent_norm"]}
@@ -90,7 +90,7 @@ def encode(w, prefix, words, lengths, settings, population, seen):
 
 
 def equations(reader, passage, passage_lengths, question, question_lengths, population=None, **kw):
-    """logits (B, V), attention (T, B), and all moments by the name of their statistics."""
+    """Logits (B, V), attention (T, B), and all moments by the name of their statistics."""
     w = {name: value.detach().numpy() for name, value in reader.named_parameters()}
     settings = {
         "count_padding": True, "mask_attention_statistics": True, "similarity": True,
@@ -106,7 +106,7 @@ def equations(reader, passage, passage_lengths, question, question_lengths, popu
     )  # fmt: skip
 
     def term(name, y, counted):
-        """W y with its bias or BN; the statistics are over the vectors in the list `counted`."""
+        """W y with its bias or BN; batch statistics are over the vectors in `counted`."""
         matrix = w[name + ".linear.weight"]
         if not settings["attention_norm"]:
             return matrix @ y + w.get(name + ".linear.bias", 0)
@@ -175,7 +175,7 @@ def test_the_equations_in_training_and_in_evaluation(variant, switches):
         np.testing.assert_allclose(attention.detach().numpy(), expected_attention, **CLOSE)
         moments.append(seen)
 
-    # The population: plain averages over minibatches, a row for each step.
+    # Population statistics: plain averages over minibatches, with a row per step.
     population = {
         key: tuple(np.mean([seen[key][part] for seen in moments], axis=0) for part in (0, 1))
         for key in moments[0]
@@ -192,7 +192,7 @@ def test_the_equations_in_training_and_in_evaluation(variant, switches):
         np.testing.assert_allclose(statistics[key].var.numpy(), var, **CLOSE)
 
 
-# What each variant normalises: encoders' input, recurrent and cell terms, attention, directions.
+# For each variant: the encoders' input, recurrent and cell norms, attention norm, directions.
 TABLE = {
     "attentive_lstm": (None, None, None, False, 1),
     "attentive_bnlstm": ("frame", "frame", "frame", False, 1),
@@ -213,7 +213,7 @@ def test_each_variant_normalizes_the_terms_of_the_table(variant):
         if isinstance(module, StepStatistics)
     }
 
-    # By the number of rows: one for each step, or a single one.
+    # Compare the numbers of rows: one per step, or a single one.
     *encoder_kinds, attention, directions = TABLE[variant]
     expected = {}
     for encoder, steps in (("passage_encoder", T), ("question_encoder", Q)):
@@ -229,7 +229,7 @@ def test_each_variant_normalizes_the_terms_of_the_table(variant):
             expected[term + ".norm.statistics"] = 1
     assert found == expected
 
-    # β stands where the plain model has a bias.
+    # β replaces the bias of the plain model.
     parameters = dict(reader.named_parameters())
     for term in ("attention_passage", "joint_question"):
         assert (term + ".norm.beta" in parameters) == attention
@@ -239,10 +239,10 @@ def test_each_variant_normalizes_the_terms_of_the_table(variant):
         assert term + ".linear.bias" not in parameters
 
 
-@pytest.mark.numeric(repeat=False)  # finite differences, far above all rounding
+@pytest.mark.numeric(repeat=False)  # errors of finite differences are far above rounding
 @pytest.mark.parametrize(
     ("variant", "fast"),
-    [  # By default the whole Jacobian of the smaller one only; else products of it with vectors.
+    [  # By default, the whole Jacobian of the smaller model, and products of the larger one's.
         ("attentive_lstm", False), ("attentive_bne_star_star", True),
         pytest.param("attentive_bne_star_star", False, marks=pytest.mark.slow),
     ],
@@ -281,7 +281,7 @@ def test_a_row_depends_on_neither_its_padding_nor_its_neighbours_in_evaluation(v
     torch.testing.assert_close(padded[0], logits, **CLOSE)
     torch.testing.assert_close(padded[1][:T], attention, **CLOSE)
     assert not padded[1][T:].any()
-    # Alone and unpadded: reversal too must have concerned the real words only.
+    # Compare with each row alone and unpadded, so that reversal must have left padding out.
     for b in range(B):
         n, m = int(lengths[b]), int(question_lengths[b])
         alone = reader(passage[:n, [b]], lengths[[b]], question[:m, [b]], question_lengths[[b]])
@@ -374,11 +374,11 @@ def test_dropout_is_on_word_vectors_and_g_and_only_in_training():
     data = passage, torch.full((40,), 50), question, torch.full((40,), 2)
     reader(*data)
     dropped = seen["x"] == 0
-    assert 0.45 < dropped.double().mean() < 0.55  # of 6,000 elements
+    assert 0.45 < dropped.double().mean() < 0.55  # 6,000 elements
     torch.testing.assert_close(
         seen["x"], torch.where(dropped, 0, 2 * reader.embedding.weight[passage])
     )
-    assert 0.3 < (seen["g"] == 0).double().mean() < 0.7  # of 120
+    assert 0.3 < (seen["g"] == 0).double().mean() < 0.7  # 120 elements
     assert not torch.equal(reader(*data)[0], reader(*data)[0])
     reader.eval()
     assert torch.equal(reader(*data)[0], reader(*data)[0])
@@ -408,7 +408,7 @@ def test_official_initialization(bidirectional):
     for matrix in small[1:]:
         assert torch.equal(matrix, small[1])
     if not bidirectional:
-        assert torch.equal(reader.bilinear, small[1].t())  # of the other side of its vector
+        assert torch.equal(reader.bilinear, small[1].t())  # it multiplies from the other side
     uniform_bound = (6 / (c + H + 1)) ** 0.5
     first = np.random.RandomState(123).uniform(-1, 1, (c, H)).T * uniform_bound
     for matrix in uniform:
@@ -488,7 +488,7 @@ def test_bad_input():
         reader(passage + V, lengths, question, question_lengths)
 
 
-# FeatureNorm by itself.
+# FeatureNorm on its own.
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -508,7 +508,7 @@ def test_feature_norm_is_its_equation(masked, beta):
     np.testing.assert_allclose(norm(y, mask).detach().numpy(), expected, rtol=1e-9, atol=1e-11)
     torch.testing.assert_close(norm.statistics.mean, y.new_tensor(counted.mean(0)[None]))
     torch.testing.assert_close(norm.statistics.var, y.new_tensor(counted.var(0)[None]))
-    # One batch is the whole population so far.
+    # After one batch, the population statistics are those of the batch.
     np.testing.assert_allclose(norm.eval()(y).detach().numpy(), expected, rtol=1e-9, atol=1e-11)
 
 

@@ -1,4 +1,4 @@
-"""The benchmark runs and writes what it should; how fast anything is, no test says."""
+"""The benchmarks run and write their output. No test checks speed."""
 
 import json
 
@@ -48,7 +48,7 @@ def test_the_benchmark_of_the_reader(tmp_path, monkeypatch):
 
 @pytest.mark.numeric
 def test_the_plain_loop_is_a_bn_lstm():
-    """The peer that we measure against computes the same thing."""
+    """The loop that we compare with computes the same as `BNLSTM`."""
 
     def by_the_loop(problem):
         plain = PlainLoopBNLSTM(5, 6, steps=7)
@@ -77,8 +77,8 @@ def test_the_check_of_a_gpu_without_one(arguments):
 
 def test_the_floor_of_a_training_step():
     shape, rate = bench.Shape(2, 3, 5, 7), {"operations": 10.0, "bytes": 1e9}
-    # W_h h, and the gradients of h and W_h: three products (6 x 7) by (7 x 28); W_x x and the
-    # gradient of W_x: two of (6 x 5) by (5 x 28). An operation is a product or a sum.
+    # W_h h and the gradients of h and W_h are three products of (6 x 7) by (7 x 28). W_x x and the
+    # gradient of W_x are two of (6 x 5) by (5 x 28). A multiply-add is two operations.
     assert gpu.floor(shape, torch.float32, rate) == (3 * 6 * 7 * 28 + 2 * 6 * 5 * 28) * 2 / 10
     rate = {"operations": 1e12, "bytes": 2.0}
     kept = 6 * (4 * 7 + 4 * 7 + 7 + 7) + 6 * 4 * 7

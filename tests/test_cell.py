@@ -1,4 +1,4 @@
-"""The recurrence against the paper's equations, in values and in gradients."""
+"""Compare the recurrence with the papers' equations: values and gradients."""
 
 import functools
 import itertools
@@ -25,7 +25,7 @@ SLOTS = [
     ("sequence", "none", "layer"),
     ("none", "sum", "layer"),
 ]
-# Of them, those of which `test_gradients` takes the whole Jacobian by default.
+# The slots for which `test_gradients` checks the whole Jacobian by default.
 WHOLE = [
     ("frame", "frame", "frame"), ("sequence", "frame", "frame"), ("none", "sum", "frame"),
     ("layer", "layer", "layer"),
@@ -34,7 +34,7 @@ WHOLE = [
 
 @pytest.fixture(params=["reference", "cpu", pytest.param("triton", marks=needs_gpu)])
 def recurrence(request):
-    if request.param == "triton":  # in float64, for which `kernels.recurrence` takes the reference
+    if request.param == "triton":  # in float64, `kernels.recurrence` would use the reference
         return on_gpu(functools.partial(kernels.triton.recurrence, way="alternating"))
     return functools.partial(kernels.recurrence, kernel=request.param)
 
@@ -103,7 +103,7 @@ def test_given_statistics_are_used_and_the_last_row_beyond_them(recurrence, norm
     given = {}
     for term, kind, features in zip(("ih", "hh", "c"), norms, (4 * H, 4 * H, H), strict=True):
         if kind not in ("none", "layer"):
-            rows = 1 if kind == "sequence" else 3  # fewer than the T steps that are run
+            rows = 1 if kind == "sequence" else 3  # fewer than T
             mean = torch.randn(rows, features, dtype=torch.float64)
             var = torch.rand(rows, features, dtype=torch.float64)
             given[term] = Moments(mean, var)
@@ -119,7 +119,7 @@ def test_given_statistics_are_used_and_the_last_row_beyond_them(recurrence, norm
 
 
 def make_noise(random):
-    """All kinds at once: masks, or, where nothing is random, expectations."""
+    """All kinds of noise together: with masks if `random`, else with expectations."""
     p = {"zoneout_cell": 0.3, "zoneout_hidden": 0.1, "recurrent_dropout": 0.25,
          "hidden_dropout": 0.5}  # fmt: skip
     if not random:
@@ -178,14 +178,14 @@ def test_a_cell_bias_without_normalization_is_the_authors_baseline(recurrence):
 
 
 def halving_cells(recurrence):
-    """Zero weights: all gates are 1/2, and c halves each step while a sequence runs."""
+    """With zero weights all gates are 1/2, and c halves at each step of a running sequence."""
     zero = torch.zeros(4, 1, dtype=torch.float64)
     weights = Weights(zero, zero, gamma_c=zero[0] + 1, beta_c=zero[0])
     c = torch.tensor([[8.0], [4.0], [-4.0]], dtype=torch.float64, requires_grad=True)
-    # c: (8, 4, -4), (4, 2, -2), and then the second stays: (2, 2, -1).
+    # c is (8, 4, -4), then (4, 2, -2), then (2, 2, -1), because the second sequence has ended.
     output, h_n, c_n, moments = recurrence(
         c.new_zeros(2, 3, 1), c.new_zeros(3, 1), c, weights,
-        Normalization("none", "none", "frame", eps=1e-30),  # as good as none
+        Normalization("none", "none", "frame", eps=1e-30),  # ε is negligible
         lengths=torch.tensor([2, 1, 2]), count_padding=True,
     )  # fmt: skip
     return c, output, h_n, c_n, moments.c
@@ -205,8 +205,8 @@ def test_a_finished_sequence_counts_with_the_cell_it_ended_in(recurrence):
 def test_the_cell_of_a_finished_sequence_has_a_gradient_through_the_statistics(recurrence):
     c, output, *_ = halving_cells(recurrence)
     (gradient,) = torch.autograd.grad(output[1, 0, 0], c)
-    # h = tanh(y_0) / 2 with y = (c - mean) / std = (1, 1, -2) / sqrt(2) of three sequences:
-    # dy_0 / dc_k = ((k = 0) - 1/3 - y_0 y_k / 3) / std, and c_k has been halved twice or once.
+    # h = tanh(y_0) / 2, where y = (c - mean) / std = (1, 1, -2) / sqrt(2) over three sequences.
+    # dy_0 / dc_k = ((k = 0) - 1/3 - y_0 y_k / 3) / std, and c_k was halved twice or once.
     of_y = (1 - np.tanh(1 / np.sqrt(2)) ** 2) / 2
     of_c = np.array([1 - 1 / 3 - 1 / 6, -1 / 3 - 1 / 6, -1 / 3 + 1 / 3]) / np.sqrt(2)
     assert_same(gradient[:, 0], of_y * of_c * [1 / 4, 1 / 2, 1 / 4])
@@ -234,12 +234,12 @@ def test_sequence_wise_statistics_have_an_eps_of_their_own(recurrence, ih, given
     assert_same(output, expected)
 
 
-@pytest.mark.numeric(repeat=False)  # finite differences, far above all rounding
+@pytest.mark.numeric(repeat=False)  # errors of finite differences are far above rounding
 @pytest.mark.parametrize(
     ("norms", "padding", "whole"),
     [
-        # By default all slots with one kind of padding each, three of them the whole Jacobian, the
-        # others by products with vectors: some take seconds.
+        # Some take seconds. By default, each slot has one kind of padding; those in WHOLE check the
+        # whole Jacobian, the others products of it with vectors.
         pytest.param(
             norms, padding, whole,
             marks=[] if (i + j) % 3 == 0 and whole == (norms in WHOLE) else pytest.mark.slow,
@@ -251,7 +251,7 @@ def test_sequence_wise_statistics_have_an_eps_of_their_own(recurrence, ih, given
     ids=str,
 )  # fmt: skip
 def test_gradients(recurrence, norms, padding, whole):
-    x, h, c = inputs(steps=3, hidden=2)  # few numbers: each is differentiated
+    x, h, c = inputs(steps=3, hidden=2)  # small: gradcheck perturbs each number
     lengths = None if padding == "none" else torch.tensor([3, 2, 3, 2, 1])
     counted = padding == "counted"
     weights = make_weights(norms, hidden=2)

@@ -1,13 +1,14 @@
-"""PyTorch's own tests of `torch.nn.LSTM`, run against `BNLSTM`.
+"""PyTorch's own tests of `torch.nn.LSTM`, applied to `BNLSTM`.
 
-The samples are those of `torch.testing._internal.common_modules`, what is asserted of them is what
-`test/test_modules.py` and `test/test_nn.py` of PyTorch assert of every module. Exceptions:
+The samples are those of `torch.testing._internal.common_modules`. The assertions are those that
+`test/test_modules.py` and `test/test_nn.py` of PyTorch make for every module. There are three
+exceptions:
 
-- samples with `proj_size`: `BNLSTM` has no projections;
-- where statistics are taken over a batch, the samples, which are sequences by themselves, run in
-  evaluation only: training on one is refused;
-- the reference of the samples copies an LSTM's weights by their names in `torch.nn.LSTM`: plain,
-  ours is compared with `torch.nn.LSTM` itself instead.
+- Samples with `proj_size` are left out, because `BNLSTM` has no projections.
+- If statistics are taken over a batch, the samples run in evaluation only. They are single
+  sequences, and training on one raises an error.
+- The reference of the samples copies an LSTM's weights by their names in `torch.nn.LSTM`. Instead
+  of using it, a module without normalisation is compared with `torch.nn.LSTM` itself.
 """
 
 import copy
@@ -33,10 +34,10 @@ KINDS = pytest.mark.parametrize(
 
 @functools.cache
 def lstm_info():
-    """Imported by the process that runs these tests only: it takes three seconds."""
+    """Import PyTorch's samples, which takes three seconds, only in the process that needs them."""
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         patch.setattr("sys.argv", ["pytest"])  # common_utils parses it
-        warnings.simplefilter("ignore")  # of packages that only PyTorch's other tests use
+        warnings.simplefilter("ignore")  # from packages that only PyTorch's other tests use
         from torch.testing._internal import common_modules
     (info,) = (m for m in common_modules.module_db if m.module_cls is nn.LSTM)
     return info
@@ -51,7 +52,7 @@ def samples(dtype=torch.float64, requires_grad=True):
 
 
 def modules(options, dtype=torch.float64):
-    """Each sample: a module with its statistics, the arguments of its constructor and of a call."""
+    """For each sample, a calibrated module and the arguments of its constructor and of a call."""
     for sample in samples(dtype):
         constructed = sample.constructor_input
         module = BNLSTM(*constructed.args, **constructed.kwargs, dtype=dtype, **options)
@@ -71,7 +72,7 @@ def test_there_are_samples():
 
 @KINDS
 def test_forward(options):
-    """Of the unbatched sample: that of a batch of one; of plain slots: `torch.nn.LSTM`'s."""
+    """An unbatched sample equals a batch of one; without norms, it equals `torch.nn.LSTM`."""
     for module, kwargs, (input, *hx) in modules(options):
         batch_dim = 0 if kwargs["batch_first"] else 1
         given = [tuple(state[:, None] for state in hx[0])] if hx else []
@@ -91,7 +92,7 @@ def test_forward(options):
 @pytest.mark.parametrize(
     ("check", "every"),
     [
-        # Each kind of arguments comes up by default: all take seconds.
+        # All samples would take seconds. The default ones include each kind of arguments.
         (torch.autograd.gradcheck, 3), (torch.autograd.gradgradcheck, 8),
         pytest.param(torch.autograd.gradcheck, 1, marks=pytest.mark.slow),
     ],
@@ -176,7 +177,7 @@ def test_factories_draw_on_the_default_generator(options):
 
 
 def test_errors():
-    """PyTorch's samples of wrong arguments of an LSTM; the messages are in test_dropin.py."""
+    """PyTorch's samples of invalid LSTM arguments; test_dropin.py checks the messages."""
     lstm = BNLSTM(10, 20, 2)
     for input, hx in (
         (torch.randn(5, 3, 11), None),

@@ -1,4 +1,4 @@
-"""The compiled kernel against the reference: values, moments, every gradient."""
+"""Compare the compiled kernel with the reference: values, moments and all gradients."""
 
 import itertools
 import random
@@ -50,8 +50,11 @@ def _built_and_threads_as_before():
 
 
 def problem(steps, batch, features, hidden, norms=FRAME, dtype=torch.float64, **options):
-    """The arguments of `recurrence`, all leaves; options: one_hot, constant_input, lengths, given,
-    count_padding, bias, beta_c, sequence_eps, noise (True or names of masks), expectation."""
+    """Arguments for `recurrence`, all of them leaves.
+
+    The options are one_hot, constant_input, lengths, given, count_padding, bias, beta_c,
+    sequence_eps, noise (True or names of masks) and expectation.
+    """
 
     def draw(*shape, scale=1.0):
         values = scale * torch.randn(*shape, dtype=torch.float64)
@@ -88,8 +91,8 @@ def problem(steps, batch, features, hidden, norms=FRAME, dtype=torch.float64, **
         population = population if any(population) else None
     lengths = None
     if options.get("lengths"):
-        # At least two sequences at every step: one alone has no variance, and with none to
-        # speak of rounding errors are multiplied by 1 / sqrt(eps).
+        # Keep at least two sequences at every step. A single one has no variance, and dividing by
+        # the standard deviation would amplify rounding errors by 1 / sqrt(eps).
         lengths = torch.randint(1, steps + 1, (batch,))
         lengths[:2] = steps
     noise, masks = Noise(), options.get("noise") or ()
@@ -118,7 +121,7 @@ def leaves(problem):
 
 
 def run(recurrence, problem):
-    """Everything that comes out, by name: values, moments and the gradient of each leaf."""
+    """All results by name: values, moments and the gradient of each leaf."""
     output, h_n, c_n, moments = recurrence(**problem)
     found = {"output": output, "h_n": h_n, "c_n": c_n}
     for term, of_term in moments._asdict().items():
@@ -134,7 +137,7 @@ def run(recurrence, problem):
 
 
 def assert_as_accurate_as_the_reference(problem):
-    """One-hot vectors for the reference are vectors, so that each could be rounded by itself."""
+    """The reference gets one-hot inputs as vectors, so that each number is perturbed separately."""
     indices, dtype = problem["input"], problem["h_0"].dtype
     one_hot = not indices.is_floating_point()
     if one_hot:
@@ -149,7 +152,7 @@ def assert_as_accurate_as_the_reference(problem):
 
 
 def random_case(seed, family=True):
-    """family: with layer normalisation and noise, which not every kernel has."""
+    """A random problem; `family` adds layer normalisation and noise, which some kernels lack."""
     chance = random.Random(seed)
     shape = [chance.randint(*limits) for limits in ((1, 12), (2, 40), (1, 9), (1, 40))]
     options = {
@@ -161,7 +164,7 @@ def random_case(seed, family=True):
         options["noise"] = [name for name in NOISES if chance.random() < 0.4]
         options["expectation"] = chance.random() < 0.5
     slots = chance.choice(SLOTS if family else BATCH_SLOTS)
-    if slots[2] == "layer":  # of a single unit the cell state would be its own mean
+    if slots[2] == "layer":  # with a single unit, the cell state would equal its mean
         shape[3] += 1
     return shape, slots, chance.choice([1, 2, 3]), options
 
@@ -169,7 +172,7 @@ def random_case(seed, family=True):
 @pytest.mark.parametrize(
     ("number", "dtype"),
     [
-        # By default two thirds of each.
+        # Two thirds of each run by default.
         pytest.param(k, dtype, marks=pytest.mark.slow if k % 3 == 0 else [])
         for dtype, numbers in ((torch.float64, range(60)), (torch.float32, range(60, 90)))
         for k in numbers
@@ -190,7 +193,7 @@ def test_a_single_sequence(dtype, hidden, norms):
     )
 
 
-# Beyond every block that the kernel works in: depth, columns, units, steps, groups of threads.
+# Sizes larger than every block of the kernel: depth, columns, units, steps, groups of threads.
 @pytest.mark.parametrize(
     ("shape", "one_hot"),
     [((3, 130, 5, 300), False), ((70, 5, 300, 40), False), ((4, 33, 70, 261), True)],
@@ -273,7 +276,7 @@ def test_a_graph_that_is_kept_gives_the_same_gradients_twice():
     "options", [{}, {"lengths": True}, {"given": True, "noise": True}, {"one_hot": True}]
 )
 def test_differentiated_twice(norms, options):
-    """A penalty on the norm of one gradient, by all parameters, and gradgradcheck."""
+    """Differentiate a penalty on the norm of one gradient with respect to all parameters."""
     case = problem(4, 5, 3, 6, norms, **options)
 
     def penalty(recurrence):
@@ -336,13 +339,13 @@ def test_what_is_not_finite_shows():
 
 
 def test_saturated_gates_are_exact():
-    """Arguments far beyond where exp overflows."""
+    """The arguments are far beyond the overflow of exp."""
     case = problem(1, 2, 1, 2, ("none", "none", "none"), torch.float32)
     weights = case["weights"]
     with torch.no_grad():
         for tensor in (weights.weight_ih, weights.weight_hh):
             tensor.zero_()
-        # i open, f closed, g at 1, o open: c = 1 and h = tanh(1).
+        # i is open, f closed, tanh(g) = 1 and o open, so c = 1 and h = tanh(1).
         weights.bias.copy_(torch.tensor([1e4, 1e4, -1e4, -1e4, 1e4, 1e4, 1e4, 1e4]))
         output, _, c_n, _ = compiled.recurrence(**case)
     assert torch.equal(c_n, torch.ones(2, 2))

@@ -1,4 +1,4 @@
-"""`make docs`: the site is built without a warning, and its examples run."""
+"""`make docs` builds the site without a warning, and its examples run."""
 
 import re
 import runpy
@@ -19,7 +19,7 @@ SMALL = ["max_steps=4", "model.hidden_size=8", "calibration_batches=2", "max_val
 
 
 class Page(HTMLParser):
-    """What a page loads, where it links to, and what can be linked to."""
+    """The files a page loads, its links, and the names that can be linked to."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -59,10 +59,10 @@ def test_the_pages_need_no_network_and_their_links_lead_somewhere(site):
     pages = {path: Page(path.read_text("utf-8")) for path in site.rglob("*.html")}
     assert len(pages) > 10
     for path, page in pages.items():
-        if path.name == "404.html":  # served from anywhere, so its links begin at the root
+        if path.name == "404.html":  # served at any path, so its links are absolute
             continue
         for target in filter(None, [*page.loads, *page.links]):
-            if target.startswith("https://"):  # a person may follow it; the page does not
+            if target.startswith("https://"):  # a link for readers, not a file to load
                 assert target not in page.loads, (path, target)
                 continue
             assert ":" not in target, (path, target)
@@ -117,7 +117,7 @@ def test_the_example_of_an_experiment(tmp_path, bnrnn_here):
 
 
 def test_the_example_of_a_task(tmp_path):
-    """In a process of its own, where its registration is forgotten."""
+    """In a separate process, because registering a task is permanent."""
     file = tmp_path / "parity.py"
     file.write_text(block("python", ' title="parity.py"'))
     command = [sys.executable, str(file), "task=sum", "model=bnlstm", *SMALL, "resume=auto"]

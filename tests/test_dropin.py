@@ -1,4 +1,4 @@
-"""`BNLSTM` in the place of `torch.nn.LSTM`, in what users and libraries do with one."""
+"""`BNLSTM` in place of `torch.nn.LSTM`, in the ways that users and libraries use one."""
 
 import copy
 import io
@@ -29,7 +29,7 @@ def x(*shape, dtype=torch.float32):
 
 
 def evaluated(module, input=None):
-    """The module in evaluation mode, with population statistics."""
+    """Put the module into evaluation mode, with population statistics."""
     module(x(dtype=module.weight_hh_l0.dtype) if input is None else input)
     return module.eval()
 
@@ -50,11 +50,11 @@ def test_from_lstm_computes_the_same(options, bidirectional):
             output, expected = output.data, expected.data
         for found, wanted in ((output, expected), (h_n, h), (c_n, c)):
             torch.testing.assert_close(found, wanted, rtol=1e-11, atol=1e-11)
-    ours.train()(batches[0])  # and it can be trained on
+    ours.train()(batches[0])  # training can continue
 
 
 def test_from_lstm_takes_pooled_moments():
-    """The statistics are those of all rows of all steps and batches."""
+    """The statistics are taken over all rows of all steps and batches together."""
     lstm = nn.LSTM(D, H, dtype=torch.float64)
     batches = [x(dtype=torch.float64), x(9, 2, D, dtype=torch.float64)]
     ours = BNLSTM.from_lstm(lstm, batches)
@@ -250,7 +250,7 @@ def test_functional_call(options):
 
 @PLAIN_AND_NORMALISING
 def test_weight_drop(options):
-    """As in AWD-LSTM: the parameter is kept aside, a tensor with zeros takes its place."""
+    """As in AWD-LSTM, the parameter is renamed, and a tensor with zeros replaces it."""
     module = BNLSTM(D, H, **options)
     raw = module.weight_hh_l0
     del module._parameters["weight_hh_l0"]
@@ -300,7 +300,7 @@ def test_synchronised_batch_norm_is_refused():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("given", [False, True])
 def test_autocast(options, dtype, given):
-    """After a layer that autocast runs in half precision; dtypes as in `torch.nn.LSTM`."""
+    """The module follows a layer in half precision; its dtypes are those of `torch.nn.LSTM`."""
     linear, module = nn.Linear(D, D), BNLSTM(D, H, 2, **options)
     state = (torch.zeros(2, B, H), torch.zeros(2, B, H)) if given else None
     with torch.autocast("cpu", dtype):
@@ -343,7 +343,7 @@ def test_max_length_gives_buffers_of_constant_shape():
         module(x(steps, B, D))
     calibrate(module, [x(5, B, D)])
     assert before == {name: (b.shape, b.data_ptr()) for name, b in module.named_buffers()}
-    # Steps that no sequence reached are normalised like the last one that some did.
+    # Steps that no sequence has reached are normalised like the last step that one has.
     statistics = module.statistics["hh_l0"]
     assert statistics.num_batches.tolist() == [1] * 5 + [0] * 4
     assert torch.equal(statistics.mean[5:], statistics.mean[4].expand(4, -1))
@@ -423,7 +423,7 @@ def test_checkpointing_counts_statistics_once(use_reentrant):
 
 
 def test_first_step_counts_in_training():
-    """In pieces, statistics land in the rows of their steps."""
+    """For a sequence in pieces, statistics are averaged in the rows of their steps."""
     whole, pieces = (BNLSTM(D, H, dtype=torch.float64) for _ in range(2))
     pieces.load_state_dict(whole.state_dict())
     input, state = x(dtype=torch.float64), None
@@ -435,10 +435,10 @@ def test_first_step_counts_in_training():
         torch.testing.assert_close(pieces.statistics[term].mean, whole.statistics[term].mean)
         torch.testing.assert_close(pieces.statistics[term].var, whole.statistics[term].var)
     module = BNLSTM(D, H, max_length=4)
-    module(input.float()[:3], first_step=3)  # one row is left
+    module(input.float()[:3], first_step=3)  # only the last row is updated
     assert module.statistics["hh_l0"].num_batches.tolist() == [0, 0, 0, 1]
     module = BNLSTM(D, H, input_norm="sequence")
-    module(input.float()[3:], first_step=3)  # what is of no step has one row
+    module(input.float()[3:], first_step=3)  # sequence-wise statistics have one row
     assert module.statistics["ih_l0"].num_batches.tolist() == [1]
     assert module.statistics["hh_l0"].num_batches.tolist() == [0] * 3 + [1] * 3
 
@@ -447,7 +447,7 @@ def test_a_single_sequence_left_is_not_normalised_away():
     module, input = BNLSTM(D, H), x(9, 3, D)
     output, _ = module(input, lengths=torch.tensor([9, 3, 3]))
     assert (output[3:, 0].abs() > 0).all()
-    # It is normalised by the statistics of the last step of two, as constants.
+    # It is normalised by the statistics of the last step with several sequences, as constants.
     w, statistics = module, module.statistics
     rows = (input[:3] @ w.weight_ih_l0.t())[2]
     torch.testing.assert_close(statistics["ih_l0"].mean[4], rows.mean(0))
@@ -459,7 +459,7 @@ def test_a_warning_where_all_sequences_begin_alike():
     module(x())
     with pytest.warns(UserWarning, match="begin with the same frame, whose variance is 0"):
         module(input)
-    module(input)  # once: another would be an error here
+    module(input)  # warns only once: another warning would be an error here
     BNLSTM(D, H, init_noise=0.1)(input)
     BNLSTM(D, H, **NONE)(input)
     with pytest.warns(UserWarning, match="begin with the same frame"):
@@ -478,7 +478,7 @@ class Classifier(nn.Module):
 def test_calibrate_takes_batches_of_input_and_target():
     model, batches = Classifier(), [(x(), torch.zeros(B)), [x(), torch.zeros(B)]]
     assert calibrate(model, batches) == 2
-    with pytest.raises(RuntimeError) as caught:  # the target is no hx
+    with pytest.raises(RuntimeError) as caught:  # the target is not a valid hx
         calibrate(model.lstm, batches)
     assert any("forward=" in note for note in caught.value.__notes__)
     assert calibrate(model.lstm, batches, forward=lambda batch: model.lstm(batch[0])) == 2
@@ -500,7 +500,7 @@ def test_a_pickled_module_is_loaded_without_its_code(options):
 @pytest.mark.parametrize(
     ("options", "training", "padded", "bidirectional"),
     [
-        # By default a smaller one, in evaluation: test_operators.py compiles the training.
+        # The default is a small one, in evaluation: test_operators.py compiles training.
         pytest.param(
             options, training, padded, bidirectional,
             marks=[] if (options, training, padded, bidirectional) == ({}, False, True, False)
@@ -512,7 +512,7 @@ def test_a_pickled_module_is_loaded_without_its_code(options):
     ],
 )  # fmt: skip
 def test_a_compiled_model(options, training, padded, bidirectional):
-    """In evaluation and in training, at any length, by one graph; with `max_length` in training."""
+    """One graph serves any length, in evaluation and (with `max_length`) in training."""
     torch._dynamo.reset()
     model = nn.Sequential(BNLSTM(D, H, bidirectional=bidirectional, max_length=30, **options))
     calibrate(model, [x()])
@@ -572,7 +572,7 @@ def test_a_traced_model(options):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # of the exporter
+@pytest.mark.filterwarnings("ignore")  # from the exporter
 def test_onnx_of_a_cell_bias(tmp_path):
     module = BNLSTM(D, H, cell_bias=True, **NONE).eval()
     torch.nn.init.ones_(module.beta_c_l0)

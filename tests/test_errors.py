@@ -1,4 +1,4 @@
-"""Messages of errors: one line, nothing that a terminal acts on."""
+"""Error messages are one line without characters that a terminal interprets."""
 
 import pickle
 

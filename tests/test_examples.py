@@ -1,4 +1,4 @@
-"""The programs in examples/, small, on real data, with `nn.LSTM` and with `BNLSTM`."""
+"""Small runs of the programs in examples/ on real data, with `nn.LSTM` and with `BNLSTM`."""
 
 import contextlib
 import math
@@ -29,7 +29,7 @@ def test_the_language_model_learns(normalise):
     small = ["--characters=60000", "--hidden-size=64", "--steps=20", "--epochs=1", *normalise]
     losses, bits = language_model.main([f"--data={TEXT}", *small])
     assert_falls(losses)
-    assert bits < math.log2(50)  # a guess among the symbols of Penn Treebank
+    assert bits < math.log2(50)  # a uniform guess among the symbols of Penn Treebank
 
 
 @NORMALISE
@@ -58,7 +58,7 @@ def test_edits_are_counted():
 
 
 def work_strictly(rank, args, *rest):
-    """`distributed.work`, where a warning is an error; what it prints goes to a file."""
+    """`distributed.work` with warnings as errors and its output in a file."""
     with open(args.save / f"printed{rank}", "w") as file, contextlib.redirect_stdout(file):
         warnings.simplefilter("error")
         distributed.work(rank, args, *rest)
@@ -67,7 +67,7 @@ def work_strictly(rank, args, *rest):
 @pytest.mark.parametrize(
     ("normalise", "start"),
     [
-        (["--normalise"], "forkserver"),  # which has imported torch already
+        (["--normalise"], "forkserver"),  # which has already imported torch
         pytest.param(["--normalise"], "spawn", marks=pytest.mark.slow),
         pytest.param([], "spawn", marks=pytest.mark.slow),
     ],
@@ -86,10 +86,10 @@ def test_two_processes_learn_one_model_from_lines_of_different_lengths(
     first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1))
     for rank in (first, second):
         assert_falls(rank["losses"])
-    assert first["losses"] != second["losses"]  # of different lines
+    assert first["losses"] != second["losses"]  # they have different lines
     assert list(first["model"]) == list(second["model"])
     statistics = [name for name in first["model"] if ".statistics." in name]
-    assert len(statistics) == (9 if normalise else 0)  # mean, var, num_batches of three terms
+    assert len(statistics) == (9 if normalise else 0)  # mean, var, num_batches for three terms
     for name, of_first in first["model"].items():
         of_second = second["model"][name]
         if name not in statistics:

@@ -1,4 +1,4 @@
-"""On a CUDA device: `pytest -m gpu`, with the suite of the cell in `test_cell.py`."""
+"""Tests on a CUDA device: `pytest -m gpu` runs these and those of the cell in `test_cell.py`."""
 
 import functools
 import itertools
@@ -24,7 +24,7 @@ from tests.test_faults import write_text
 
 pytestmark = [
     *needs_gpu,
-    pytest.mark.filterwarnings("ignore:.*cudnn.*:UserWarning"),  # weights in more than one chunk
+    pytest.mark.filterwarnings("ignore:.*cudnn.*:UserWarning"),  # weights are not one chunk
     pytest.mark.filterwarnings("ignore:Synchronization debug mode:UserWarning"),
 ]
 ROOT = Path(__file__).parent.parent
@@ -32,7 +32,7 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(autouse=True)
 def tf32():
-    """Without TF32 at first, as torch's matrix products are."""
+    """A switch for TF32, initially off, which is torch's default for matrix products."""
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     before = matmul.allow_tf32, cudnn.allow_tf32
 
@@ -49,7 +49,7 @@ def by(way):
 
 
 def leaves_on_gpu(case):
-    moved = mapped(case, lambda x: x.cuda())  # all but integers
+    moved = mapped(case, lambda x: x.cuda())  # all floating-point tensors
     integers = {n: case[n] for n in ("input", "lengths") if case[n] is not None}
     integers = {n: x.cuda() for n, x in integers.items() if not x.is_floating_point()}
     return moved | integers
@@ -75,7 +75,7 @@ def test_bfloat16(way, options):
 
 
 def compare(case, way):
-    """With the reference, on the CPU in the same dtype and in float64."""
+    """Compare with the reference on the CPU, in the same dtype and in float64."""
     indices = case["input"]
     one_hot = not indices.is_floating_point()
     if one_hot:
@@ -95,7 +95,7 @@ PAPER = {"pMNIST": (784, 100, 1, 100), "PTB": (100, 64, 50, 1000), "text8": (180
 @pytest.mark.parametrize("shape", list(PAPER))
 @pytest.mark.parametrize("products", ["float32", "tf32", "bfloat16"])
 def test_the_papers_shapes(shape, products, tf32):
-    """A few steps of each, by both ways: no further from float64 than the reference on the GPU."""
+    """Both ways, over a few steps, are as close to float64 as the reference on the GPU."""
     tf32(products == "tf32")
     dtype = torch.bfloat16 if products == "bfloat16" else torch.float32
     _, *sizes = PAPER[shape]
@@ -139,7 +139,7 @@ def test_without_gradients_the_values_are_the_same_bits(way):
 
 
 def test_more_blocks_than_multiprocessors(monkeypatch):
-    """Programs that have several blocks each give the bits of programs that have one."""
+    """Programs with several blocks give bit-identical results to programs with one."""
     case = leaves_on_gpu(problem(6, 20, 3, 100, dtype=torch.float32))
     alone = run(by("persistent"), case)
     for programs in (1, 3):
@@ -196,12 +196,12 @@ def test_in_a_cuda_graph_of_the_user():
         lstm.zero_grad(set_to_none=False)
         output, _ = lstm(x)
         output.square().sum().backward()
-        return output.detach()  # its graph would keep the gradients on the stream of this step
+        return output.detach()  # the graph would keep the gradients on this step's stream
 
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        for _ in range(3):  # compiles, which cannot be captured
+        for _ in range(3):  # compile first, because compilation cannot be captured
             step()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
@@ -251,7 +251,7 @@ def test_differentiated_twice():
 
 
 def test_distributed_on_one_device(tmp_path):
-    """Averaged over one process, the gradients are those of the module alone."""
+    """Averaging over one process does not change the gradients of the module."""
     torch.distributed.init_process_group(
         "nccl", init_method=f"file://{tmp_path / 'rendezvous'}", rank=0, world_size=1
     )
@@ -333,7 +333,8 @@ def test_checkpoints_go_from_cpu_to_gpu_and_back(command):
         [line["bpc"] for line in found if line["split"] == "train"] for found in (mixed, alone)
     ]
     assert len(losses[0]) == 6
-    # Adam makes steps of one size, so where a gradient is near zero roundings decide its direction.
+    # Adam's steps do not scale with the gradient, so rounding decides the direction of a step whose
+    # gradient is near zero.
     torch.testing.assert_close(*map(torch.tensor, losses), rtol=1e-2, atol=0)
 
 
@@ -366,7 +367,7 @@ def test_a_step_that_is_not_finite_is_reported_and_never_saved(bnrnn_here, tmp_p
     ids=str,
 )
 def test_a_training_step_does_not_wait(composed, tmp_path, monkeypatch, settings):
-    """CUDA itself refuses what would."""
+    """CUDA's synchronisation debug mode raises an error on any wait."""
     from bnrnn.ahead import TrainingBatches
     from bnrnn.optim import build_optimizer, clip_gradients
     from bnrnn.tasks import build_task
@@ -388,7 +389,7 @@ def test_a_training_step_does_not_wait(composed, tmp_path, monkeypatch, settings
         batches.prepare(index + 1)
         return [loss, norm, *sums.values()]
 
-    for index in range(2):  # what is done once may wait
+    for index in range(2):  # one-time work may wait
         step(index)
     torch.cuda.set_sync_debug_mode("error")
     try:

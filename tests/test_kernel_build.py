@@ -1,5 +1,5 @@
-"""The compiled kernel's build: once, by one process, or not at all with a line that says why; and
-nothing is loaded that somebody else may have written."""
+"""The compiled kernel is built once, by one process, or a line gives the reason why not. No library
+is loaded that another user may have written."""
 
 import json
 import logging
@@ -20,7 +20,7 @@ import torch
 from bnrnn.kernels import BuildError, build, cpu, operators
 from tests.processes import Forked
 
-STRANGER = 12345  # a user, not us
+STRANGER = 12345  # the id of another user
 TINY = ["task=text", "task.path=book.txt", "max_steps=2", "model.hidden_size=4", "threads=1",
         "calibration_batches=2", "task.length=5", "task.batch_size=8",
         "test_calibration_batches=2"]  # fmt: skip
@@ -34,7 +34,7 @@ print(lstm.active_kernel())
 
 @pytest.fixture(autouse=True)
 def book(tmp_path):
-    """The text that TINY names."""
+    """The text file of TINY."""
     (tmp_path / "book.txt").write_text("the gate of a cell lets in what the cell keeps\n" * 100)
 
 
@@ -45,7 +45,7 @@ def in_a_clean_cache(folder, *arguments, code="", new_session=False, **environme
 
 @pytest.fixture
 def library():
-    """The library that these tests use."""
+    """The library that this process uses."""
     build.load()
     return build.library_path()
 
@@ -56,7 +56,7 @@ def test_two_processes_build_at_once_in_a_clean_cache(tmp_path, library, compile
     script = tmp_path / "compiler"
     content = ["#!/bin/sh", "for word; do", '  [ "$before" = -o ] && out=$word', "  before=$word",
                "done", f'case "$out" in *.so) echo >> {linked};; esac']  # fmt: skip
-    if compiler == "stand-in":  # which has the library already
+    if compiler == "stand-in":  # it copies the existing library
         content += ['case "$out" in', '*.o) echo "$out:" > "$out.d"; exec touch "$out";;',
                     f'*.so) exec cp {library} "$out";;', "esac"]  # fmt: skip
     script.write_text("\n".join([*content, 'exec c++ "$@"\n']))
@@ -65,7 +65,7 @@ def test_two_processes_build_at_once_in_a_clean_cache(tmp_path, library, compile
     for process in both:
         out, err = process.communicate(timeout=300)
         assert (process.returncode, out, err) == (0, "cpu\n", "")
-    assert linked.read_text() == "\n"  # once
+    assert linked.read_text() == "\n"  # linked once
     built = [path.suffix for path in (tmp_path / "cache" / "bnrnn").iterdir()]
     assert sorted(built) == [
         ".lock",
@@ -134,7 +134,7 @@ def test_an_instruction_set_that_is_asked_for_by_name(monkeypatch):
 
 
 class Cache:
-    """A cache of its own; what was compiled into it and what was loaded from it."""
+    """A separate cache that records compilations and loads."""
 
     def __init__(self, root):
         self.root = root
@@ -161,7 +161,7 @@ class Cache:
         self.loaded.append((Path(path), Path(path).read_bytes()))
 
     def refused(self):
-        """The line that says why nothing is loaded."""
+        """Assert that nothing is loaded, and return the line that gives the reason."""
         with pytest.raises(BuildError) as caught:
             build.load()
         assert self.loaded == []
@@ -174,8 +174,8 @@ class Cache:
 def cache(tmp_path, monkeypatch):
     cache = Cache(tmp_path / "cache")
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(cache.root))
-    monkeypatch.setattr(build, "load", build.load.__wrapped__)  # which remembers
-    monkeypatch.setattr(operators, "load", lambda: build.load())  # so does it
+    monkeypatch.setattr(build, "load", build.load.__wrapped__)  # without functools.cache
+    monkeypatch.setattr(operators, "load", lambda: build.load())  # the same
     monkeypatch.setattr(build, "_compile", cache.compile)
     monkeypatch.setattr(torch.ops, "load_library", cache.load)
     cpu._unavailability.cache_clear()
@@ -185,7 +185,7 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def full(cache):
-    """A cache with the library in it, as another process left it."""
+    """A cache that contains the library, as if another process had built it."""
     build.load()
     cache.loaded.clear()
     return cache
@@ -193,7 +193,7 @@ def full(cache):
 
 @pytest.fixture
 def give_away(monkeypatch):
-    """Have the path belong to another user, whoever runs the tests."""
+    """A function that makes a path belong to another user, even if root runs the tests."""
 
     def give(path):
         if os.geteuid() == 0:
@@ -222,7 +222,7 @@ def test_what_is_built_is_loaded_and_kept(cache):
 def test_a_folder_that_others_can_write_to_is_refused(full, what, mode):
     place = getattr(full, what)
     place.chmod(mode)
-    if what == "root" and mode & stat.S_ISVTX:  # as in /tmp: ours can be neither moved nor deleted
+    if what == "root" and mode & stat.S_ISVTX:  # as in /tmp: others cannot move or delete our files
         build.load()
     else:
         assert f"others can write to {place}: chmod go-w it" in full.refused()
@@ -365,7 +365,7 @@ def test_a_folder_that_cannot_be_written_to(cache, monkeypatch):
 
 
 def test_a_whole_library_in_a_read_only_folder_is_loaded(full, monkeypatch):
-    monkeypatch.setattr("filelock.FileLock", None)  # nothing to write, so nothing to lock
+    monkeypatch.setattr("filelock.FileLock", None)  # nothing is written, so no lock is needed
     build.load()
     assert full.loaded == [(full.library, full.content)]
 
@@ -426,7 +426,7 @@ def test_a_run_where_the_cache_is_not_safe(full, bnrnn_here, tmp_path):
 
 @pytest.fixture
 def real_library(tmp_path, library):
-    """A copy of it in a cache of its own."""
+    """A copy of the library in a separate cache."""
     folder = tmp_path / "cache" / "bnrnn"
     folder.mkdir(parents=True, mode=0o755)
     for file in (library, library.with_suffix(".sha256")):
@@ -462,7 +462,7 @@ def test_a_compiler_that_fails(tmp_path, monkeypatch, compiler):
 
 @pytest.fixture
 def hanging(tmp_path):
-    """A compiler that says its version, and then never ends; the file that says it began."""
+    """A compiler that never finishes compiling, and the file that it creates when it starts."""
     began, compiler = tmp_path / "began", tmp_path / "compiler"
     compiler.write_text(
         f'#!/bin/sh\ncase "$*" in *-c*) touch {began}; exec sleep 100;; esac\nexec c++ "$@"\n'
@@ -483,7 +483,7 @@ def test_after_a_kill_the_next_process_builds(tmp_path, hanging, no_compiler, mo
     compiler, began = hanging
     killed = in_a_clean_cache(tmp_path, code=USE, CXX=compiler, new_session=True)
     wait_for(began, killed)
-    killed.send_signal(signal.SIGKILL)  # its compiler lives on
+    killed.send_signal(signal.SIGKILL)  # its compiler keeps running
     killed.communicate()
     folder = tmp_path / "cache" / "bnrnn"
     assert list(folder.glob("building-*"))

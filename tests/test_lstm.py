@@ -1,4 +1,4 @@
-"""`BNLSTM` as a drop-in: against `torch.nn.LSTM`, and its own conventions."""
+"""`BNLSTM` compared with `torch.nn.LSTM`, and its own conventions."""
 
 import itertools
 
@@ -17,11 +17,11 @@ LENGTHS = torch.tensor([5, 7, 1, 3, 3])
 
 
 def pair(layers, bidirectional, plain_code, **kwargs):
-    """A torch.nn.LSTM and a BNLSTM with its weights, on torch's code or on our recurrence."""
+    """A BNLSTM, on torch's code or on our recurrence, and a torch.nn.LSTM with the same weights."""
     theirs = nn.LSTM(D, H, layers, bidirectional=bidirectional, dtype=torch.float64, **kwargs)
     ours = BNLSTM(
         D, H, layers, bidirectional=bidirectional, dtype=torch.float64, **NONE,
-        cell_bias=not plain_code,  # a zero bias on the cell, which torch's code cannot add
+        cell_bias=not plain_code,  # a zero cell bias, which torch's code does not support
         **kwargs,
     )  # fmt: skip
     assert (ours.active_kernel() == "torch.lstm") == plain_code
@@ -126,7 +126,7 @@ def test_indices_are_one_hot_vectors_in_plain_and_normalized_modules(norms):
     def run(input, weights):
         dtype = weights["bias_l0"].dtype
         lstm = BNLSTM(D, H, dtype=dtype, **norms)
-        lstm.load_state_dict(weights, strict=False)  # all but statistics, of which there are none
+        lstm.load_state_dict(weights, strict=False)  # the state has no statistics
         return lstm(input if input.dim() == 2 else input.to(dtype))[0]
 
     vectors = nn.functional.one_hot(indices, D)
@@ -177,7 +177,7 @@ def test_noise_on_the_initial_hidden_state():
 
 
 def weight_gradient(dtype, noise, kernel, seed):
-    """Of weight_hh in float64, from sequences whose first six frames are all the same."""
+    """The gradient of weight_hh, in float64, from sequences with the same first six frames."""
     torch.manual_seed(seed)
     weights = BNLSTM(2, 20, recurrent_init="identity").state_dict()
     x = torch.randn(16, 32, 2)
@@ -196,7 +196,7 @@ def weight_gradient(dtype, noise, kernel, seed):
 def test_noise_keeps_the_gradient_where_sequences_begin_alike(kernel, noise, kept, seed):
     exact = weight_gradient(torch.float64, noise, kernel, seed)
     error = (weight_gradient(torch.float32, noise, kernel, seed) - exact).norm() / exact.norm()
-    # Five roundings a step, of 16, and none multiplied; otherwise not one digit is right.
+    # With noise: five roundings in each of 16 steps, not amplified. Without: no correct digit.
     assert error < 5 * 16 * torch.finfo(torch.float32).eps if kept else error > 1e3
 
 
@@ -205,7 +205,7 @@ def test_initialization():
     i, f, g, o = lstm.weight_hh_l0.detach().chunk(4)
     assert torch.equal(g, torch.eye(H))
     others = torch.cat([i, f, o])
-    # Of an m x n matrix, the orthogonality that a QR decomposition promises (Higham, theorem 19.4).
+    # The orthogonality of an m x n matrix from a QR decomposition: Higham, theorem 19.4.
     for matrix in (others, lstm.weight_ih_l0.detach()):
         assert_rounded(matrix.t() @ matrix, torch.eye(matrix.shape[1]), operations=matrix.numel())
     b_i, b_f, b_g, b_o = lstm.bias_l0.detach().chunk(4)

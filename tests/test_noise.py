@@ -1,4 +1,4 @@
-"""Zoneout, the dropouts of a recurrence, and the norm stabiliser."""
+"""Zoneout, the dropouts of the recurrence, and the norm stabiliser."""
 
 import copy
 import itertools
@@ -18,7 +18,7 @@ NOISES = ("zoneout_cell", "zoneout_hidden", "recurrent_dropout", "hidden_dropout
 
 
 def philox_in_integers(counter, key):
-    """Salmon et al. 2011, section 4.3, in Python's integers: ten rounds of 4 x 32 bits."""
+    """Philox4x32-10 (Salmon et al. 2011, section 4.3) in Python integers."""
     a, b, c, d = counter
     k0, k1 = key
     for _ in range(10):
@@ -40,7 +40,7 @@ def philox_in_integers(counter, key):
     ],
 )  # fmt: skip
 def test_the_test_knows_philox(counter, key, words):
-    """The answers that its authors publish."""
+    """The known answers that its authors publish."""
     counter, key, words = ([int(x, 16) for x in text.split()] for text in (counter, key, words))
     assert philox_in_integers(counter, key) == words
 
@@ -75,7 +75,7 @@ def test_how_many_are_true(p):
     found = bernoulli(new_key(), 0, n, p).sum().item()
     assert abs(found - n * p) < 5 * math.sqrt(n * p * (1 - p))
     a, b = (bernoulli(torch.tensor(7), stream, n, 0.5) for stream in (0, 1))
-    assert abs((a == b).sum().item() - n / 2) < 5 * math.sqrt(n / 4)  # independent
+    assert abs((a == b).sum().item() - n / 2) < 5 * math.sqrt(n / 4)  # they are independent
 
 
 @pytest.mark.parametrize("norms", [PLAIN, {}, LAYER], ids=["plain", "BN", "LN"])
@@ -111,7 +111,7 @@ def test_random_in_training_and_the_expectation_in_evaluation(noise):
     plain.load_state_dict(lstm.state_dict())
     same = torch.allclose(plain.eval()(x)[0], evaluated, atol=1e-6)
     assert same == (not noise.startswith("zoneout"))
-    # Zoneout alone draws what is linear in the first step: its mean is the evaluation's.
+    # In the first step only zoneout is linear in its mask, so its mean equals the evaluation.
     if noise == "zoneout_hidden":
         lstm.train()
         many = torch.stack([lstm(x[:1])[0] for _ in range(1000)]).mean(0)
@@ -120,7 +120,7 @@ def test_random_in_training_and_the_expectation_in_evaluation(noise):
 
 
 def test_the_same_units_of_h_are_dropped_at_all_steps_and_others_of_g_at_each():
-    """With f = o = 1 and i = 1 the cell adds up what is not dropped."""
+    """With i = f = o = 1 the cell sums the candidates that are not dropped."""
     lstm = BNLSTM(1, 200, bias=True, **PLAIN, recurrent_dropout=0.5)
     with torch.no_grad():
         for name, p in lstm.named_parameters():
@@ -128,7 +128,7 @@ def test_the_same_units_of_h_are_dropped_at_all_steps_and_others_of_g_at_each():
             if name.startswith("bias"):
                 p.copy_(torch.tensor([30.0, 30.0, 30.0, 30.0]).repeat_interleave(200))
     _, (_, c_n) = lstm(torch.zeros(10, 2, 1))
-    counts = c_n / 2  # each step that is kept adds 1 / (1 - 0.5)
+    counts = c_n / 2  # each candidate that is not dropped adds 1 / (1 - 0.5)
     torch.testing.assert_close(counts, counts.round())
     assert counts.unique().numel() > 4
     lstm = BNLSTM(1, 200, **PLAIN, hidden_dropout=0.5)
@@ -137,9 +137,9 @@ def test_the_same_units_of_h_are_dropped_at_all_steps_and_others_of_g_at_each():
     with torch.no_grad():
         for p in lstm.parameters():
             p.fill_(0.0)
-        weight.copy_(torch.eye(200).repeat(4, 1))  # each unit sees itself alone
+        weight.copy_(torch.eye(200).repeat(4, 1))  # each unit depends only on itself
     output, _ = lstm(torch.zeros(3, 2, 1), (h_0, torch.zeros(1, 2, 200)))
-    # Where h is dropped at the first step, all arguments are zero, so c and h stay zero.
+    # If h is dropped at the first step, all gate arguments are zero, so c and h stay zero.
     dropped = output[0] == 0
     assert 120 < dropped.sum() < 280
     assert torch.equal(output[2] == 0, dropped)
@@ -152,7 +152,7 @@ def test_weights_are_dropped_once_a_call():
     output.sum().backward()
     gradient = lstm.weight_hh_l0.grad
     zeros = (gradient == 0).float().mean().item()
-    assert abs(zeros - 0.5) < 0.2  # of 256
+    assert abs(zeros - 0.5) < 0.2  # 256 elements
     assert torch.equal(lstm.weight_hh_l0, weight)
 
 

@@ -1,4 +1,4 @@
-"""The C++ operators as PyTorch's autograd, compiler and `vmap` see them."""
+"""The C++ operators under PyTorch's autograd, compiler and `vmap`."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ def _built():
 
 
 def arguments(case):
-    """A case as the operators take it."""
+    """The arguments of the operators for a case."""
     given = [t for moments in case["population"] or (None,) * 3 for t in moments or (None, None)]
     kinds = case["normalization"]
     return (
@@ -35,8 +35,8 @@ def arguments(case):
 @pytest.mark.parametrize(
     ("dtype", "features", "norms", "options"),
     [
-        # By default each of the options once, with one of the others each; lengths and indices
-        # together.
+        # By default each value is tested once, in different combinations; lengths and indices are
+        # tested together.
         pytest.param(
             dtype, features, norms, options,
             marks=[] if (i + 2 * j + 4 * k + m) % 12 == 0 and m not in (2, 3) else pytest.mark.slow,
@@ -81,14 +81,14 @@ def test_multiply():
 @pytest.mark.parametrize(
     ("backend", "options"),
     [
-        # The operators' part of the compiler is the same for all backends.
+        # All backends compile the operators in the same way.
         pytest.param("inductor", {}, marks=pytest.mark.slow),
         ("aot_eager", {"lengths": True}),
         pytest.param("aot_eager", {"one_hot": True}, marks=pytest.mark.slow),
     ],
 )
 def test_compiled_at_any_length(backend, options):
-    """One graph, without a break, and one compilation for all lengths."""
+    """There is one graph without breaks, and one compilation for all lengths."""
 
     def loss(input, h_0, c_0, lengths, *weights):
         output, h_n, c_n, _ = kernels.recurrence(
@@ -116,7 +116,7 @@ def test_compiled_at_any_length(backend, options):
 
 
 def test_batched_gradients():
-    """`vmap` over the backward pass, as `torch.autograd.functional.jacobian` does it."""
+    """Apply `vmap` to the backward pass, as `torch.autograd.functional.jacobian` does."""
     case = problem(4, 5, 3, 6)
     output = compiled.recurrence(**case)[0]
     directions = torch.randn(3, *output.shape, dtype=output.dtype)

@@ -1,4 +1,4 @@
-"""Clipping and Adam's ε, in both of their ways, against NumPy."""
+"""Gradient clipping and Adam's ε, each in both variants, compared with NumPy."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from bnrnn.settings.schema import AdamConfig, SGDConfig
 
 
 def with_gradients(norm):
-    """A model of two parameters and another without gradient; of all, the norm."""
+    """A model whose gradients have this norm in total; two of its parameters have none."""
     model = nn.Linear(3, 2).double()
     model.unused = nn.Linear(3, 2)
     model.weight.grad = torch.full((2, 3), 2.0, dtype=torch.float64)
@@ -32,7 +32,7 @@ def test_clipping(clip, norm, expected):
     model = with_gradients(norm)
     found = clip_gradients(model, SGDConfig(max_grad_norm=3, clip=clip))
     assert found.item() == pytest.approx(norm, rel=1e-12)
-    # In float64; torch divides by the norm plus 1e-6.
+    # The tolerance is needed because torch divides by the norm plus 1e-6.
     np.testing.assert_allclose(model.weight.grad.numpy(), 2 * expected / 7, rtol=1e-6)
     np.testing.assert_allclose(model.bias.grad.numpy(), [3 * expected / 7, -4 * expected / 7], 1e-6)
 
@@ -45,7 +45,7 @@ def test_a_norm_that_is_not_finite_shows(clip, norm):
 
 
 def adam(gradients, lr, beta1, beta2, eps, eps_on):
-    """The parameter from 0 on, after each step: Kingma and Ba 2015, algorithm 1 and section 2."""
+    """A parameter after each step from 0 (Kingma and Ba 2015, algorithm 1 and section 2)."""
     p = m = v = 0.0
     for t, g in enumerate(gradients, start=1):
         m, v = beta1 * m + (1 - beta1) * g, beta2 * v + (1 - beta2) * g**2
@@ -57,7 +57,7 @@ def adam(gradients, lr, beta1, beta2, eps, eps_on):
         yield p
 
 
-# Gradients about as large as ε, for which the two ways differ by far.
+# The gradients are about as large as ε, for which the two variants differ considerably.
 GRADIENTS = np.random.default_rng(0).normal(0, 0.01, (12, 3))
 
 

@@ -1,4 +1,4 @@
-"""One run of several processes: the same numbers as of one, and what happens when one is lost."""
+"""A run of several processes: it gives the results of one process, and survives losing one."""
 
 import json
 import os
@@ -23,7 +23,7 @@ from tests.processes import Forked
 from tests.test_cli import TINY, assert_same_run, only_run, records, write_text
 from tests.together import finished, ranks, workers_of
 
-# Of another order of sums in float64, over a few steps: no error was above 2e-14.
+# Tolerance for a different order of sums in float64, over a few steps; no error exceeded 2e-14.
 EXACT = 1e-10
 SLOWLY = [*TINY, "max_steps=100000", "validate_every=50", "log_every=1", "max_valid_batches=2"]
 
@@ -82,7 +82,7 @@ def test_processes_with_synchronised_statistics_train_as_one(tmp_path, n, names)
 
 
 def test_local_statistics_are_of_each_part(tmp_path, text):
-    """The moments that a process normalises by are its own; the population is of all."""
+    """A process normalises by its own moments; population statistics average all processes."""
     code = f"""
 import sys; sys.path.insert(0, {str(ROOT)!r})
 import torch
@@ -122,7 +122,8 @@ torch.save([output, lstm.state_dict()], f"{{here.rank}}.pt")
     "statistics", ["local", pytest.param("synchronised", marks=pytest.mark.slow)]
 )
 def test_stopped_and_resumed_by_any_number(tmp_path, text, statistics):
-    """By as many processes: the same bits. By another number, synchronised: the same numbers."""
+    """Resuming with the same number of processes is bit-identical. With another number and
+    synchronised statistics, results agree up to rounding."""
     common = ["task=text", f"task.path={text}", *TINY, f"statistics={statistics}", "max_steps=12"]
     finished(ranks(tmp_path, 2, *common, "outputs=whole"))
     whole = only_run(tmp_path / "whole")
@@ -153,7 +154,7 @@ def wait_for_step(run_folder, step, processes):
 
 
 def the_line(errors, start):
-    """The one line that a process that has ended with an error prints of it."""
+    """The one line that a process prints when it ends with an error."""
     assert "Traceback" not in errors
     (line,) = [line for line in errors.splitlines() if line.startswith("bnrnn")]
     assert line.startswith(start), errors
@@ -229,7 +230,7 @@ def test_what_is_refused(tmp_path, text):
 
 
 def test_commands_take_a_gpu_each(monkeypatch, tmp_path):
-    """As far as that goes without one: which number a command chooses."""
+    """Without a GPU, this tests only which GPU a command chooses."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(
@@ -238,12 +239,12 @@ def test_commands_take_a_gpu_each(monkeypatch, tmp_path):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
     def chosen(rank=None):
-        """By another process, which keeps it as long as this one's descriptor is open."""
+        """The choice of another process, which holds the GPU while the descriptor is open."""
         monkeypatch.setattr(device, "_gpu", None)
         return str(device.choose_device("auto", rank)), device._gpu
 
     (first, held), (second, _), (third, _) = chosen(), chosen(), chosen()
-    assert (first, second, third) == ("cuda:0", "cuda:1", "cuda:0")  # two jobs on one, if need be
+    assert (first, second, third) == ("cuda:0", "cuda:1", "cuda:0")  # two jobs share a GPU
     os.close(held)
     assert chosen()[0] == "cuda:0"
     assert [chosen(rank)[0] for rank in range(3)] == ["cuda:0", "cuda:1", "cuda:0"]
@@ -302,7 +303,7 @@ def test_no_process_outlives_torchrun(tmp_path, text):
     workers = workers_of(launcher.pid)
     assert set(workers) == {0, 1}
     launcher.kill()
-    printed, _ = launcher.communicate(timeout=60)  # when the last process closes the pipe
+    printed, _ = launcher.communicate(timeout=60)  # returns when the last process ends
     for pid in workers.values():
         status = Path(f"/proc/{pid}/stat")
         assert not status.exists() or status.read_text().rpartition(")")[2].split()[0] == "Z"
@@ -328,9 +329,9 @@ def test_torchrun_ends_a_process_that_hangs(tmp_path, text):
 
 @pytest.fixture
 def two_machines():
-    """Two network namespaces and a cable: the address of the first, and (namespace, device) each.
+    """Two connected network namespaces: the address of the first, and (namespace, device) of each.
 
-    It takes the rights of root.
+    This requires root.
     """
     names = [f"bnrnn{os.getpid()}{end}" for end in "ab"]
 
@@ -404,7 +405,7 @@ def test_a_cable_that_is_cut_and_mended(tmp_path, text, two_machines):
 
 @pytest.mark.slow
 def test_a_sweep_of_jobs_of_two_processes_is_preempted_and_queued_again(tmp_path, text):
-    """Its shortest job has a minute: the signal comes after half of it."""
+    """The shortest time limit of a job is a minute; the signal comes after half of it."""
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     common = ["task=text", f"task.path={text}", *SLOWLY, "resume=auto"]
     command = [

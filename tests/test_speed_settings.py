@@ -1,4 +1,4 @@
-"""What makes it fast is really set; how fast, `make bench` measures, never a test."""
+"""The settings that increase speed are in effect. `make bench` measures speed; tests do not."""
 
 import platform
 

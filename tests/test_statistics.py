@@ -1,4 +1,4 @@
-"""Population statistics: their definition, calibration, steps beyond the last, streaming."""
+"""Population statistics: definition, calibration, steps beyond the last row, streaming."""
 
 import copy
 
@@ -41,7 +41,7 @@ def moments_by_the_equations(lstm, x, norms=NORMS, **kwargs):
 )
 def test_calibration_is_the_plain_average_of_the_minibatch_moments(options, norms):
     lstm, data = make(**options), batches(4)
-    lstm(batches(1)[0])  # running averages, which must leave no trace
+    lstm(batches(1)[0])  # calibration must discard these running averages
     assert calibrate(lstm, data) == 4
     each = [moments_by_the_equations(lstm, x, norms) for x in data]
     for term in each[0]:
@@ -150,7 +150,7 @@ def test_padded_batches(options, norms, count_padding):
     expected = moments_by_the_equations(
         lstm, x, norms, lengths=lengths.numpy(), count_padding=count_padding
     )
-    # Only the longest sequence lives in the last two steps: nothing to estimate a variance from.
+    # Only the longest sequence has the last two steps, so they have no variance.
     steps = T if count_padding else 4
     for term in expected:
         statistics = lstm.statistics[term + "_l0"]
@@ -188,7 +188,7 @@ def test_sequence_wise_statistics_are_one_row_over_all_real_frames():
     statistics = lstm.statistics["ih_l0"]
     assert statistics.mean.shape == (1, 4 * H)
     torch.testing.assert_close(statistics.mean[0], frames.mean(0))
-    # About the masked mean, not about the mean of the padded tensor.
+    # The variance is about the masked mean, not about the mean of the padded tensor.
     torch.testing.assert_close(statistics.var[0], frames.var(0, correction=0))
     x_other = x.clone()
     x_other[4:, 1] = 1e6

@@ -1,7 +1,7 @@
-"""The CUDA kernels compile for GPUs that are not here, and need what a GPU has.
+"""The CUDA kernels compile without a GPU, and their resources fit one.
 
-By Triton's own launcher, for the interpreter does not know what it makes of the arguments, such as
-a constant of an integer 1.
+They are compiled by Triton's own launcher, because the interpreter does not specialise arguments;
+the launcher makes an integer 1 a constant, for example.
 """
 
 import json
@@ -15,7 +15,7 @@ pytest.importorskip("triton")
 
 from tests.conftest import ROOT
 
-# Of one multiprocessor of the smallest GPUs of compute capability 8.0 and up.
+# The resources of one multiprocessor of the smallest GPUs with compute capability 8.0 or more.
 REGISTERS, SHARED = 65536, 99 * 1024
 
 EDGES = [
@@ -25,7 +25,7 @@ EDGES = [
     "80/one unit/alternating/float32/plain/no output",
 ]
 PAPER = ["80/pmnist/persistent/bfloat16", "90/ptb/alternating/bfloat16/lengths"]
-REST = [  # with the paper's other shapes
+REST = [  # including the paper's other shapes
     f"{arch}/{shape}/{way}/{products}"
     for arch in (80, 90)
     for shape, way in (
@@ -36,7 +36,7 @@ REST = [  # with the paper's other shapes
     )
     for products in ("float32", "tf32", "bfloat16")
 ]  # fmt: skip
-# Bytes a thread, in the backward pass: 40 for batches of 512, 8 for pMNIST without TF32.
+# Bytes per thread. In the backward pass, batches of 512 need 40, and pMNIST without TF32 needs 8.
 SPILLED = 64
 
 

@@ -1,7 +1,7 @@
-"""The CUDA kernels in Triton's interpreter, on the CPU, against the reference.
+"""Compare the CUDA kernels, run in Triton's interpreter on the CPU, with the reference.
 
-What the interpreter cannot show is in `test_triton_compiles.py` (the compiler) and in
-`test_gpu.py`: races within a program, the rounding of the hardware, speed.
+`test_triton_compiles.py` tests compilation. `test_gpu.py` tests what only a GPU can show: races
+within a program, the rounding of the hardware, speed.
 """
 
 import functools
@@ -26,7 +26,7 @@ pytestmark = [
     pytest.mark.skipif(
         not triton.knobs.runtime.interpret, reason="triton was imported without TRITON_INTERPRET=1"
     ),
-    # exp overflows where a gate is saturated.
+    # exp overflows if a gate is saturated.
     pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning"),
 ]
 SMALL = plan.Tiles(block_b=16, block_u=16, block_k=32, num_warps=4, num_stages=1)
@@ -34,7 +34,7 @@ SMALL = plan.Tiles(block_b=16, block_u=16, block_k=32, num_warps=4, num_stages=1
 
 @pytest.fixture(autouse=True)
 def _tiles(monkeypatch):
-    """Those of small problems: the interpreter's time is by program and operation."""
+    """Use tiles for small problems: the interpreter's time is per program and operation."""
     of_batch = {16: SMALL} | {n: SMALL._replace(block_b=n) for n in (32, 64, 128, 256)}
     monkeypatch.setattr(
         plan, "tiles", lambda way, batch, hidden: of_batch[max(16, 1 << (batch - 1).bit_length())]
@@ -71,7 +71,7 @@ def test_random_problems(number, way, seed):
     assert_equal(problem(*shape, norms, **options), way)
 
 
-# 32 units fill a block of the product: no column is padded.
+# With 32 units, which fill a block of the product, no column is padded.
 @pytest.mark.parametrize(("batch", "hidden"), [(1, 5), (5, 1), (130, 3), (3, 32)])
 def test_sizes_at_the_edge(batch, hidden):
     given = batch == 1
@@ -149,7 +149,7 @@ def test_in_float32_as_accurate_as_the_reference(way, options):
     assert_as_accurate_as_the_reference(case, way)
 
 
-# With γ ~ N(0, 1) the gradient of any bfloat16 is all error.
+# γ is 0.1 here: with γ ~ N(0, 1), any gradient in bfloat16 consists of rounding errors.
 @pytest.mark.numeric(repeat=False)  # each takes seconds
 @pytest.mark.parametrize("options", SINGLE, ids=str)
 def test_in_bfloat16_as_accurate_as_the_reference(options):
@@ -176,7 +176,7 @@ def assert_as_accurate_as_the_reference(case, way):
 
 @pytest.fixture
 def persistent(monkeypatch):
-    """Few programs for more blocks: some have two."""
+    """Use fewer programs than blocks, so that some programs have two blocks."""
     monkeypatch.setattr(
         plan, "tiles", lambda way, batch, hidden: SMALL._replace(block_u=4, block_k=16)
     )
@@ -203,7 +203,7 @@ def test_interleaved_programs_give_the_bits_of_one_launch_a_step(persistent, sha
 
 
 def test_interleaved_programs_without_gradients(persistent):
-    """Two rows of states, in turn: a program must not overwrite what another reads."""
+    """The states alternate between two rows: no program may overwrite what another reads."""
     from tests.triton_programs import all_programs_at_once
 
     case = problem(5, 6, 3, 13)
@@ -256,7 +256,7 @@ def test_without_gradients_the_values_are_the_same_bits(options):
 
 @pytest.mark.parametrize("lengths", [None, [3, 1, 2]])
 def test_with_tf32_the_factors_are_rounded_and_the_results_are_not(lengths, monkeypatch):
-    """h_t and W_h to the nearest with 10 bits of fraction, as cuBLAS rounds them."""
+    """h_t and W_h are rounded to the nearest number with 10 fraction bits, as cuBLAS does."""
     monkeypatch.setattr(plan, "products", lambda dtype: "tf32")
     case = problem(3, 3, 2, 5, NONE, torch.float32)
     lengths = None if lengths is None else torch.tensor(lengths)
@@ -294,7 +294,7 @@ def test_a_graph_that_is_kept_gives_the_same_gradients_twice():
     case = problem(3, 5, 3, 6)
     output, h_n, c_n, _ = ours.recurrence(**case, way="alternating")
     loss = output.square().sum()
-    with torch.no_grad():  # what the user does to the results is of no consequence
+    with torch.no_grad():  # overwriting the results must not change the gradients
         h_n.zero_()
         c_n.zero_()
     first = torch.autograd.grad(loss, leaves(case), retain_graph=True)
@@ -350,7 +350,7 @@ def test_the_operators_are_what_their_schemas_say():
 
 @pytest.fixture
 def by_table(monkeypatch):
-    """`kernel="triton"` for modules on the CPU."""
+    """Make `kernel="triton"` available to modules on the CPU."""
     entry = Kernel(recurrence("alternating"), lambda _: None)
     monkeypatch.setitem(kernels.KERNELS, "triton", entry)
 

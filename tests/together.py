@@ -1,4 +1,4 @@
-"""Several processes that train one model, as torchrun starts them but without its own process."""
+"""Several processes that train one model, started as by torchrun but without its own process."""
 
 import os
 import socket
@@ -22,10 +22,10 @@ def ranks(
     limits: Mapping[int, int] | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> list[Forked]:
-    """The processes 0..n - 1 of one run of the command, or of `code`.
+    """Start processes 0..n - 1 of one run of the command, or of `code`.
 
     Args:
-        limits: of process 0 alone.
+        limits: resource limits of process 0 only.
     """
     common = {
         "OMP_NUM_THREADS": "1", "BNRNN_CACHE_DIR": str(folder / "cache"),
@@ -42,7 +42,7 @@ def ranks(
 
 
 def finished(processes: list[Forked], timeout: float = 200) -> list[str]:
-    """What each printed to standard error; they have to end without an error."""
+    """Assert that all end without an error; return what each printed to standard error."""
     errors = [process.communicate(timeout)[1] for process in processes]
     assert [process.returncode for process in processes] == [0] * len(processes), errors
     return errors
@@ -54,7 +54,7 @@ def environment_of(pid: int) -> dict[str, str]:
 
 
 def workers_of(launcher: int) -> dict[int, int]:
-    """The processes that torchrun has started, by rank."""
+    """The ids of the processes that torchrun has started, by rank."""
     found = {}
     for task in Path(f"/proc/{launcher}/task").iterdir():
         for pid in (task / "children").read_text().split():

@@ -1,10 +1,10 @@
-"""Compile the CUDA kernels by Triton's own launcher, without a GPU, and print what they need.
+"""Compile the CUDA kernels with Triton's own launcher, without a GPU, and print their resources.
 
     python -m tests.triton_compile "ARCH/SHAPE/WAY/PRODUCTS[/OPTION ...]" ...
 
-A process of its own: the interpreter must be off before triton is imported. One line of JSON for
-each kernel: registers a thread, bytes spilled, bytes of shared memory, threads of a program.
-PRODUCTS is float32, tf32 or bfloat16; the options are below.
+This needs a separate process, because the interpreter must be off before triton is imported. It
+prints one line of JSON per kernel: registers per thread, bytes spilled, bytes of shared memory and
+threads per program. PRODUCTS is float32, tf32 or bfloat16; `compile_all` defines the options.
 """
 
 import functools
@@ -40,7 +40,7 @@ TOOL = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 
 
 class NoGPU:
-    """What the launcher asks of a driver before it compiles."""
+    """A driver with the methods that the launcher calls before it compiles."""
 
     def __init__(self, arch: int) -> None:
         self.arch = arch
@@ -56,7 +56,7 @@ class NoGPU:
 
 
 class Compiled:
-    """A kernel that is compiled as if it were launched."""
+    """A kernel that is compiled, but not run, when it is launched."""
 
     def __init__(self, kernel: Any, found: dict[str, Any]) -> None:
         self.kernel, self.found = kernel, found
@@ -70,13 +70,13 @@ class Compiled:
 
 
 def compile_all(arch: int, shape: str, way: str, dtype: torch.dtype, options: set[str]) -> Any:
-    """Both passes (one, if "values" is among the options), by name."""
+    """Compile both passes (only the forward pass with the option "values"); return them by name."""
     driver.set_active(NoGPU(arch))  # pyright: ignore
     found: dict[str, Any] = {}
     steps.forward_steps, steps.backward_steps = (Compiled(k, found) for k in KERNELS)
     plan.programs = lambda way, blocks, device: min(blocks, 108)
     _, batch, features, hidden = SHAPES[shape]
-    length = 3  # the kernels know no T; 1 would be a constant
+    length = 3  # arbitrary, but Triton would make 1 a constant
     new = functools.partial(torch.zeros, dtype=dtype)
     norms = ("none", "none", "none") if "plain" in options else ("frame", "frame", "frame")
     gammas: Any = [None] * 4

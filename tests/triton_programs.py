@@ -1,9 +1,9 @@
-"""Triton's interpreter with all programs of a launch alive at once, as on a GPU.
+"""Triton's interpreter with all programs of a launch running concurrently, as on a GPU.
 
 The interpreter runs one program after the other, so a barrier between programs would never end.
-Here each program has a thread, and one thread runs at a time: at each load, store and atomic
-operation it may hand over to another, drawn at random. A barrier that is missing or too weak shows
-as a wrong result, and one that nobody can pass as `DeadlockError`.
+Here each program has a thread, and one thread runs at a time. At each load, store and atomic
+operation it may switch to another thread, drawn at random. A missing or insufficient barrier causes
+a wrong result; a barrier that no program can pass raises `DeadlockError`.
 """
 
 import contextlib
@@ -27,15 +27,15 @@ class DeadlockError(Exception):
 
 
 class _Programs:
-    """The programs of one launch after the other."""
+    """Runs the programs of one launch at a time."""
 
     def __init__(self, seed: int, switch: float) -> None:
         self.chance, self.switch = random.Random(seed), switch
-        self.waiting: list[tuple[Any, Callable[[], None]]] = []  # of the launch at hand
-        self.alive: dict[Any, threading.Semaphore] = {}  # by place in the grid
+        self.waiting: list[tuple[Any, Callable[[], None]]] = []  # those of the current launch
+        self.alive: dict[Any, threading.Semaphore] = {}  # by index in the grid
         self.current: Any = None
         self.error: BaseException | None = None
-        self.idle = 0  # atomic operations since something else touched memory
+        self.idle = 0  # atomic operations since the last load or store
         self.done = threading.Event()
 
     def run(self) -> None:
@@ -74,7 +74,7 @@ class _Programs:
             self.done.set()
 
     def touch(self, atomic: bool) -> None:
-        """The program that runs has done something in memory."""
+        """The current program has accessed memory: maybe switch to another."""
         if self.current is None:
             return
         if self.error is not None:
@@ -95,10 +95,11 @@ class _Programs:
 
 @contextlib.contextmanager
 def all_programs_at_once(seed: int = 0, switch: float = 0.1) -> Iterator[None]:
-    """Launches in this context run their programs interleaved.
+    """A context in which launches interleave their programs.
 
     Args:
-        switch: how likely a program hands over at a load or store; at an atomic it always may.
+        switch: the probability of switching at a load or store. An atomic operation always draws
+            the next program.
     """
     programs = _Programs(seed, switch)
     executor: Any = interpreter.GridExecutor
