@@ -32,7 +32,7 @@ class Recogniser(nn.Module):
     def __init__(self, features: int, hidden_size: int, phones: int, normalise: bool) -> None:
         super().__init__()
         self.lstm = nn.LSTM(features, hidden_size, num_layers=2)
-        if normalise:  # this line changes; only the input terms, as in Laurent et al. 2015
+        if normalise:  # the one change; only input terms are normalised, as in Laurent et al. 2015
             self.lstm = bnrnn.BNLSTM(features, hidden_size, num_layers=2, **INPUT_TERMS)
         self.output = nn.Linear(hidden_size, 1 + phones)
 

@@ -1,6 +1,6 @@
 """A bidirectional tagger on packed sequences: it restores the spaces removed from sentences.
 
-It needs any text with one sentence per line.
+Any text with one sentence per line will do.
 
     python examples/tagger.py --data data/ptb/ptb.train.txt --normalise
 """

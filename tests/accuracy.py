@@ -134,7 +134,7 @@ def _by_name(results: Results) -> dict[str, Tensor]:
 
 
 def _errors(found: Mapping[str, Tensor], truth: Mapping[str, Tensor]) -> dict[str, float]:
-    """The largest difference in each tensor, by name; infinite if it is NaN."""
+    """The largest difference in each tensor, by name; NaN counts as infinite."""
     assert found.keys() == truth.keys()
     errors = {}
     for name, value in found.items():

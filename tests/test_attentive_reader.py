@@ -242,7 +242,7 @@ def test_each_variant_normalizes_the_terms_of_the_table(variant):
 @pytest.mark.numeric(repeat=False)  # errors of finite differences are far above rounding
 @pytest.mark.parametrize(
     ("variant", "fast"),
-    [  # By default, the whole Jacobian of the smaller model, and products of the larger one's.
+    [  # By default: the whole Jacobian of the small model, products with that of the large one.
         ("attentive_lstm", False), ("attentive_bne_star_star", True),
         pytest.param("attentive_bne_star_star", False, marks=pytest.mark.slow),
     ],

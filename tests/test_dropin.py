@@ -585,8 +585,8 @@ def test_onnx_of_a_cell_bias(tmp_path):
     torch.testing.assert_close(torch.from_numpy(found[0]), module(input)[0])
 
 
-@pytest.mark.slow  # test_onnx_of_a_cell_bias is one by default
-@pytest.mark.filterwarnings("ignore")  # of the exporter
+@pytest.mark.slow  # test_onnx_of_a_cell_bias runs by default
+@pytest.mark.filterwarnings("ignore")  # from the exporter
 @pytest.mark.parametrize(
     ("options", "padded"),
     [({}, True), ({}, False), (NONE, True), (NONE, False), (SUM, True), (LAYER, True)],

@@ -79,7 +79,7 @@ def test_sizes_at_the_edge(batch, hidden):
         assert_equal(problem(3, batch, 2, hidden, given=given, lengths=not given), way)
 
 
-# Each slot once, and the last sequence alone, which the random problems leave out.
+# Each slot once, and a lone last sequence, which the random problems do not have.
 @pytest.mark.parametrize(
     ("norms", "padding", "way"),
     [

@@ -13,11 +13,13 @@ B rounded up to whole vectors (16 floats with AVX-512).
     W_x x_t                       4 T B H, only if the input is neither one-hot nor narrow
     masks of the noise            one byte per element
 
-The backward pass recomputes the gates, the normalised terms, and W_x x_t where it was not saved. If
-the sum W_h h_{t-1} + W_x x_t is normalised, the sum is saved instead of W_h h_{t-1}, and W_x x_t is
-not saved. The only other array of this size that the backward pass allocates is the gradient of a
-saved W_x x_t: the gradients of W_h h_{t-1} are accumulated into that of W_h every few steps. In
-float32 the total is 211 MB at T 784, B 100, H 100, and 154 MB at T 100, B 64, H 1000.
+In float32 this is 211 MB at T 784, B 100, H 100, and 154 MB at T 100, B 64, H 1000. If the sum
+W_h h_{t-1} + W_x x_t is normalised, the sum is saved instead of W_h h_{t-1}, and W_x x_t is not
+saved.
+
+The backward pass recomputes the gates, the normalised terms, and W_x x_t if it was not saved. It
+allocates only one array of this size, the gradient of a saved W_x x_t: the gradients of W_h h_{t-1}
+are added to that of W_h every few steps.
 """
 
 import functools

@@ -89,7 +89,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 def _backward(ctx: Any, *grads: Any) -> Any:
     grads = grads[:3]  # of output, h_n and c_n; a loss cannot depend on the other results
-    kept = ctx.saved_tensors  # read once: under checkpointing each access recomputes
+    kept = ctx.saved_tensors  # read once: checkpointing unpacks the tensors at each access
     layer, rest = kept[:_TENSORS], kept[_TENSORS:]
     moments, saved = iter(rest[: ctx.found]), rest[ctx.found :]
     needed = ctx.needs_input_grad[:_DIFFERENTIABLE]

@@ -18,7 +18,7 @@ Normalization for RNNs").
 
 Any BN(y; γ, β) may be replaced by LN(y; γ, β): the same formula, with mean and variance over the
 features of y, for each sequence and step separately (Ba et al., "Layer Normalization", 2016,
-equations 20 to 22). Their shifts of the first two terms are omitted, because b already adds one.
+equations 20 to 22). Their shifts of the first two terms are omitted, because b includes them.
 
 Noise in training, with masks m of zeros and ones and P(m = 1) = p:
 
@@ -62,7 +62,7 @@ def recurrence(
 
     w, kinds, eps = weights, normalization, normalization.eps
     given = population or TermMoments()
-    b_x, b_h = (None, w.bias) if kinds.sums else (w.bias, None)  # b takes the place of β
+    b_x, b_h = (None, w.bias) if kinds.sums else (w.bias, None)  # b serves as β
     everywhere = kinds.synchronised
     bn_ih = _Norm(kinds.ih, w.gamma_ih, b_x, kinds.eps_ih, given.ih, everywhere)
     bn_hh = _Norm(kinds.hh, w.gamma_hh, b_h, eps, given.hh, everywhere)
@@ -168,7 +168,7 @@ class _Norm:
         return y if self.beta is None else y + self.beta
 
     def all_steps(self, y: Tensor, rows: Tensor | None) -> Tensor:
-        """Normalise y (T, n, features), all steps and processes exchanging moments once."""
+        """Normalise y (T, n, features) with one message for the moments of all steps."""
         assert self.gamma is not None
         mean, var, live = synchronised.moments(y, rows)
         steps = torch.arange(len(y), device=y.device)[:, None]

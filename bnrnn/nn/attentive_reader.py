@@ -63,7 +63,7 @@ class AttentiveReader(nn.Module):
         input_norm, recurrent_norm, cell_norm: for both encoders, see `BNLSTM`.
         attention_norm: normalise the two terms of the attention and the three of g.
         gamma_init: initial γ everywhere.
-        eps: ε, added to every variance, except as `sequence_eps` says.
+        eps: ε, added to every variance, except where `sequence_eps` applies.
         sequence_eps: ε of sequence-wise statistics, see `BNLSTM`. None: `eps`.
         momentum: weight of a minibatch in the running averages.
         max_length: keep per-step statistics for at most this many steps. None: for the length of
@@ -311,7 +311,7 @@ def _check(name: str, words: Tensor, lengths: Tensor) -> None:
             f"{name}_lengths must be ({batch},) integers; "
             f"got shape {tuple(lengths.shape)} of {lengths.dtype}"
         )
-    # Not on other devices: reading the lengths would wait for the device.
+    # Only on the CPU: elsewhere, reading the lengths would wait for the device.
     if lengths.is_cpu and (int(lengths.min()) < 1 or int(lengths.max()) > steps):
         raise ValueError(f"{name}_lengths must be in 1..{steps}")
 

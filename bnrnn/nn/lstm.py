@@ -93,10 +93,10 @@ class BNLSTM(nn.Module):
         hidden_dropout: probability of dropping a unit of h in W_h h, the same units at all steps of
             a call (Gal and Ghahramani 2016, section 4).
         weight_dropout: probability of dropping an element of W_h, the same elements at all steps of
-            a call: DropConnect (Merity et al. 2018, section 2). The equations of all noise are in
-            `bnrnn.kernels.reference`. Its random numbers depend only on one draw per layer and
-            direction from PyTorch's CPU generator, so they are the same for every kernel and
-            number of threads.
+            a call: DropConnect (Merity et al. 2018, section 2). The equations of the other options
+            for noise are in `bnrnn.kernels.reference`. All random numbers depend only on one draw
+            per layer and direction from PyTorch's CPU generator, so they are the same for every
+            kernel and number of threads.
         recurrent_init: "orthogonal", or "identity": the block of g is the identity and those of
             i, f, o are orthogonal, as in the authors' code for MNIST.
         synchronised: take batch statistics over all processes of `torch.distributed`'s default
@@ -567,7 +567,7 @@ class BNLSTM(nn.Module):
         if lengths is not None:
             if tuple(lengths.shape) != (batch,):
                 raise ValueError(f"lengths must be ({batch},), got {tuple(lengths.shape)}")
-            # Not on other devices: reading the lengths would wait for the device.
+            # Only on the CPU: elsewhere, reading the lengths would wait for the device.
             if lengths.is_cpu and not torch.compiler.is_compiling() and batch > 0:
                 shortest, longest = int(lengths.min()), int(lengths.max())
                 if shortest < 1 or longest > steps:

@@ -33,7 +33,7 @@ class Share:
         return self.total == 0
 
     def of(self, x: Tensor, dim: int | None = None) -> Tensor:
-        """This share of a tensor (B,), (T, B, ...) or (layers, B, ...); `dim` overrides B's."""
+        """This share of a tensor (B,), (T, B, ...) or (layers, B, ...), or along `dim`."""
         if self.is_whole:
             return x
         dim = min(1, x.dim() - 1) if dim is None else dim

@@ -1,4 +1,4 @@
-"""Population statistics per time step, averaged over minibatches, and switching between statistics.
+"""Population statistics per time step, averaged over minibatches, and the choice of statistics.
 
 In training, a term is normalised by the moments of the minibatch. In evaluation it is normalised by
 *population* statistics: the plain average of the minibatch moments over the training set (Cooijmans
@@ -180,7 +180,7 @@ class StepStatistics(nn.modules.batchnorm._BatchNorm):
 
     @torch.no_grad()
     def _fill(self) -> None:
-        """Copy to each row without averages the last row before it that has some."""
+        """Replace each row without averages by the last earlier row that has some."""
         steps = torch.arange(len(self.mean), device=self.mean.device)
         last = torch.where(self.num_batches > 0, steps, 0).cummax(0).values
         for average in (self.mean, self.var):

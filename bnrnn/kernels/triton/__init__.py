@@ -186,7 +186,7 @@ def _normalized_input(
         else:
             mean, var = _mean_and_variance(term, (1,), counted)
             if counted is not None:
-                # Later steps take the last step with two sequences as constants.
+                # Later steps use those of the last step with two sequences, as constants.
                 last = ((counted.sum(1) > 1).sum() - 1).clamp(min=0)
                 alone, source = (steps > last)[:, None, None], steps.minimum(last)
                 mean = torch.where(alone, mean.detach()[source], mean)

@@ -155,7 +155,7 @@ def backward(
         batch=batch, hidden=hidden, width=width, **_rows(length, var_hh, var_c),
         GRAD_OUTPUT=grad_output is not None, **constants,
     )  # fmt: skip
-    # The rest does not depend on the order of the steps.
+    # No step depends on the rest.
     grad_weight = grad_a.view(-1, 4 * width).t() @ states[:-1].view(-1, width)
     through = x.new_empty(batch, hidden, dtype=acc)
     _multiply(grad_a[0], weight.t(), through)
@@ -282,7 +282,7 @@ def _to_tf32(x: Tensor) -> Tensor:
 
 
 def _last_states(output: Tensor, h_0: Tensor, lengths: Tensor | None) -> Tensor:
-    """h_n (B, H), from the output: the kernel's states are factors of products, maybe rounded."""
+    """h_n (B, H), from the output, because the kernel's states may be rounded for the products."""
     if lengths is None:
         return output[-1].clone()
     last = (lengths - 1).clamp(min=0)[None, :, None].expand(1, *h_0.shape)
