@@ -34,8 +34,8 @@ constexpr int64_t kNarrow = 4;
 // A thread with fewer multiply-adds than this costs more time than it saves.
 constexpr int64_t kWorkPerThread = 100'000;
 
-// Allocate memory in large pages, if the system lets a program request them. The whole packed W_h
-// is read at every step; with small pages, each tile would start with a TLB miss.
+// Allocate memory in large pages, if the system lets a program request them. Every step reads the
+// whole packed W_h; with small pages, each tile would start with a TLB miss.
 Tensor in_large_pages(int64_t elements, const at::TensorOptions& options) {
 #if defined(MADV_HUGEPAGE)
   constexpr size_t kPage = size_t{2} << 20;
@@ -85,7 +85,7 @@ struct Layer {
   std::string_view ih, hh, c;  // the kinds of the slots, see Normalization in interface.py
   double eps, eps_ih;
   double zoneout_cell, zoneout_hidden, recurrent_dropout, hidden_dropout;
-  bool by_batch;  // whether the moments are batch statistics, even if given to the backward pass
+  bool by_batch;  // whether moments are batch statistics, which are arguments of the backward pass
 
   int64_t steps() const { return input.size(0); }
   int64_t batch() const { return input.size(1); }

@@ -1,6 +1,6 @@
 // Layer normalisation: mean and variance over the features of each sequence separately. Each thread
-// owns a range of hidden units. It writes the partial sums of its units to shared memory; after a
-// barrier, each thread sums the parts of all units, in the same order.
+// owns a range of hidden units and writes the partial sums of each unit to memory that all threads
+// can read. After a barrier, each thread sums the parts of all units, in the same order.
 #pragma once
 
 #include <vector>

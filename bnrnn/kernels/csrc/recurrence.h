@@ -90,11 +90,11 @@ struct Problem {
   // The gradients of W_h h_{t-1} at several steps, until they are added to the gradient of W_h; see
   // weight_gradient.h.
   T* grad_recurrent = nullptr;  // (4H, gradient_row(B))
-  T* grad_state = nullptr;         // (H, W): initially of h_n, finally of h_0
+  T* grad_state = nullptr;         // (H, W): initially for h_n, finally for h_0
   // If `hidden_factor` is not constant, grad_state holds only the part that comes through the
   // product and still lacks that factor; grad_around holds the rest.
-  T* grad_around = nullptr;        // (H, W): initially of h_n
-  T* grad_cell = nullptr;          // (H, W): initially of c_n, finally of c_0
+  T* grad_around = nullptr;        // (H, W): initially for h_n
+  T* grad_cell = nullptr;          // (H, W): initially for c_n, finally for c_0
   T* grad_term = nullptr;          // (T, B, 4H)
   T* grad_columns = nullptr;       // (D, 4H), initially zero
   T* grad_weight_ih = nullptr;     // (4H, D), initially zero

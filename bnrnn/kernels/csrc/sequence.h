@@ -48,7 +48,8 @@ void sequence_moments(const Share<T>& share) {
   }
 }
 
-// Propagate the gradient of the normalised input term, summed by the steps, through the statistics.
+// Propagate the gradient of the normalised input term, which the steps have stored, through the
+// statistics.
 template <typename T>
 void sequence_gradient(const Share<T>& share) {
   const Problem<T>& p = share.p;

@@ -411,8 +411,8 @@ class Step : public Share<T> {
     return !kFamily || p.hold_cell.is_constant(0) ? cell_at(t + 1) + j * W : array(j, kNewCell);
   }
 
-  // The gradient of the hidden state between two steps, from all later steps. One mask serves all
-  // steps.
+  // The gradient of the hidden state between two steps, from all later steps. All steps have the
+  // same mask.
   Vector<T> grad_of_state(ptrdiff_t j, ptrdiff_t b) const {
     const Vector<T> grad = load(p.grad_state + j * W + b);
     if (!drops_hidden()) return grad;
