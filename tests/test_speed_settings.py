@@ -17,7 +17,7 @@ def test_the_allocator_keeps_large_blocks():
 
 @pytest.fixture
 def tf32():
-    """What products and cuDNN may round to; as before at the end."""
+    """The TF32 settings of matrix products and cuDNN, restored after the test."""
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     before = matmul.allow_tf32, cudnn.allow_tf32
     yield lambda: (matmul.allow_tf32, cudnn.allow_tf32)
@@ -25,7 +25,7 @@ def tf32():
 
 
 def test_precision_is_that_of_all_products_on_a_gpu(composed, tf32):
-    """Also of `torch.lstm`: TF32 is cuDNN's default, and not that of matrix products."""
+    """It applies to `torch.lstm` too: TF32 is the default of cuDNN but not of matrix products."""
     gpu = torch.device("cuda")
     set_precision(composed("precision=tf32"), gpu)
     assert tf32() == (True, True)
