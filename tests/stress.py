@@ -86,7 +86,7 @@ class Stress:
         if len(runs) != count or any(self.numbers(r.path) != self.expected[seed] for r in runs):
             self.failed.append(f"{what}: not the uninterrupted run in {self.folder / outputs}")
 
-    # ------------------------------------------------------------ what is tried
+    # ------------------------------------------------------------ the tests
 
     def kill(self, outputs: str) -> None:
         """Send signals at random times until the run has finished."""

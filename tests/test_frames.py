@@ -726,7 +726,7 @@ def test_every_error_of_this_file_has_an_exit_code():
 
 
 def write_hours(folder, utterances, frames, features):
-    """Write an archive of so many utterances, one at a time, with targets; return its size."""
+    """Write an archive of features and targets, one utterance at a time; return its size."""
     noise = np.random.default_rng(0).normal(size=(64, frames, features)).astype("<f4")
     header = b"\0BFM \4" + struct.pack("<iBi", frames, 4, features)
     classes = np.zeros(frames, [("width", "u1"), ("value", "<i4")])

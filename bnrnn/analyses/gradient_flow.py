@@ -114,7 +114,7 @@ def hidden_gradients(
 
 
 def log_norms(gradients: Tensor) -> Tensor:
-    """(T, B, H) -> (T,): log10 of the norm over units, averaged over the batch; -inf for 0."""
+    """Return log10 of the norm over units, averaged over the batch: (T, B, H) -> (T,); 0: -inf."""
     # The square of a number below 1e-160 is 0 in float64: divide each step by its largest element.
     largest = gradients.abs().amax((1, 2))
     smallest = torch.finfo(gradients.dtype).tiny

@@ -86,7 +86,7 @@ def _load(path: Path, load: Callable[[Path], T]) -> T:
 
 
 def _sums(folder: Path) -> dict[str, list[int]]:
-    """Size and CRC-32 of each file."""
+    """Return size and CRC-32 of each file."""
     sums = {}
     for path in sorted(folder.iterdir()):
         if path.name == SUMS:

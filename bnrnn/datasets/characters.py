@@ -78,7 +78,7 @@ def encode(text: str, symbols: str) -> np.ndarray:
 
 
 def index_type(symbols: str) -> np.dtype:
-    """The smallest unsigned type for indices into `symbols`."""
+    """Return the smallest unsigned type for indices into `symbols`."""
     return np.min_scalar_type(max(0, len(symbols) - 1))
 
 

@@ -1,7 +1,7 @@
 """Frames from a small hidden Markov model, for tests and trials without speech data.
 
 48 classes: 16 phones of three states. A state is followed by itself or by the next state, and a
-phone by one of four others. A state emits 24 Gaussian features with variance 1 about its mean. The
+phone by one of four phones. A state emits 24 Gaussian features with variance 1 about its mean. The
 means are so close that a classifier of single frames errs on about half of them. Neighbouring
 frames resolve the rest, so a recurrent network has something to learn.
 """

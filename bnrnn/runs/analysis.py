@@ -99,7 +99,7 @@ class Lengths(Origin):
 
 @dataclass(frozen=True)
 class Units:
-    """Population statistics of some units of one term: (units, t)."""
+    """Population statistics of some units of one term, (units, t)."""
 
     units: list[int]
     mean: list[list[float]]

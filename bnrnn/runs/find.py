@@ -29,7 +29,7 @@ class Unreadable(NamedTuple):
 
 
 class Found(NamedTuple):
-    """Everything under a folder, by path."""
+    """The runs and analyses under a folder, by path."""
 
     root: Path
     runs: list[Run]

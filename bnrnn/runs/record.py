@@ -81,7 +81,7 @@ class Subject:
     task: str
     data: str  # short name; equal for runs on the same data, and only for those
     data_title: str
-    description: str  # of the data, in one line
+    description: str  # describes the data in one line
     whole_data: bool  # False: only part of the published data; results do not compare
     model: str
     model_title: str

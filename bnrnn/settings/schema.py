@@ -172,7 +172,7 @@ class CharacterStackConfig(NoisyConfig):
 class SpeechConfig(NoisyConfig):
     """Stacked LSTMs for speech frames; see `bnrnn.tasks.frames.SpeechModel`."""
 
-    hidden_size: int = 250  # of each direction
+    hidden_size: int = 250  # per direction
     num_layers: int = 5
     bidirectional: bool = True
     gamma_init: float = 1.0
@@ -287,7 +287,7 @@ class QuestionConfig(TaskConfig):
 
 @dataclass
 class FrameConfig(TaskConfig):
-    """The class of each frame of speech, from Kaldi archives (`data.features` …)."""
+    """Classification of speech frames, from Kaldi archives (`data.features` …)."""
 
     model_kind: ClassVar[type[NormConfig]] = SpeechConfig
     models: ClassVar[str] = "speech_lstm, speech_bn, speech_bn_frame"
@@ -314,7 +314,7 @@ class OptimizerConfig:
     max_grad_norm: float = 1.0
     clip: str = "norm"  # how gradients are clipped, see `bnrnn.optim.clip_gradients`
     # Epochs at the full rate, and the factor for each later one: see `bnrnn.optim.learning_rate`.
-    lr_decay_after: int | None = None  # None: the rate is constant
+    lr_decay_after: int | None = None  # None: the learning rate is constant
     lr_decay: float | None = None
 
     def __post_init__(self) -> None:
@@ -372,7 +372,7 @@ class SGDConfig(OptimizerConfig):
 
 @dataclass
 class SampleConfig:
-    """Text from a trained character model (`mode=sample run=DIR`)."""
+    """Sampling text from a trained character model (`mode=sample run=DIR`)."""
 
     length: int = 500
     temperature: float = 0.8
@@ -387,7 +387,7 @@ class SampleConfig:
 class DataConfig:
     """Generated data, or data of the user; files are Kaldi archives or their .scp."""
 
-    # Generate so many questions (task=cnn, task=cnn4) or utterances (task=frames, task=an4).
+    # Number of questions (task=cnn, cnn4) or utterances (task=frames, an4) to generate.
     synthetic: int | None = None
     features: str | None = free(None)
     targets: str | None = free(None)

@@ -83,7 +83,7 @@ class Task(ABC):
     @property
     @abstractmethod
     def data_name(self) -> str:
-        """Return a short name of the data, equal for two runs only if they use the same data."""
+        """Return a short name of the data, equal for two runs exactly if they use the same data."""
 
     @property
     @abstractmethod

@@ -1,4 +1,4 @@
-"""Predicting the next character: Penn Treebank, text8, the Python manual, or a text file.
+"""Predict the next character of Penn Treebank, text8, the Python manual, or a text file.
 
 Paper, sections 5.2 and 5.3: training uses non-overlapping sequences with a new random offset in
 each epoch, and resets the state to the learned initial state before each sequence. The test treats

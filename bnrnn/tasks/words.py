@@ -1,4 +1,4 @@
-"""Predicting the next word of Penn Treebank, as in Zaremba et al. (2014) and Laurent et al. (2015).
+"""Predict the next word of Penn Treebank, as in Zaremba et al. (2014) and Laurent et al. (2015).
 
 Zaremba, Sutskever, Vinyals, "Recurrent Neural Network Regularization", arXiv 1409.2329, define the
 networks and their training. Laurent et al., "Batch Normalized Recurrent Neural Networks", ICASSP
