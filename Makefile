@@ -1,4 +1,4 @@
-# bnrnn: `make help` lists what there is.
+# `make help` lists the targets.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -9,7 +9,7 @@ JOBS ?= 2
 help:  ## this list
 	@sed -nE 's/^([a-z0-9-]+):.*## */\1 /p' $(MAKEFILE_LIST) | while read -r name text; do printf '  make %-24s %s\n' "$$name" "$$text"; done
 
-# Installed again whenever the list of packages changes.
+# Installed again when the list of packages changes.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip -c constraints.txt
@@ -18,26 +18,26 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 install: $(VENV)/.installed  ## .venv with everything, versions as in constraints.txt
 
-demo: install  ## LSTM against BN-LSTM on the embedded corpus: about two minutes, no download
+demo: install  ## compare LSTM and BN-LSTM on the embedded corpus: about two minutes, no download
 	$(BIN)/bnrnn -m experiment=demo model=lstm,bnlstm resume=auto outputs=outputs/demo
 	@echo
 	$(BIN)/python -m bnrnn.report.compare outputs/demo outputs/demo/comparison.png
 
-# Bytecode is kept, regardless of the environment: compiling the tests takes longer than importing
+# Keep bytecode, regardless of the environment: compiling the tests takes longer than importing
 # them, and each process that a test starts would compile the package again.
 PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
-test: install  ## the tests, without the slow ones
+test: install  ## the tests except the slow ones
 	$(PYTEST)
 
 test-all: install  ## all tests
 	$(PYTEST) -m 'not gpu'
 
-# What is combined is in tests/portable.py; a set that the machine lacks is skipped with a line.
+# tests/portable.py has the combinations; it logs and skips instruction sets that the machine lacks.
 PORTABLE ?= --seeds 20
 test-portable: install  ## the numeric tests with 20 seeds, all instruction sets, 1 to 3 threads
 	$(BIN)/python -m tests.portable --jobs $(JOBS) $(PORTABLE)
 
-lint: install  ## ruff, pyright, and that imports go downwards
+lint: install  ## ruff, pyright, and the order of imports
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
@@ -45,10 +45,10 @@ lint: install  ## ruff, pyright, and that imports go downwards
 
 MINUTES ?= 10
 SEED ?=
-stress: install  ## kills, collisions and damaged files at random, against uninterrupted runs; MINUTES=10, SEED=
+stress: install  ## random kills, concurrent commands, damaged files; compare with uninterrupted runs; MINUTES=10, SEED=
 	$(BIN)/python -m tests.stress --minutes $(MINUTES) $(SEED:%=--seed %)
 
-format: install  ## let ruff put the code in shape
+format: install  ## format the code with ruff
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
@@ -57,15 +57,15 @@ wheel: install  ## dist/bnrnn-*.whl
 	$(BIN)/python -m build --wheel --outdir dist .
 
 # The papers' tables and figures: SCALE=minutes|hour|full, SEEDS=0,1,2, ARGS="data_dir=DIR ...".
-# What each costs and what to expect stands at the head of its file in conf/reproduce, for analyses
-# below, and is printed first.
+# The cost and the expected results are at the head of each file in conf/reproduce, and below for
+# analyses. They are printed first.
 SCALE ?= full
 SEEDS ?= 0
 ARGS ?=
 SWEEPS := mnist pmnist ptb text8 cnn4 cnn gamma sum words frames
 TRAINED := lengths population
 ALONE := gradient-flow tanh
-# The report takes no settings of runs. Also after a run that failed: the report lists it.
+# The report takes no settings of runs. Write it also after a failed run, because it lists that run.
 MAKE_REPORT = $(BIN)/bnrnn mode=report $(filter outputs=%,$(ARGS))
 REPORT = status=$$?; $(MAKE_REPORT) && exit $$status
 
@@ -76,10 +76,10 @@ reproduce-text8:  ## table 3
 reproduce-cnn4:  ## figure 4 left
 reproduce-cnn:  ## figure 4 right, table 4
 reproduce-gamma:  ## figure 6: other initial values of gamma
-reproduce-sum:  ## Laurent et al.: figure 1, the attempt that failed
+reproduce-sum:  ## Laurent et al.: figure 1, their failed first attempt
 reproduce-words:  ## Laurent et al.: table 2, figure 3
 reproduce-frames:  ## Laurent et al. 2015, frames of speech: table 1 and figure 2, on AN4
-reproduce-lengths:  ## figure 3b: test strings of other lengths, after reproduce-ptb
+reproduce-lengths:  ## figure 3b: test sequences of other lengths, after reproduce-ptb
 reproduce-population:  ## figure 5: population statistics against time, after reproduce-ptb
 reproduce-gradient-flow:  ## figure 1a: a minute or two, no training
 reproduce-tanh:  ## figure 1b: a second
@@ -103,43 +103,43 @@ expect-lengths:
 
 expect-population:
 	@echo "Figure 5: population mean and variance of units of the Penn Treebank BN-LSTM at each time step."
-	@echo "Expected (the paper): all have settled after about ten time steps."
+	@echo "Expected (the paper): all settle within about ten time steps."
 	@echo "Two cores: a minute; make reproduce-ptb, which trains the model, comes first."
 
 expect-gradient-flow:
-	@echo "Figure 1a: the gradient through a batch-normalised RNN over the pixels of MNIST, untrained."
-	@echo "Expected: for W_h = I (the paper) the larger gamma, the sooner the gradient vanishes; it stays"
-	@echo "flat at 0.1. Where W_h is orthogonal, the reverse. Two cores: two minutes."
+	@echo "Figure 1a: the gradient in an untrained batch-normalised RNN over the pixels of MNIST."
+	@echo "Expected: for W_h = I (the paper), the larger gamma, the faster the gradient vanishes; it stays"
+	@echo "flat at 0.1. For orthogonal W_h the opposite holds. Two cores: two minutes."
 
 expect-tanh:
 	@echo "Figure 1b: the derivative of tanh for normal x of standard deviation 0 to 1."
 	@echo "Expected: mean 0.99 at 0.1 and 0.61 at 1. Two cores: a second."
 
-reproduce:  ## all of them, one after the other, whatever becomes of one
+reproduce:  ## all of the above, one after the other, even if one fails
 	$(MAKE) --keep-going $(SWEEPS:%=reproduce-%) $(TRAINED:%=reproduce-%) $(ALONE:%=reproduce-%)
 
-report: install  ## outputs/report/: tables and figures from all runs, beside the paper's
+report: install  ## outputs/report/: tables and figures of all runs, beside the paper's
 	$(MAKE_REPORT)
 
-results: install  ## results/ again, from the runs under outputs/
+results: install  ## regenerate results/ from the runs under outputs/
 	$(BIN)/python -m bnrnn.report.results outputs results
 	if [ -d outputs/demo ]; then $(BIN)/python -m bnrnn.report.compare outputs/demo results/figures/demo.png; fi
 
-bench: install  ## results/bench/: what a training step costs, ours against nn.LSTM and others; twelve minutes
+bench: install  ## results/bench/: the cost of a training step, compared with nn.LSTM and others; twelve minutes
 	$(BIN)/python -m bench.recurrence results/bench
 	$(BIN)/python -m bench.reader results/bench
 	$(BIN)/python -m bench.processes results/bench
 
-# With .venv if there is one, else with the Python at hand, which may have a torch for its GPU already.
+# Use .venv if there is one, else $(PYTHON), which may already have a torch for the GPU.
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
-gpu-check:  ## on a GPU, at most nine minutes: tests, and what a step costs; results/bench/gpu-NAME.json
+gpu-check:  ## on a GPU, at most nine minutes: tests and the cost of a step; results/bench/gpu-NAME.json
 	$(GPU_PYTHON) -m bench.gpu results/bench
 
-# One sweep after the other. Stopped by Ctrl-C, or GPU_MINUTES after a sweep began (0: never), it goes
-# on where it was when it is run again.
+# One sweep after the other. Ctrl-C stops it, or GPU_MINUTES after a sweep began (0: never). Run it
+# again to resume.
 GPU_MINUTES ?= 0
 GPU_SWEEPS ?= pmnist ptb words mnist text8 cnn4
-gpu-evidence:  ## on a GPU: the papers' runs at full length, in pieces of GPU_MINUTES=60; SEEDS=0,1,2
+gpu-evidence:  ## on a GPU: the papers' runs at full length, in parts of GPU_MINUTES=60; SEEDS=0,1,2
 	@$(GPU_PYTHON) -m bench.gpu --only-ask
 	for sweep in $(GPU_SWEEPS); do \
 		timeout --foreground -s INT $(GPU_MINUTES)m $(GPU_PYTHON) -m bnrnn reproduce=$$sweep \
@@ -147,7 +147,7 @@ gpu-evidence:  ## on a GPU: the papers' runs at full length, in pieces of GPU_MI
 	done
 
 SITE ?= site
-docs: install  ## site/: the documentation as a web site, API reference included
+docs: install  ## site/: the documentation as a web site, with the API reference
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict --site-dir $(SITE)
 
 clean:  ## remove .venv, builds and caches; never data or runs

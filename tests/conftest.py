@@ -1,4 +1,4 @@
-"""What all tests share: real data, seeds, and the command in this process."""
+"""Shared by all tests: real data, seeds, and the command in this process."""
 
 import copy
 import functools
@@ -26,11 +26,11 @@ QUESTIONS = "cnn_qa/questions"
 
 
 def missing_data(*names: str) -> str:
-    """Which of the data sets are not in DATA, and how to have them; empty if all are.
+    """Name the data sets that are not in DATA, and how to get them; empty if none is missing.
 
     Args:
-        names: folders of DATA: "mnist", "ptb", "text8", or `QUESTIONS`, the genuine ones, which
-            cannot be downloaded.
+        names: folders of DATA: "mnist", "ptb", "text8", or `QUESTIONS`, the genuine questions,
+            which cannot be downloaded.
     """
     missing = [name for name in names if not (DATA / name).is_dir()]
     if not missing:
@@ -45,7 +45,7 @@ def missing_data(*names: str) -> str:
 
 
 def needs_data(*names: str) -> pytest.MarkDecorator:
-    """Skip the test where these are not in DATA."""
+    """Skip the test if these data sets are not in DATA."""
     reason = missing_data(*names)
     return pytest.mark.skipif(bool(reason), reason=reason)
 
@@ -59,10 +59,10 @@ def pytest_addoption(parser):
 
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
-        return  # the tests run in other processes: this one need not import torch
+        return  # the tests run in other processes, so this one need not import torch
     import torch
 
-    # Before anything imports triton: without a GPU its kernels are interpreted, see
+    # Set before triton is imported: without a GPU its kernels are interpreted, see
     # tests/test_triton_kernel.py.
     if not torch.cuda.is_available():
         os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -70,8 +70,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def _read_conf_once() -> None:
-    """Hydra reads and parses conf/ for every command: a third of what a small run takes."""
-    Plugins.instance()  # has the sources registered
+    """Cache conf/: Hydra parses it for every command, a third of the time of a small run."""
+    Plugins.instance()  # registers the sources
     of_packages = SourcesRegistry.instance().resolve("pkg")
     load = of_packages.load_config
 
@@ -90,7 +90,7 @@ def _read_conf_once() -> None:
 
 def pytest_collection_finish() -> None:
     gc.collect()
-    gc.freeze()  # what is imported by now: no collection looks at it again
+    gc.freeze()  # exclude the objects imported so far from later collections
 
 
 def pytest_generate_tests(metafunc):
@@ -102,7 +102,7 @@ def pytest_generate_tests(metafunc):
 
 @pytest.fixture(autouse=True)
 def seed(request) -> int:
-    """Of everything that a test draws from torch: 0, and what --seeds adds."""
+    """The seed of everything a test draws from torch: 0, and those that --seeds adds."""
     import torch
 
     number = getattr(request, "param", 0)
@@ -118,7 +118,7 @@ def _composed(*overrides: str) -> Config:
 
 @pytest.fixture
 def composed():
-    """The configuration that overrides make, as plain objects; composed once for all tests."""
+    """Return the configuration of some overrides as plain objects, cached for all tests."""
     return lambda *overrides: copy.deepcopy(_composed(*overrides))
 
 
@@ -135,7 +135,7 @@ class InProcess:
 def bnrnn_here(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("BNRNN_CACHE_DIR", str(tmp_path / "cache"))
-    # `main` sets it; the test after this one must not see it.
+    # `main` sets it; restore it after the test.
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
 
     def run(*arguments):

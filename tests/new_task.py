@@ -1,6 +1,6 @@
-"""A task from outside the package: which of five classes each frame of a sequence is of.
+"""A task from outside the package: classify each frame of a sequence into five classes.
 
-The frames of a sequence are noisy vectors of its class, so that a small model learns something.
+The frames of a sequence are noisy vectors of its class, so that a small model can learn them.
 """
 
 from dataclasses import dataclass

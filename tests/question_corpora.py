@@ -1,4 +1,4 @@
-"""Corpora for the tests of the CNN questions, and accuracies of trivial answers to them."""
+"""Corpora for tests with CNN questions, and the accuracies of simple baselines."""
 
 import tempfile
 from collections import Counter
@@ -19,17 +19,17 @@ def question_corpus(
     valid: Iterable[Question],
     test: Iterable[Question],
 ) -> QuestionCorpus:
-    """A corpus of the given questions, by the rules of `load_cnn`."""
+    """Make a corpus of the given questions, by the rules of `load_cnn`."""
     parts = zip(SPLITS, (train, valid, test), strict=True)
     found = ((split, question) for split, questions in parts for question in questions)
     with tempfile.TemporaryDirectory() as folder:
         write_corpus(Path(folder), found, name)
-        # The mapped files stay readable after their names are gone.
+        # The mapped files stay readable after they are deleted.
         return replace(read_corpus(Path(folder)), name=name)
 
 
 def four_sentence_items(path: Path) -> list[Question]:
-    """The items of a four-sentence selection.
+    """Read the items of a four-sentence selection.
 
     Lines "1 …" to "4 …" are the passage; "5 …" is the question, a tab, the answer, a tab and a
     number. `url` and `entities` are empty.
@@ -54,13 +54,13 @@ def four_sentence_items(path: Path) -> list[Question]:
 
 
 def baselines(corpus: QuestionCorpus, part: str = "valid") -> dict[str, float]:
-    """Accuracies, in [0, 1], of guesses that do not combine question and passage.
+    """Compute accuracies, in [0, 1], of guesses that do not combine question and passage.
 
     "frequent": the most frequent entity of the passage. "frequent_other": the most frequent one
-    that the question does not name. "question": the likeliest answer given the words of the
-    question without entities, by naive Bayes with add-one smoothing, learnt on the training split.
-    "random": a random entity of the passage. "beside": the entity most often in a sentence with an
-    entity of the question. Ties: the first in the passage.
+    that does not occur in the question. "question": the most probable answer given the words of the
+    question without entities, by naive Bayes with add-one smoothing, trained on the training split.
+    "random": a random entity of the passage. "beside": the entity that is most often in a sentence
+    with an entity of the question. Ties go to the first in the passage.
     """
     split = getattr(corpus, part)
     is_entity = np.zeros(len(corpus.words), bool)
@@ -83,12 +83,12 @@ def baselines(corpus: QuestionCorpus, part: str = "valid") -> dict[str, float]:
                 if named & set(sentence):
                     beside.update(set(sentence) - named)
                 sentence = []
-        # most_common() keeps the order of equals, which is that of the passage.
+        # most_common() keeps ties in the order of the passage.
         right["frequent"] += bool(entities) and entities.most_common(1)[0][0] == answer
         right["frequent_other"] += bool(others) and others.most_common(1)[0][0] == answer
         right["beside"] += bool(beside) and beside.most_common(1)[0][0] == answer
         right["question"] += guess(question) == answer
-        # The expectation; counted in billionths to stay with whole numbers.
+        # The expected value, in billionths so that counts stay integers.
         right["random"] += round(1e9 / len(entities)) if answer in entities else 0
     accuracies = {name: count / len(split) for name, count in right.items()}
     return accuracies | {"random": accuracies["random"] / 1e9}
@@ -97,7 +97,7 @@ def baselines(corpus: QuestionCorpus, part: str = "valid") -> dict[str, float]:
 def _naive_bayes(corpus: QuestionCorpus, is_entity: np.ndarray) -> Callable[[np.ndarray], int]:
     places = {int(entity): place for place, entity in enumerate(corpus.entity_ids)}
     prior = np.ones(len(places))
-    # (words, entities): how often the word is in a question with that answer.
+    # (words, entities): how often a word occurs in questions with that answer.
     counts = np.ones((len(corpus.words), len(places)), np.float32)
     for row in range(len(corpus.train)):
         place = places.get(int(corpus.train.answers[row]))
@@ -105,7 +105,7 @@ def _naive_bayes(corpus: QuestionCorpus, is_entity: np.ndarray) -> Callable[[np.
             question = corpus.train.questions[row]
             prior[place] += 1
             np.add.at(counts[:, place], question[~is_entity[question]], 1)
-    # In place: for the whole corpus this is the largest array by far.
+    # In place, because for the whole corpus this is by far the largest array.
     counts /= counts.sum(axis=0)
     np.log(counts, out=counts)
 

@@ -1,4 +1,4 @@
-"""Run directories written by hand, with exact numbers: what the tests of the report read."""
+"""Hand-made run directories with exact numbers, for the tests of the report."""
 
 import copy
 import functools
@@ -10,7 +10,7 @@ from hydra.core.global_hydra import GlobalHydra
 from bnrnn.settings.compose import compose_config
 from bnrnn.settings.same import free_settings, to_dict
 
-# The same text, ten times as fast, where PyYAML has it.
+# The same output ten times as fast, if PyYAML has it.
 DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 ACCURACY = {
     "name": "accuracy", "title": "accuracy", "lower_is_better": False, "unit": "%",
@@ -25,7 +25,7 @@ TITLES = {
 
 @functools.cache
 def usual_settings(task, model):
-    """Of `task=` and `model=` alone; the model's title; the settings that are free."""
+    """Return the settings of `task=` and `model=` alone, the model title and the free settings."""
     GlobalHydra.instance().clear()
     config = compose_config(f"task={task}", f"model={model}")
     return to_dict(config), config.model.title, free_settings(config)
@@ -35,7 +35,7 @@ def make_run(
     folder, model, values, finished=True, task="ptb", seed=0, steps=None, test=None, data=None,
     data_title=None, **changes,
 ):  # fmt: skip
-    """Validations 100 steps apart, those with batch statistics higher by 1/4.
+    """Make a run with validations 100 steps apart; with batch statistics they are higher by 1/4.
 
     `changes` are settings, with two underscores for a dot.
     """
@@ -83,7 +83,7 @@ def make_run(
 
 
 def change(file, **values):
-    """Of a JSON file, some keys."""
+    """Change some keys of a JSON file."""
     file.write_text(json.dumps(json.loads(file.read_text()) | values))
 
 

@@ -1,9 +1,9 @@
-"""Random kills, collisions and damaged files, compared with uninterrupted runs.
+"""Random kills, concurrent commands and damaged files, compared with uninterrupted runs.
 
     python -m tests.stress [--minutes 10] [--seed N]
 
-It prints its seed, which repeats the same choices, and what was tried and survived. Exit code 1: a
-run ended with other numbers, a traceback was printed, or something finished was lost.
+It prints its seed, which reproduces the choices, and how many rounds it tried and survived. Exit
+code 1: a run ended with other numbers, a traceback was printed, or a finished run was lost.
 """
 
 import argparse
@@ -28,7 +28,7 @@ SETTINGS = [
     "threads=1",
 ]  # fmt: skip
 FILES = ("config.yaml", "run.json", "metrics.jsonl", "result.json", "last.pt", "best.pt")
-LONGEST = 240  # seconds of one command
+LONGEST = 240  # seconds for one command
 
 
 class Stress:
@@ -54,7 +54,7 @@ class Stress:
         )  # fmt: skip
 
     def end(self, started: subprocess.Popen[bytes]) -> int:
-        """Its exit code; a traceback or a hang is a failure."""
+        """Wait, and return the exit code; a traceback or a hang is a failure."""
         try:
             errors = started.communicate(timeout=LONGEST)[1].decode(errors="replace")
         except subprocess.TimeoutExpired:
@@ -73,7 +73,7 @@ class Stress:
 
     @staticmethod
     def numbers(path: Path) -> dict:
-        """What two equal runs share: everything but the clock."""
+        """Return what two equal runs have in common: everything except times."""
         result = json.loads((path / "result.json").read_text())
         lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
         return {
@@ -86,10 +86,10 @@ class Stress:
         if len(runs) != count or any(self.numbers(r.path) != self.expected[seed] for r in runs):
             self.failed.append(f"{what}: not the uninterrupted run in {self.folder / outputs}")
 
-    # ------------------------------------------------------------ what is tried
+    # ------------------------------------------------------------ the tests
 
     def kill(self, outputs: str) -> None:
-        """Signals at random moments, until the run is finished."""
+        """Send signals at random times until the run has finished."""
         seed = self.chance.choice((0, 1))
         for _ in range(self.chance.randint(1, 4)):
             started = self.start(f"seed={seed}", f"outputs={outputs}", "resume=auto")
@@ -106,7 +106,7 @@ class Stress:
             self.check("kill", outputs, seed)
 
     def collide(self, outputs: str) -> None:
-        """Several commands at once: the same settings with and without resume=auto, and others."""
+        """Run several commands at once: equal settings with and without resume=auto, and others."""
         alike = [self.start("seed=0", f"outputs={outputs}", "resume=auto") for _ in range(2)]
         apart = [self.start("seed=1", f"outputs={outputs}") for _ in range(2)]
         codes = [self.end(started) for started in (*alike, *apart)]
@@ -117,7 +117,7 @@ class Stress:
         self.check("collide", outputs, 1, count=2)
 
     def damage(self, outputs: str) -> None:
-        """A file of a finished run is cut, changed, emptied or replaced; going on says so."""
+        """Truncate, change, empty or replace a file of a finished run; resuming must report it."""
         assert self.end(self.start("seed=0", f"outputs={outputs}")) == 0
         (run,) = find_runs(self.folder / outputs)
         path = run.path / self.chance.choice(FILES)

@@ -1,4 +1,4 @@
-"""The paper's analyses against finite differences, closed forms and scoring by hand."""
+"""The paper's analyses, compared with finite differences, closed forms and scores by hand."""
 
 import dataclasses
 import json
@@ -75,7 +75,7 @@ def test_hidden_gradients_are_finite_differences_of_the_loss():
     w_y, h_0 = rng.normal(size=(classes, hidden)), rng.normal(size=(batch, hidden))
 
     def run(h, first):
-        """States from frame `first` on, and the loss."""
+        """Return the states from frame `first` on, and the loss."""
         states = []
         for x in pixels[first:]:
             z = h @ w_h.T + x[:, None] @ w_x.T
@@ -106,13 +106,13 @@ def test_norms_far_below_the_square_root_of_the_smallest_number():
 
 
 def test_a_gradient_of_zero_is_null(tmp_path):
-    # BN takes out what all sequences of a batch have in common: here, all of it.
+    # BN removes what all sequences of a batch have in common; here they are equal.
     images, labels = np.full((2, 3), 9, dtype=np.uint8), np.array([4, 4])
     result = gradient_flow(images, labels, [0.5], ["identity"], 1, hidden_size=12, noise=0.0)
     write_analysis(tmp_path / "result.json", result)
     assert read_analysis(tmp_path / "result.json") == result
     (band,) = result.curves
-    # p = 1/10: the norm of (p - y) / 2, and W_y keeps it.
+    # p = 1/10: the norm of (p - y) / 2, which W_y preserves.
     last = round(float(np.log10(np.sqrt(0.9**2 + 9 * 0.1**2) / 2)), 2)
     assert band.median == band.lowest == band.highest == [None, last]
 
@@ -155,7 +155,7 @@ def test_a_small_gamma_keeps_the_gradient_on_mnist_and_an_orthogonal_matrix_reve
     assert [identity[0][t] for t in (100, 400, 700)] == pytest.approx([-3.1, -3.1, -2.55], abs=0.5)
     assert identity[2][700] == pytest.approx(-18.2, abs=2)
     assert identity[2][400] < -24
-    # 1.0 grows by 13.9 decades within 392 steps where the matrix is orthogonal.
+    # With an orthogonal matrix, 1.0 grows by 13.9 decades within 392 steps.
     assert orthogonal[2][392] == pytest.approx(12, abs=2)
 
 
@@ -182,7 +182,7 @@ def test_the_mean_derivative_of_tanh_is_exact():
     nodes, weights = np.polynomial.hermite_e.hermegauss(150)
     expected = ((1 - np.tanh(nodes) ** 2) * weights).sum() / weights.sum()
     assert tanh_derivative([1.0]).mean[0] == pytest.approx(expected, abs=1e-6)
-    # For a wide x only the density at 0 counts: the integral of 1 - tanh² is 2.
+    # For large σ only the density at 0 matters: the integral of 1 - tanh² is 2.
     sigma = 20.0
     near_zero = 2 / (sigma * np.sqrt(2 * np.pi))
     assert tanh_derivative([sigma]).mean[0] == pytest.approx(near_zero, rel=2e-3)
@@ -193,7 +193,7 @@ def test_bits_per_character_of_slices(task, norms):
     model = make_model(task, norms)
     text = torch.from_numpy(task.corpus.test.astype(np.int64))
     cut = [10, 30]
-    model.train()  # the analysis has to leave it
+    model.train()  # the analysis has to set evaluation mode
     before = {name: value.clone() for name, value in model.state_dict().items()}
     result = lengths(model, task, cut, 5, CPU)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -208,7 +208,7 @@ def test_bits_per_character_of_slices(task, norms):
             nats.append(F.cross_entropy(logits.flatten(0, 1), target, reduction="none"))
         return float(torch.cat(nats).mean()) / np.log(2)
 
-    assert len(text) == 200  # 20 slices in fours of 5; 6 in twos of 3, and 20 characters left
+    assert len(text) == 200  # 20 slices in 4 batches of 5; or 6 in 2 of 3, and 20 characters left
     with torch.no_grad():
         expected = {"population": [by_hand(10, 1), by_hand(30, 1)]}
         if norms:
@@ -244,8 +244,8 @@ def test_population_statistics_of_some_units(steps, t):
     result = population(model, 10, seed=1)
     assert (result.steps, result.t) == (steps, t)
     assert len(set(result.recurrent.units)) == 10
-    assert max(result.recurrent.units) >= 6  # of all four gates
-    assert result.cell.units == list(range(6))  # there are no more
+    assert max(result.recurrent.units) >= 6  # chosen from all four gates
+    assert result.cell.units == list(range(6))  # all that there are
     for term, name in ((result.recurrent, "hh_l0"), (result.cell, "c_l0")):
         statistics = lstm.statistics[name]
         for found, buffer in ((term.mean, statistics.mean), (term.variance, statistics.var)):
@@ -272,7 +272,7 @@ POPULATION = Population(0, 1, 2, [0, 1], UNITS, UNITS, of=dataclasses.replace(BN
 
 
 def of(result, **changes):
-    """The result, of another model."""
+    """Return the result as one of another model."""
     return dataclasses.replace(result, of=dataclasses.replace(result.of, **changes))
 
 
@@ -297,7 +297,7 @@ def test_the_figures(task):
     for figure in figures.values():
         figure.canvas.draw()
     identity, orthogonal = figures["gradient_flow"].axes
-    # The paper has a curve for 0.1, for W_h = I.
+    # The paper has a curve for γ = 0.1 with W_h = I.
     assert (len(identity.lines), len(orthogonal.lines)) == (3, 2)
     (axes,) = figures["lengths"].axes
     assert len(axes.lines) == 3 + 5
@@ -422,7 +422,7 @@ def test_the_analysis_of_the_model_that_was_trained_furthest_counts(tmp_path):
     collect(outputs, results)
     assert shown(results / "analyses") == {name: (101, "")}
 
-    # One of fewer steps stays out of results/; one of as many is newer.
+    # An analysis of fewer steps is not published in results/; one of as many is newer.
     for step, kept in ((100, (101, "")), (101, (101, "again"))):
         other = tmp_path / f"other-{step}"
         put(other / "run", marked("again", step))
@@ -441,7 +441,7 @@ def test_analyses_of_unlike_models_have_names_of_their_own():
         ({"data": "../../../x", "seed": 7}, "lengths-_.._.._x-lstm-seed7"),
     ):
         assert analysis_name(of(LENGTHS, **own)) == name
-    # Not the size of a model of a run: of the one in the analysis.
+    # The size is that of the model in the analysis, not of a run's model.
     flow = GradientFlow([], [], 1, 1, 100, 0.0, 0, [], [])
     assert analysis_name(flow) == "gradient_flow"
 
@@ -475,7 +475,7 @@ def test_what_is_analysed_already_is_not_analysed_again(bnrnn_here, tmp_path):
     (run,) = tmp_path.glob("outputs/text/bnlstm/*")
 
     def analyse(*arguments):
-        """What was printed, and whether a folder came of it."""
+        """Run the command; return its output, and whether it created a folder."""
         before = set(tmp_path.rglob("*"))
         done = bnrnn_here(*arguments, *small)
         assert done.returncode == 0, done.stderr
@@ -496,7 +496,7 @@ def test_what_is_analysed_already_is_not_analysed_again(bnrnn_here, tmp_path):
              "hidden_size": 8, "seed": 0, "scale": None, "step": 2}  # fmt: skip
     assert {key: result["of"][key] for key in facts} == facts
 
-    # Asked for by name, with other settings, or of a model that went on, it is made again.
+    # It is computed again for a named run, for other settings, and after more training.
     assert analyse("mode=population", f"run={run}", "population.units=3")[1]
     assert analyse("mode=population", "run=auto", "population.units=2")[1]
     assert len(list(run.glob("population/*/result.json"))) == 3

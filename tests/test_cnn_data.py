@@ -1,4 +1,4 @@
-"""CNN questions: the file format, the vocabulary, the cache, the generator, the batches."""
+"""CNN questions: file format, vocabulary, cache, generator and batches."""
 
 import gzip
 import hashlib
@@ -55,7 +55,7 @@ def cache_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="module")
 def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data_dir with an archive of SIZE generated questions."""
+    """Return a data_dir with an archive of SIZE generated questions."""
     folder = tmp_path_factory.mktemp("generated")
     synthetic.generate(folder / "cnn_synthetic" / f"cnn-synthetic-{SIZE}.tgz", SIZE)
     return folder
@@ -170,7 +170,7 @@ def test_all_fields_survive():
     )
     assert parse_question(text, "x") == question
     assert parse_question(text.encode(), "x") == question
-    # As an editor, or another system, leaves it.
+    # Line endings of another system, and a final newline from an editor.
     assert parse_question(text.replace("\n", "\r\n").encode() + b"\r\n", "x") == question
     short = format_question(question._replace(entities={})).rstrip("\n")
     assert parse_question(short, "x") == question._replace(entities={})
@@ -284,10 +284,10 @@ def test_an_archive_that_is_cut_off_or_damaged_anywhere_is_refused(tmp_path: Pat
         path.write_bytes(whole[:length])
         message = error_of(list, stream_questions(path))
         assert f"{path} cannot be read or unpacked" in message
-    # A wrong sum: content that differs from what was packed.
+    # A wrong checksum: the content differs from the original.
     path.write_bytes(whole[:-8] + bytes([whole[-8] ^ 1]) + whole[-7:])
     assert "cannot be read" in error_of(list, stream_questions(path))
-    # A header that is destroyed, in an otherwise sound file: tarfile takes it for the end.
+    # A destroyed header in an otherwise valid file: tarfile treats it as the end.
     plain = bytearray(gzip.decompress(whole))
     plain[1024:1100] = b"?" * 76
     path.write_bytes(gzip.compress(bytes(plain) + b"\0" * 20_000 + b"rest"))
@@ -303,7 +303,8 @@ def test_vocabulary():
     found = question_corpus("small", *SMALL.values())
     assert (NIL, EOS, UNK, NUM) == (0, 1, 2, 3)
     assert found.words[:4] == SPECIALS
-    # Commonest first, equals by the alphabet; once is too rare, but not for an entity.
+    # Most frequent first, ties in alphabetical order; words that occur once are left out, except
+    # entities.
     counted = [
         ("12", 3), ("@entity1", 3), ("@entity3", 2), ("@placeholder", 2), ("in", 2), ("met", 2),
         ("places", 2), ("saw", 2), ("@entity2", 1),
@@ -321,7 +322,7 @@ def test_vocabulary():
     ]  # fmt: skip
     assert found.train.answers.tolist() == [ids["@entity1"], ids["@entity3"]]
     assert found.train.answers.dtype == np.int64
-    # An entity that training lacks is unknown, as is a word.
+    # An entity that does not occur in training is unknown, like a word.
     assert found.valid.passages[0].tolist() == [ids["@entity1"], ids["met"], UNK, UNK, number]
     assert found.valid.answers.tolist() == [UNK]
     assert [found.facts[part]["unknown_answers"] for part in ("train", "valid", "test")] == [
@@ -388,7 +389,7 @@ def test_missing_data_are_asked_for(tmp_path: Path):
     readme = real("..") / "README.md"
     assert f"`{load.DRIVE_ID}`" in readme.read_text()
     assert f"sha256 {load.SHA256}" in readme.read_text()
-    # The three genuine questions are of no split.
+    # The three genuine questions belong to no split.
     assert "not there" in error_of(load_cnn, DATA)
 
 
@@ -422,14 +423,14 @@ def test_the_cache_is_used_until_the_source_changes(
     write(small_members() | {"cnn/questions/training/9.question": GOOD.encode()})
     assert len(load_cnn(tmp_path).train) == 3
     assert len(builds) == 2
-    # The same names, another content.
+    # The same names with other content.
     write(small_members() | {"cnn/questions/training/9.question": GOOD.encode() + b"@entity1:x"})
     load_cnn(tmp_path)
     assert len(builds) == 3
     monkeypatch.setattr(load, "FORMAT_VERSION", load.FORMAT_VERSION + 1)
     load_cnn(tmp_path)
     assert len(builds) == 4
-    # Nothing half-written stays.
+    # No incomplete file remains.
     assert all(not name.startswith(".") for name in os.listdir(cache_dir))
     assert not list(cache_dir.rglob("*.raw"))
 
@@ -500,7 +501,7 @@ def test_a_process_that_was_slower_takes_what_the_other_wrote(tmp_path: Path, ca
 def test_memory_for_the_whole_corpus_is_bounded(
     tmp_path: Path, generated: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    # So small that it does not depend on the size of these archives.
+    # Small enough that memory does not depend on the size of these archives.
     monkeypatch.setattr(corpus_module, "CHUNK", 1 << 12)
     source = generated / "cnn_synthetic" / f"cnn-synthetic-{SIZE}.tgz"
     small = tmp_path / "cnn_synthetic" / "cnn-synthetic-150.tgz"
@@ -517,7 +518,7 @@ def test_memory_for_the_whole_corpus_is_bounded(
     growth = (peaks[1] - peaks[0]) / (SIZE - 150)
     whole = (peaks[0] + 387_420 * growth) / 1e9
     print(f"{growth:.0f} bytes a question, {whole:.2f} GB for the whole corpus")
-    # A list of its ids would take 3,000 bytes a question, the headers that tarfile keeps 500.
+    # A list of the ids would take 3,000 bytes per question, and the headers that tarfile keeps 500.
     assert growth < 100
     assert whole < 0.1
 
@@ -533,17 +534,17 @@ def test_selection_of_sentences():
     chosen = select_sentences(
         passage.split(" "), ["@placeholder", "ate", "fish", "with", "a", "dog"], 3
     )
-    # Shared / root of size: 0, 1/√3, 1/√3, 0, 2/√6, 1/√2; the tie goes to the earlier.
+    # Shared words / √(content words): 0, 1/√3, 1/√3, 0, 2/√6, 1/√2; ties go to the earlier one.
     assert " ".join(chosen) == (
         "the dog of @entity2 ran ! "
         "@entity1 ate no fish with @entity2 and many other people on a boat . dog and cat"
     )
-    # Stop words and marks count for nothing; then the first ones are taken.
+    # Stop words and punctuation do not count, so no sentence matches and the first ones are taken.
     chosen = select_sentences(
         ["x", ".", "the", "y", ".", "the", "z", "."], ["the", "@placeholder", "."], 2
     )
     assert chosen == ["x", ".", "the", "y", "."]
-    # The placeholder matches nothing, and too short a passage is left whole.
+    # The placeholder matches nothing, and a short passage is returned whole.
     assert select_sentences(["a", "b"], ["b"], 4) == ["a", "b"]
     assert select_sentences(["x", ".", "@placeholder", "."], ["@placeholder"], 1) == ["x", "."]
 
@@ -606,7 +607,7 @@ def test_four_sentence_items():
 
 
 def test_the_articles_are_those_of_this_version():
-    """A change of the generator or of its language needs another VERSION."""
+    """A change of the generator or of its grammar needs a new VERSION."""
     digest = hashlib.sha256()
     for split in questions.SPLITS:
         for seed in (0, 1):
@@ -659,7 +660,7 @@ def test_generated_questions_have_one_answer_in_the_passage():
         assert len(named) == 1
         assert named[0] in entities
         assert named[0] != question.answer
-        # In other words than the passage: the whole question is never there.
+        # The question uses another wording than the passage, so the passage never contains it.
         stated = " ".join(question.question).replace("@placeholder", question.answer)
         assert f" {stated} " not in f" {' '.join(question.passage)} "
         wordings[stated.replace(named[0], "").replace(question.answer, "")] += 1
@@ -678,7 +679,7 @@ def test_statistics_and_baselines_of_generated_questions(corpus: QuestionCorpus)
     unknown = np.mean(np.asarray(corpus.train.passages.flat) == UNK)
     assert 0 < unknown < 0.01
     assert np.bincount(corpus.train.answers).max() < 20
-    # On the training split for a small error; there naive Bayes has seen the answers.
+    # The larger training split gives a smaller error, but naive Bayes has seen its answers.
     seen, valid = (baselines(corpus, part) for part in ("train", "valid"))
     print("train", seen, "valid", valid)
     assert seen["frequent"] < 0.25
@@ -689,7 +690,7 @@ def test_statistics_and_baselines_of_generated_questions(corpus: QuestionCorpus)
 
 
 def test_baselines_find_what_is_there_to_find():
-    # The answer is most frequent in every passage, and follows from the question.
+    # In every passage the answer is the most frequent entity, and the question determines it.
     def asked(k: int) -> Question:
         question = ("who sank @placeholder", "who sold @placeholder")[k]
         return ask(f"@entity{1 - k} sat . it is @entity{k} and @entity{k}", question, f"@entity{k}")
@@ -748,7 +749,7 @@ def test_relabelling_is_one_permutation_of_the_entities(batch):
         renamed = [*new[0][:, column], *new[1][:, column], new[2][column]]
         pairs = {(int(a), int(b)) for a, b in zip(old, renamed, strict=True)}
         found = dict(pairs)
-        # A function, one to one, that moves entities to entities and nothing else.
+        # A one-to-one function that maps entities to entities and changes nothing else.
         assert len(found) == len(pairs) == len(set(found.values()))
         assert all((a in entities) == (b in entities) for a, b in pairs)
         assert all(a == b for a, b in pairs if a not in entities)
@@ -769,7 +770,7 @@ def test_relabelling_is_uniform(batch):
         assert len(set(found)) == 1
         counts[found[0]] += 1
     assert counts[entities].sum() == 800
-    # 100 expected of each, standard deviation 9.4.
+    # Each is expected 100 times, with standard deviation 9.4.
     assert np.abs(counts[entities] - 100).max() < 40
 
 
@@ -798,7 +799,7 @@ def test_training_batches():
     plain = bucketed_batches(lengths, 10, np.random.default_rng(5), buckets=1)
     assert padding(batches) < 0.15
     assert padding(plain) > 0.3
-    # The batches of a bucket are not left in the order of their lengths.
+    # The batches of a bucket do not stay in order of length.
     means = [lengths[batch].mean() for batch in batches]
     assert abs(np.corrcoef(means[:-1], means[1:])[0, 1]) < 0.3
     assert bucketed_batches(lengths[:9], 10, np.random.default_rng(0)) == []

@@ -1,4 +1,4 @@
-"""Every file under conf/ composes, is valid, and says what the paper says."""
+"""Every file under conf/ composes, is valid, and agrees with the paper."""
 
 import re
 from pathlib import Path
@@ -32,8 +32,8 @@ def go_together(task, model):
 @pytest.mark.parametrize(
     ("task", "model"),
     [
-        # By default each task with a model that it takes and one that it refuses, and each model
-        # with one of its tasks.
+        # By default, each task with one model that it accepts and one that it refuses, and each
+        # model with one of its tasks.
         pytest.param(task, model, marks=[] if few else pytest.mark.slow)
         for task in names("task")
         for model in names("model")
@@ -65,7 +65,7 @@ def test_every_model_composes_with_every_task(composed, task, model):
 @pytest.mark.parametrize(
     ("task", "experiment"),
     [
-        # By default each with a third of the others.
+        # By default, each with a third of the others.
         pytest.param(task, experiment, marks=[] if (i + j) % 3 == 0 else pytest.mark.slow)
         for i, task in enumerate(t for t in names("task") if t != "text")
         for j, experiment in enumerate(names("experiment"))
@@ -80,7 +80,7 @@ def test_every_optimizer_composes_and_wins_over_the_tasks_own(composed, optimize
     assert composed("task=pmnist", f"optimizer={optimizer}").optimizer.name == optimizer
 
 
-# Section 2 of the paper's experiments: hidden size, length, batch, optimiser, rate, epochs.
+# The paper's experiments: hidden size, length, batch, optimiser, learning rate, epochs.
 PAPER = {
     "mnist": (100, None, 100, "rmsprop", 1e-3, 200),
     "pmnist": (100, None, 100, "rmsprop", 1e-3, 200),
@@ -176,7 +176,7 @@ def test_official_code_sets_every_deviation_that_concerns_a_task(composed, task)
         config = composed(f"task={task}", "experiment=official_code", f"model={model}")
         assert config.selection == "batch"
         assert config.model.cell_bias
-        if task == "mnist":  # their baseline has no noise
+        if task == "mnist":  # the authors' baseline has no noise
             assert config.task.init_noise == (0.1 if model == "bnlstm" else 0.0)
 
 

@@ -1,4 +1,4 @@
-"""Data sets against what is known of them, and every way in which their files can be wrong."""
+"""Data sets compared with known facts, and every way in which their files can be wrong."""
 
 import gzip
 import hashlib
@@ -54,7 +54,7 @@ MD5 = "md5:" + hashlib.md5(CONTENT).hexdigest()
 
 
 class Server:
-    """Serves `files`; a file in `cut` breaks off half way. `asked` lists the requests."""
+    """Serves `files`; truncates the files in `cut` half way. `asked` lists the requests."""
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {"/good": CONTENT, "/wrong": b"something else"}
@@ -100,7 +100,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 @pytest.fixture
 def nobody(monkeypatch: pytest.MonkeyPatch) -> str:
-    """An address at which nothing listens."""
+    """Return an address without a listener."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
@@ -210,7 +210,7 @@ def test_real_mnist(tmp_path: Path):
         980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009,
     ]  # fmt: skip
     assert training_file[:5].tolist() == [5, 0, 4, 1, 9]
-    # The well-known mean of the training file.
+    # The known mean of the training images.
     mean = (5 * data.train_images.mean() + data.valid_images.mean()) / 6 / 255
     assert mean == pytest.approx(0.1307, abs=5e-5)
 
@@ -345,7 +345,7 @@ SMALL = b" anarchism originated as a term of abuse" * 5  # 200 characters
 
 @pytest.fixture
 def small_text8(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """text8 as if it were `SMALL`: the folder for it."""
+    """Make `load_text8` accept `SMALL` as text8; return the folder for it."""
     monkeypatch.setattr(text8, "LENGTH", len(SMALL))
     monkeypatch.setattr(text8, "SHA1", hashlib.sha1(SMALL).hexdigest())
     folder = tmp_path / "text8"

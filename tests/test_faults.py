@@ -1,5 +1,7 @@
-"""Damage, limits, collisions and strangers: nothing finished is lost, nothing half-written counts,
-nothing is executed, and one line says what is wrong."""
+"""Damage, limits, concurrent commands and untrusted files.
+
+No finished run is lost, no incomplete file is used, nothing is executed, and the error is one line.
+"""
 
 import json
 import os
@@ -40,12 +42,12 @@ def environment(folder):
 
 
 def forked(folder, *arguments, **kwargs):
-    """The command in a process of its own."""
+    """Run the command in a forked process."""
     return Forked(folder, *arguments, environment=environment(folder), **kwargs)
 
 
 def started(folder, *arguments, env=(), **kwargs):
-    """The command in an interpreter of its own."""
+    """Run the command in a new interpreter."""
     return subprocess.Popen(
         [sys.executable, "-m", "bnrnn", *map(str, arguments)], cwd=folder,
         env=os.environ | environment(folder) | dict(env),
@@ -60,7 +62,7 @@ def ended(process):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A folder with a text and a finished run of it."""
+    """Return a folder with a text and a finished run on it."""
     folder = tmp_path_factory.mktemp("trained")
     text = write_text(folder)
     code, _, errors = ended(forked(folder, *TINY, f"task.path={text}"))
@@ -70,14 +72,14 @@ def trained(tmp_path_factory):
 
 @pytest.fixture
 def run(trained, tmp_path, bnrnn_here):
-    """A copy of that run in the folder where `bnrnn_here` works; the text is where it was."""
+    """Copy that run to the folder where `bnrnn_here` works; the text stays where it was."""
     shutil.copytree(trained / "outputs", tmp_path / "outputs")
     return only_run(tmp_path)
 
 
 @pytest.fixture
 def again(trained, bnrnn_here):
-    """The command that trained the run, with more arguments."""
+    """Return the command that trained the run, for more arguments."""
     return lambda *more: bnrnn_here(*TINY, f"task.path={trained / 'book.txt'}", *more)
 
 
@@ -87,7 +89,7 @@ def only_run(folder):
 
 
 def fails(done, *fragments):
-    """One line, and no traceback."""
+    """Check that the error is one line, without a traceback."""
     lines = [line for line in done.stderr.splitlines() if line.startswith("bnrnn: error: ")]
     assert len(lines) == 1, done.stderr
     assert done.returncode in (2, 3, 4, 6), done.stderr
@@ -102,7 +104,7 @@ def test_a_refused_resume_changes_nothing(run, bnrnn_here):
     before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
     for arguments in (["max_steps=3"], ["max_steps=9", "seed=1"], ["max_steps=9", "task.length=9"]):
         if arguments == ["max_steps=3"]:
-            (run / "result.json").unlink()  # a finished run is just finished
+            (run / "result.json").unlink()  # otherwise it is reported as finished, no error
             before.pop(run / "result.json")
         fails(bnrnn_here(f"resume={run}", *arguments))
         assert before == {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
@@ -140,7 +142,7 @@ def test_claimed_folders_are_never_shared(tmp_path):
     assert is_held(first.path)
     first.discard()
     assert not first.path.exists()
-    assert second.path.exists()  # only what one holds oneself
+    assert second.path.exists()  # only a folder that this process holds is removed
     second.__exit__()
     second.discard()
     assert second.path.exists()
@@ -161,7 +163,7 @@ def test_sweeps_of_one_second_share_nothing(trained, tmp_path):
 def test_interrupted_between_steps_and_resumed_equals_uninterrupted(
     moment, again, tmp_path, monkeypatch
 ):
-    """Dropout draws random numbers; so does the building of a model for the test."""
+    """Dropout draws random numbers, and so does building a model for the test."""
     arguments = ["model.num_layers=2", "model.dropout=0.4", "validate_every=4"]
     assert again(*arguments, "max_steps=9", "outputs=whole").returncode == 0
 
@@ -191,7 +193,7 @@ def test_records_are_on_the_disk_before_the_checkpoint_that_counts_them(again, m
         "torch.save", lambda content, file: (saved.append(len(synced)), save(content, file))
     )
     assert again().returncode == 0
-    with_training = saved[1:]  # the first is of step 0, when there are no records yet
+    with_training = saved[1:]  # the first is at step 0, before any record
     assert with_training
     assert sorted(set(with_training)) == sorted(with_training)  # a sync before each
 
@@ -307,8 +309,8 @@ def damage(path, how):
 
 
 DAMAGES = [*CONTENT, *PLACES]
-# Of the 306, every sixth damage of a file with one of the commands in turn: each damage meets one
-# file, and each file two or three of the commands.
+# Every sixth of the 306 combinations of damage, file and command: each damage is tried on one file,
+# and each file with two or three of the commands.
 CASES = [
     pytest.param(
         file, how, command, id=f"{file}-{how}-{command.split()[0]}",
@@ -333,7 +335,7 @@ def test_a_damaged_file_is_named_and_nothing_else_is_begun(
     if done.returncode:
         fails(done)
     others = [path for path in run.parent.iterdir() if path != run]
-    assert not others  # it went on, or said why not, but never began beside it
+    assert not others  # it resumed, or reported an error, but never started a second run
     if words[0] == "resume=auto" and done.returncode == 0:
         assert read_run(run).result.steps == 9
 
@@ -363,7 +365,7 @@ PARTS = {
 @pytest.mark.parametrize(
     ("part", "value"),
     [
-        # By default the last of each, which is most like the real one.
+        # By default the last of each, which is the most realistic.
         pytest.param(p, v, marks=[] if v == PARTS[p][-1] else pytest.mark.slow)
         for p in PARTS
         for v in PARTS[p]
@@ -430,7 +432,7 @@ def test_a_pipe_that_nobody_reads_and_a_full_terminal(trained, tmp_path):
     assert code == 6
     assert "cannot write to standard output" in errors
     assert "Traceback" not in errors
-    assert read_run(only_run(tmp_path)).state == "finished"  # the run itself is whole
+    assert read_run(only_run(tmp_path)).state == "finished"  # the run itself is intact
 
 
 @pytest.mark.parametrize(
@@ -475,7 +477,7 @@ def test_what_killed_processes_left_is_cleaned_at_the_next_start(run, again):
         assert again("resume=auto", "max_steps=9").returncode == 0
     assert not (run / ".last.pt.tmp-0123abcd").exists()
     assert not empty.exists()
-    assert held.exists()  # somebody trains there
+    assert held.exists()  # another process trains there
     assert (foreign / "mine.txt").exists()
 
 

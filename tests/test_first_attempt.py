@@ -1,4 +1,4 @@
-"""Figure 1 of Laurent et al., 2015: stacked layers, the sum of both terms normalised."""
+"""Figure 1 of Laurent et al., 2015: stacked layers with BN of the sum of both terms."""
 
 import json
 import math
@@ -50,7 +50,7 @@ def test_stacked_layers_over_a_lookup_table(composed):
 
 
 def make(folder, model, bits, finished=True, **kwargs):
-    """A run of two steps an epoch; bits: those in training, by epoch."""
+    """Make a run of two steps per epoch; bits: training bits per character, by epoch."""
     make_run(folder, model, [2.0], task="ptb_characters", finished=finished,
              data_title="Penn Treebank, characters, stacked layers", **kwargs)  # fmt: skip
     change(folder / "run.json", steps_per_epoch=2)

@@ -1,4 +1,4 @@
-"""Frames of speech: pairing, normalisation, batches, masks, error rates, and the whole command."""
+"""Speech frames: pairing, normalisation, batches, masks, error rates, and the whole command."""
 
 import itertools
 import json
@@ -36,7 +36,7 @@ FEATURES, CLASSES = 4, 5
 
 
 def make(folder, sizes=(12, 6, 6), change=None, subsampling=1):
-    """Archives whose class shows in the features: for each split, feats and ali, ark and scp."""
+    """Write archives for each split: feats and ali, ark and scp; features depend on the class."""
     generator = np.random.default_rng(0)
     for part, n in zip(PARTS, sizes, strict=True):
         features, targets, speakers = {}, {}, []
@@ -101,7 +101,7 @@ def test_every_batch_holds_its_utterances_and_nothing_else(tmp_path):
             np.testing.assert_array_equal(target[:length, column], targets[name])
             assert (target[length:, column] == IGNORED).all()
             assert (frames[length:, column] == 0).all()
-    assert sorted(seen) == sorted(features)  # every one once, 12 in batches of 4
+    assert sorted(seen) == sorted(features)  # each of the 12 once, in batches of 4
 
 
 def test_batches_are_by_length_and_a_function_of_seed_and_epoch(tmp_path):
@@ -225,8 +225,8 @@ def test_generated_frames_are_those_of_their_hidden_markov_model():
     everything = np.concatenate(noise)
     assert abs(everything.mean()) < 0.01
     assert abs(everything.std() - 1) < 0.01
-    assert 0.4 < wrong / frames < 0.55  # who looks at one frame only
-    assert abs(frames / changes - 4) < 0.3  # frames a state, 1 / (1 - 0.75)
+    assert 0.4 < wrong / frames < 0.55  # a classifier of single frames
+    assert abs(frames / changes - 4) < 0.3  # frames per state, 1 / (1 - 0.75)
     again = hmm.generate_frames(60)
     np.testing.assert_array_equal(again.dev.features(3), corpus.dev.features(3))
     assert not np.array_equal(corpus.dev.targets(0), corpus.test.targets(0))
@@ -279,7 +279,7 @@ BAD = {
 @pytest.mark.parametrize(
     "how",
     [
-        # By default one that is met when a frame is read, one of the index, one of the targets.
+        # By default one fault in the frames, one in the index and one in the targets.
         pytest.param(how, marks=[] if how in ("nan", "width", "large") else pytest.mark.slow)
         for how in BAD
     ],
@@ -386,7 +386,7 @@ def test_commands_run_only_where_this_very_command_allows_them(bnrnn_here, tmp_p
     assert mark.exists()
     mark.unlink()
 
-    # Neither the command nor the permission is taken from a run folder.
+    # Neither the command nor the permission is read from a run folder.
     (run,) = (tmp_path / "outputs" / "frames" / "speech_bn").iterdir()
     assert "pipes: true" in (run / "config.yaml").read_text()
     for arguments, reason in (
@@ -435,8 +435,10 @@ def test_a_file_of_settings_cannot_allow_commands(bnrnn_here, tmp_path):
 
 
 def numpy_layer(x, w, suffix, lengths, norm, reverse, eps):
-    """One layer and direction from the paper's equations, utterance by utterance. x: list of
-    (T, D); norm: "none", or "sequence": one mean and variance over all frames of all utterances.
+    """Compute one layer and direction from the paper's equations, utterance by utterance.
+
+    x: list of (T, D). norm: "none", or "sequence": one mean and variance over all frames of all
+    utterances.
     """
     weight_ih, weight_hh, bias = (w[n + suffix] for n in ("weight_ih", "weight_hh", "bias"))
     terms = [own @ weight_ih.T for own in x]
@@ -460,7 +462,7 @@ def numpy_layer(x, w, suffix, lengths, norm, reverse, eps):
 
 @pytest.mark.parametrize("model", ["speech_lstm", "speech_bn"])
 def test_loss_and_error_rate_by_the_papers_equations(tmp_path, composed, model):
-    """Two bidirectional layers, cross entropy and errors over real frames, in NumPy."""
+    """NumPy: two bidirectional layers, cross-entropy and errors without the padding."""
     task = task_on(make(tmp_path), loss="frame")
     config = composed("task=frames", f"model={model}", "model.hidden_size=6", "model.num_layers=2")
     network = task.build_model(config.model, "auto").double()
@@ -497,7 +499,7 @@ def test_loss_and_error_rate_by_the_papers_equations(tmp_path, composed, model):
 @pytest.mark.parametrize("model", ["speech_lstm", "speech_bn", "speech_bn_frame"])
 @pytest.mark.parametrize("content", [np.nan, np.inf, 1e30])
 def test_the_content_of_the_padding_changes_nothing(tmp_path, composed, model, kernel, content):
-    """Neither loss, nor sums, nor gradients, nor statistics, bit for bit."""
+    """Loss, sums, gradients and statistics stay the same, bit for bit."""
     task = task_on(make(tmp_path))
     config = composed("task=frames", f"model={model}", "model.hidden_size=6", "model.num_layers=2")
     batch = task.train_batch(0, 1)
@@ -524,7 +526,7 @@ def test_the_content_of_the_padding_changes_nothing(tmp_path, composed, model, k
 
 
 def test_more_padding_changes_nothing(tmp_path, composed):
-    """The same utterances, padded to twice the length: the same loss and gradients."""
+    """The same utterances, padded to twice the length, give the same loss and gradients."""
     task = task_on(make(tmp_path))
     config = composed("task=frames", "model=speech_bn", "model.hidden_size=6")
     (frames, lengths), target = task.train_batch(0, 0)
@@ -607,7 +609,7 @@ def test_auto_finds_the_run_on_the_same_files_only(bnrnn_here, tmp_path):
     assert "is finished" in done.stderr
     runs = find_runs(tmp_path / "outputs")
     assert len(runs) == 2
-    assert len({run.data for run in runs}) == 2  # named by their content
+    assert len({run.data for run in runs}) == 2  # the names depend on the content
 
 
 def test_other_data_than_the_checkpoints(bnrnn_here, tmp_path):
@@ -649,7 +651,7 @@ def test_generated_frames_train_and_are_reported(bnrnn_here, tmp_path):
     assert done.returncode == 0, done.stderr
     text = (tmp_path / "outputs" / "report" / "report.md").read_text()
     assert "### Frames of a hidden Markov model: generated ones" in text
-    # In the form of table 1: each number the best over the run by itself; theirs in another table.
+    # As in table 1, each number is the best of the run on its own; the paper's table is separate.
     ours, theirs = text.partition("### Their table 1, on WSJ")[::2]
     for model, title in (("speech_lstm", "BiLSTM"), ("speech_bn", "BiLSTM, sequence-wise BN")):
         (run,) = (tmp_path / "outputs" / "frames" / model).iterdir()
@@ -689,7 +691,7 @@ def test_an4_is_what_its_readme_says(composed):
 
 @needs_data("an4")
 def test_an4_as_text_and_gzipped_is_the_same(tmp_path):
-    """A round trip of whole utterances through every form."""
+    """Whole utterances survive a round trip through every format."""
     train, *_ = corpus_sources(DATA / "an4")
     original = load_frames(train, train, train)
     features = {n: original.train.features(k) for k, n in enumerate(original.train.names[:5])}
@@ -707,7 +709,7 @@ def test_an4_as_text_and_gzipped_is_the_same(tmp_path):
 @pytest.mark.slow
 @needs_data("an4")
 def test_two_small_layers_beat_the_gaussians_of_an4(bnrnn_here, tmp_path):
-    """One frame alone, by the Gaussians that made the targets: 55.3 % wrong."""
+    """The Gaussians that made the targets misclassify 55.3 % of single frames."""
     done = bnrnn_here(
         "task=an4", f"data_dir={DATA}", "model=speech_bn", "model.num_layers=2",
         "model.hidden_size=64", "optimizer.lr=0.3", "max_epochs=3", "test_calibration_batches=10",
@@ -724,7 +726,7 @@ def test_every_error_of_this_file_has_an_exit_code():
 
 
 def write_hours(folder, utterances, frames, features):
-    """An archive of so many utterances, written piece by piece, with targets; returns its size."""
+    """Write an archive of features and targets, one utterance at a time; return its size."""
     noise = np.random.default_rng(0).normal(size=(64, frames, features)).astype("<f4")
     header = b"\0BFM \4" + struct.pack("<iBi", frames, 4, features)
     classes = np.zeros(frames, [("width", "u1"), ("value", "<i4")])
@@ -740,7 +742,7 @@ def write_hours(folder, utterances, frames, features):
 
 @pytest.mark.slow
 def test_two_gigabytes_of_features_take_no_more_memory_than_two_megabytes(tmp_path):
-    """80 hours at 18 features a frame: index, moments of all frames, training, validation, test."""
+    """80 hours at 18 features per frame: index, moments, training, validation and test."""
     peaks = []
     for name, utterances in (("small", 36), ("large", 36_000)):
         folder = tmp_path / name

@@ -1,4 +1,4 @@
-"""Data files that are damaged, hostile, or not files: one line, in little memory and time."""
+"""Damaged, hostile or non-regular data files: a one-line error, in little memory and time."""
 
 import gzip
 import hashlib
@@ -52,7 +52,7 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def _no_hang() -> Iterator[None]:
-    """A hang is a failure."""
+    """Turn a hang into a failure."""
 
     def fail(*_: object) -> None:
         raise AssertionError("it hangs")
@@ -65,7 +65,7 @@ def _no_hang() -> Iterator[None]:
 
 
 def error_of(call: Callable[[], object], memory: int = 40 * MEGABYTE) -> str:
-    """The message of its DataError; fails if it took more than so many bytes."""
+    """Return the message of the DataError; fail if the call used more than `memory` bytes."""
     tracemalloc.start()
     try:
         with pytest.raises(DataError) as caught:
@@ -77,7 +77,7 @@ def error_of(call: Callable[[], object], memory: int = 40 * MEGABYTE) -> str:
     message = str(caught.value)
     assert message.isprintable()
     assert len(message) < 2000
-    assert "; " in message  # and what to do
+    assert "; " in message  # followed by advice
     return message
 
 
@@ -85,7 +85,7 @@ def error_of(call: Callable[[], object], memory: int = 40 * MEGABYTE) -> str:
 
 
 class Kind(NamedTuple):
-    """A file of a data set, small, and what loads it."""
+    """A small file of a data set, and the function that loads it."""
 
     path: Path
     load: Callable[[], object]
@@ -183,7 +183,7 @@ KINDS = (
     *(f"text8 {name}" for name in text8.NAMES),
     "text", "question", "synthetic", "cnn archive", "cnn folder",
 )  # fmt: skip
-# Any part of a text is a text, and so is any text with another character.
+# Any part of a text is a valid text, and so is a text with another character.
 UNDETECTABLE = {
     ("text8 text8", "cut"), ("text8 text8.prefix", "cut"), ("text", "cut"),
 }  # fmt: skip
@@ -204,7 +204,7 @@ def empty(path: Path) -> None:
 
 
 def enlarge(path: Path) -> None:
-    """A file of 4 TB, all zeros, that takes no space."""
+    """Make the file 4 TB of zeros that take no disk space."""
     os.truncate(path, 4 << 40)
 
 
@@ -217,7 +217,7 @@ def replace_by(make: Callable[[Path], object]) -> Callable[[Path], None]:
 
 
 def listen(path: Path) -> None:
-    # Its address has at most 107 characters.
+    # The address of a Unix socket has at most 107 characters.
     with socket.socket(socket.AF_UNIX) as opened:
         here = os.open(path.parent, os.O_RDONLY)
         opened.bind(f"/proc/self/fd/{here}/{path.name}")
@@ -255,7 +255,7 @@ def test_a_damaged_file_is_named(
     data_dir = tmp_path / "data"
     data_dir.mkdir()
     path, load = make(kind, data_dir, monkeypatch)
-    load()  # whole, it is read
+    load()  # the complete file is valid
     shutil.rmtree(tmp_path / "cache", ignore_errors=True)
     act, what = DAMAGES[damage]
     act(path)
@@ -276,7 +276,7 @@ def test_the_command_prints_it_and_exits_with_3(bnrnn_here, tmp_path: Path):
 
 @pytest.mark.parametrize("name", [b"\xc3\xbcn\xc3\xaf.txt", b"not UTF-8 \xff.txt"])
 def test_paths_beyond_the_locale(name: bytes, tmp_path: Path):
-    """In a process whose locale knows only ASCII, the text is read and messages are printable."""
+    """In a process with an ASCII locale, the text is read and messages are printable."""
     os.symlink("/dev/zero", os.path.join(os.fsencode(tmp_path), b"bad " + name))
     path = os.path.join(os.fsencode(tmp_path), name)
     with open(path, "wb") as opened:
@@ -310,7 +310,7 @@ except DataError as error:
 
 
 def members_of(content: bytes, times: int) -> bytes:
-    """A gzip file of `times` members: the same content over and over, made in no time."""
+    """Make a gzip file of `times` members with the same content; this is fast."""
     return gzip.compress(content, 9) * times
 
 
@@ -340,7 +340,7 @@ def zip_of(content: bytes, method: int = zipfile.ZIP_DEFLATED) -> bytearray:
 
 
 def lying_size() -> bytes:
-    """The list of members says 200 bytes, the member has 64 MB."""
+    """A zip file whose list of members states 200 bytes for a member of 64 MB."""
     content = zip_of(b" " * (64 * MEGABYTE))
     at = content.index(b"PK\1\2")
     content[at + 24 : at + 28] = struct.pack("<I", 200)
@@ -348,7 +348,7 @@ def lying_size() -> bytes:
 
 
 def lying_zip64() -> bytes:
-    """The list of members says 2**60 bytes, in a zip64 field."""
+    """A zip file whose list of members states 2**60 bytes, in a zip64 field."""
     content = zip_of(TEXT8)
     at, end = content.index(b"PK\1\2"), content.index(b"PK\5\6")
     extra = struct.pack("<HHQ", 1, 8, 1 << 60)
@@ -360,7 +360,7 @@ def lying_zip64() -> bytes:
 
 
 def lying_list() -> bytes:
-    """A list of members of 64 MB, empty ones."""
+    """A zip file whose list of members, all empty, has 64 MB."""
     entry = struct.pack("<4s6H3I5H2I", b"PK\1\2", *(0,) * 16)
     entries = entry * (64 * MEGABYTE // len(entry))
     return entries + struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, 9, 9, len(entries), 0, 0)
@@ -417,7 +417,7 @@ def padded(content: bytes) -> bytes:
 
 
 def record(key: str, value: bytes | str) -> bytes:
-    """A record of a pax header; its length counts itself."""
+    """Make a record of a pax header; its length includes the length field."""
     value = value if isinstance(value, bytes) else value.encode()
     rest = b" " + key.encode() + b"=" + value + b"\n"
     length = len(rest)
@@ -439,7 +439,7 @@ END = bytes(2 * tarfile.BLOCKSIZE)
 ZEROS = 128 * MEGABYTE
 NAME = "cnn/questions/training/0.question"
 
-# What comes before as many zeros.
+# The headers of archives; a long run of zeros follows each.
 BOMBS = {
     "pax header": header("x", tarfile.XHDTYPE, ZEROS),
     "global pax header": header("x", tarfile.XGLTYPE, ZEROS),
@@ -576,7 +576,7 @@ def test_archives_of_the_tar_command_are_read(form: str, tmp_path: Path):
         path.parent.mkdir(parents=True, exist_ok=True)
         contents["./" + name] = bytes([k]) * (511 + k)
         path.write_bytes(contents["./" + name])
-        os.utime(path, ns=(1, 1))  # a fraction of a second: pax has headers for it
+        os.utime(path, ns=(1, 1))  # pax writes extended headers for fractions of a second
     packed = tmp_path / "x.tgz"
     command = ["tar", f"--format={form}", "-czf", packed, "-C", tmp_path / "tree", "."]
     subprocess.run(command, check=True)
@@ -586,7 +586,7 @@ def test_archives_of_the_tar_command_are_read(form: str, tmp_path: Path):
 
 
 def test_archives_with_any_attributes_are_read(tmp_path: Path):
-    """As macOS packs them; and a global header, as git does."""
+    """Attributes as in macOS archives, and a global header as in git's."""
     content = (
         pax(record("comment", "x" * 300), kind=tarfile.XGLTYPE)
         + pax(record("mtime", "1.5"), record("LIBARCHIVE.xattr.a", b"\xff\0=\n" * 100))
@@ -644,7 +644,7 @@ def test_a_text_is_read_the_same_wherever_the_pieces_end(
 
 def test_a_text_takes_a_few_bytes_a_character(tmp_path: Path):
     path = tmp_path / "text.txt"
-    # One character beyond U+FFFF makes a Python string of it take four bytes a character.
+    # With one character beyond U+FFFF, a Python string takes four bytes per character.
     path.write_bytes(b"abcdefgh" * MEGABYTE + "\U0001f600".encode())
     tracemalloc.start()
     found = load_text(path)

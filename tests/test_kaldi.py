@@ -1,4 +1,4 @@
-"""Kaldi archives: read as kaldiio writes them, in bounded memory, and never obeyed."""
+"""Kaldi archives: read as kaldiio writes them, in bounded memory, without executing anything."""
 
 import contextlib
 import gzip
@@ -33,13 +33,13 @@ def vectors():
 
 
 def write(folder, arrays, name="a", **how):
-    """An ark and its scp, by kaldiio."""
+    """Write an ark and its scp with kaldiio."""
     kaldiio.save_ark(f"{folder}/{name}.ark", arrays, scp=f"{folder}/{name}.scp", **how)
     return folder / f"{name}.ark", folder / f"{name}.scp"
 
 
 def write_text(path, arrays):
-    """As Kaldi's copy-feats and copy-int-vector write text."""
+    """Write text as Kaldi's copy-feats and copy-int-vector do."""
     lines = []
     for name, array in arrays.items():
         if array.ndim == 1:
@@ -146,7 +146,7 @@ def test_ranges(tmp_path, matrices):
 
 
 def test_what_is_read_at_first_is_headers_only(tmp_path):
-    """100 MB of features in an archive: the memory is that of the names."""
+    """Opening an archive with 100 MB of features takes only the memory of the names."""
     frames = np.zeros((5000, 100), np.float32)
     ark, scp = write(tmp_path, {f"u{k}": frames for k in range(50)})
     for specifier in (ark, scp):
@@ -207,7 +207,7 @@ def test_a_command_in_a_table_runs_only_where_pipes_are_allowed(tmp_path, matric
     mark.unlink()
     rows = 2 if "[0:1]" in form else 12
     np.testing.assert_array_equal(archive.read("u2"), matrices["utt-12"][:rows])
-    assert not mark.exists()  # once, not at every reading
+    assert not mark.exists()  # the command runs once, not at every read
 
 
 class Exploit:
@@ -216,8 +216,11 @@ class Exploit:
 
 
 def test_nothing_in_an_archive_is_executed_or_given_to_another_reader(tmp_path):
-    """Objects that kaldiio would unpickle, load or pass to an audio library; in a process that ends
-    when a command is run, a pickle is loaded or such a library is imported."""
+    """Objects that kaldiio would unpickle, load or pass to an audio library.
+
+    They are read in a process that ends if a command is run, a pickle is loaded or such a library
+    is imported.
+    """
     npy = tmp_path / "object.npy"
     np.save(npy, np.array([Exploit()], dtype=object), allow_pickle=True)
     content = npy.read_bytes()
@@ -264,7 +267,7 @@ print(n)
 
 
 def test_only_checked_bytes_reach_kaldiio():
-    """The reader imports no other function of it, which could open files."""
+    """The reader imports no function of kaldiio that could open files."""
     text = Path(kaldi.__file__).read_text()
     lines = [line for line in text.splitlines() if line.startswith(("from kaldiio", "import kald"))]
     assert lines == ["from kaldiio.matio import read_kaldi"]
@@ -281,7 +284,7 @@ def read_all(specifier, kind):
 
 
 def fails(specifier, kind="matrix"):
-    """The message of its DataError, on opening or on reading everything."""
+    """Return the message of the DataError when the archive is opened or read."""
     tracemalloc.start()
     try:
         with pytest.raises(BnrnnError) as caught:
@@ -320,12 +323,12 @@ def test_an_offset_beyond_the_file(tmp_path, matrices):
     for offset in (ark.stat().st_size, 10**12, -1):
         scp.write_text(f"utt-3 {ark}:{offset}\n")
         assert f"utterance utt-3 at byte {offset}: the file has" in fails(scp)
-    scp.write_text(f"utt-3 {ark}:7\n")  # not where an object begins
+    scp.write_text(f"utt-3 {ark}:7\n")  # not the beginning of an object
     assert "utterance utt-3" in fails(scp)
 
 
 def test_an_archive_cut_anywhere(tmp_path, matrices, vectors):
-    """No cut is read as if it were whole, and none is a traceback."""
+    """A truncated archive is never read as if it were complete, and never gives a traceback."""
     for arrays, kind in ((matrices, "matrix"), (vectors, "integers")):
         ark, scp = write(tmp_path, {"utt-3": arrays["utt-3"], "utt-12": arrays["utt-12"]})
         whole = ark.read_bytes()
@@ -339,7 +342,7 @@ def test_an_archive_cut_anywhere(tmp_path, matrices, vectors):
 
 @pytest.mark.parametrize("how", ["matrix", "integers", "CM", "text"])
 def test_an_archive_with_any_byte_changed(tmp_path, matrices, vectors, how):
-    """What is still read has the size that the header says, and all else is a DataError."""
+    """Either the object is read with the size in its header, or it raises a DataError."""
     kind = "integers" if how == "integers" else "matrix"
     arrays = {"u": (vectors if kind == "integers" else matrices)["utt-3"]}
     if how == "text":
@@ -390,7 +393,7 @@ def test_what_is_no_vector_of_integers(tmp_path, matrices):
     ark, _ = write(tmp_path, {"utt": np.arange(3, dtype=np.int32)}, "v")
     assert "a vector of integers, not a matrix" in fails(ark)
     content = bytearray(ark.read_bytes())
-    content[-5] = 8  # the width of the last
+    content[-5] = 8  # the width of the last integer
     ark.write_bytes(content)
     assert "its integers are damaged" in fails(ark, "integers")
 
@@ -418,7 +421,7 @@ def test_tables_that_are_none(tmp_path, matrices):
 
 def test_a_gzip_that_expands_without_end(tmp_path, monkeypatch):
     monkeypatch.setattr(kaldi, "SLACK", 1 << 18)
-    bomb = gzip.compress(bytes(24 << 20))  # a thousand to one
+    bomb = gzip.compress(bytes(24 << 20))  # compressed 1000:1
     for name in ("a.ark.gz", "b.scp.gz"):
         (tmp_path / name).write_bytes(bomb)
     assert "unpacks to more than" in fails(tmp_path / "a.ark.gz")

@@ -1,4 +1,4 @@
-"""A task that the package does not know is trained, resumed and reported without a change to it."""
+"""A task from outside the package is trained, resumed and reported without changing the package."""
 
 import json
 
@@ -39,7 +39,7 @@ def test_a_task_from_outside_is_trained_resumed_and_reported(bnrnn_here, tmp_pat
     done = bnrnn_here(f"resume={run}", "max_steps=null")
     assert done.returncode == 0, done.stderr
 
-    # The same numbers as of the run that was not interrupted.
+    # The same numbers as the uninterrupted run.
     (uninterrupted,) = find_runs(tmp_path / "whole")
     resumed, plain = sorted(
         find_runs(tmp_path / "outputs"), key=lambda run: run.subject.model_title

@@ -1,4 +1,4 @@
-"""The question-answering task: batches, scores, commands, and that the models learn."""
+"""The question-answering task: batches, scores, commands and learning."""
 
 import json
 from pathlib import Path
@@ -39,7 +39,7 @@ def task(data_dir, tmp_path, monkeypatch):
 def test_a_batch_is_a_function_of_seed_epoch_and_index(task, data_dir):
     again = QuestionTask(task.config, 3, data_dir, 300)
     other = QuestionTask(task.config, 4, data_dir, 300)
-    again.train_batch(0, 0)  # asking for others first changes nothing
+    again.train_batch(0, 0)  # earlier calls change nothing
     ours, same, differs = (t.train_batch(2, 5) for t in (task, again, other))
     for a, b in zip((*ours.input, ours.target), (*same.input, same.target), strict=True):
         assert torch.equal(a, b)
@@ -227,8 +227,8 @@ def test_every_variant_overfits_the_genuine_items(variant):
     model = AttentiveReader(
         vocabulary=len(corpus.words), hidden_size=64, dropout=0.0, **VARIANTS[variant]
     )
-    # Otherwise the joint embedding is driven into saturation to say how frequent each answer is,
-    # and without BN it hardly comes back: a plateau of thousands of steps.
+    # Otherwise the joint embedding saturates while it learns the frequency of the answers. Without
+    # BN it hardly recovers: the loss has a plateau of thousands of steps.
     frequency = np.bincount(corpus.train.answers, minlength=len(corpus.words)) + 1e-2
     with torch.no_grad():
         model.output.bias.copy_(torch.from_numpy(np.log(frequency)))
@@ -242,8 +242,10 @@ RUNS = Path(__file__).parent.parent / "results" / "runs"
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_variants_run_beats_the_baselines_on_held_out_questions(variant, tmp_path):
-    """The runs in results/: guesses that do not put question and passage together, on the very
-    questions that those were tested on."""
+    """Compare the runs in results/ with guesses that do not combine question and passage.
+
+    Both are scored on the same questions.
+    """
     (run,) = RUNS.glob(f"cnn4-synthetic-{variant}-*seed0")
     config = yaml.safe_load((run / "config.yaml").read_text())
     result = json.loads((run / "result.json").read_text())

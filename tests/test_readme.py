@@ -31,7 +31,7 @@ LAUNCHED = [
     line
     for text in PAGES.values()
     for line in re.findall(r"^torchrun .*$", text, re.MULTILINE)
-    if "--nnodes" not in line  # test_processes.py cuts the cable between two machines
+    if "--nnodes" not in line  # test_processes.py tests two machines
 ]
 QUESTION = DATA / QUESTIONS / "000021e9748578a514493c773809465c661a28d1.question"
 SMALL = ["max_steps=2", "calibration_batches=2", "max_valid_batches=2", "model.hidden_size=8"]
@@ -39,11 +39,11 @@ CHARACTERS = [*SMALL, "task.batch_size=500", "task.length=10", "task.stream_leng
 
 
 def arguments(command, run, reader, board):
-    """As the README has it, but small; what is left to the reader (FILE, STAMP, DIR) filled in."""
+    """Return the command's arguments, reduced in size, with FILE, STAMP and DIR filled in."""
     for stamp, folder in (("ptb/bnlstm", run), ("cnn4/attentive_bne_star_star", reader)):
         command = command.replace(f"outputs/{stamp}/STAMP", str(folder))
     words = shlex.split(command)[1:]
-    if "hydra/launcher=submitit_slurm" in words:  # there is no Slurm here; the same by hand
+    if "hydra/launcher=submitit_slurm" in words:  # submitit's local executor replaces Slurm here
         slurm_alone = ("partition", "signal_delay_s", "max_num_timeout", "gpus_per_node")
         words = [
             w for w in words if not w.startswith(tuple(f"hydra.launcher.{k}" for k in slurm_alone))
@@ -64,7 +64,7 @@ def arguments(command, run, reader, board):
         small = [*SMALL, "model.num_layers=2", f"data_dir={DATA}"]
         return [*words, *small]
     if any(word.startswith("task=cnn") for word in words):
-        # The corpus cannot be downloaded: generated questions stand for it.
+        # The corpus cannot be downloaded, so use generated questions.
         words = [word for word in words if not word.startswith("data.synthetic")]
         return [*words, *SMALL, "data.synthetic=300", "task.batch_size=20"]
     if "task=ptb_words" in words:
@@ -102,7 +102,7 @@ def reader(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def board(tmp_path_factory):
-    """Enough models for a leaderboard."""
+    """Runs of enough models for a leaderboard."""
     folder = tmp_path_factory.mktemp("board")
     for model in ("lstm", "bnlstm", "lnlstm"):
         make_run(folder / model, model, [2.0, 1.5])
@@ -172,7 +172,7 @@ def test_the_library_example():
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # of the exporters
+@pytest.mark.filterwarnings("ignore")  # warnings of the exporters
 def test_the_exporting_example(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     page = PAGES[ROOT / "docs" / "module.md"]

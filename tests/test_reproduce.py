@@ -1,5 +1,4 @@
-"""Each of the paper's experiments from one command: its settings, and the whole way at a small
-scale."""
+"""Each of the paper's experiments from one command: settings, and a complete run at small scale."""
 
 import itertools
 import json
@@ -21,7 +20,7 @@ AS_BY_THEMSELVES = ["mnist", "pmnist", "ptb", "text8", "sum", "words"]
 
 
 def jobs(experiment):
-    """The overrides of each job of its sweep."""
+    """Return the overrides of each job of the experiment's sweep."""
     params = yaml.safe_load((FOLDER / f"{experiment}.yaml").read_text())["hydra"]["sweeper"][
         "params"
     ]
@@ -30,7 +29,7 @@ def jobs(experiment):
 
 
 def ends(experiment):
-    """The first job and the last: those between share their settings, and all take seconds."""
+    """Return the first and last job: each takes seconds, and the others share their settings."""
     first, *_, last = jobs(experiment)
     return [first, last]
 
@@ -41,7 +40,7 @@ SOME_JOBS = pytest.mark.parametrize("some", [ends, pytest.param(jobs, marks=pyte
 @SOME_JOBS
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_job_of_every_scale_composes(composed, experiment, some):
-    for scale in ["minutes"] if some is ends else SCALES:  # see the tests below for the others
+    for scale in ["minutes"] if some is ends else SCALES:  # tests below cover the others
         for job in some(experiment):
             assert composed(f"reproduce={experiment}", f"scale={scale}", *job).scale == scale
 
@@ -90,7 +89,7 @@ def test_which_models_and_data_are_compared():
 
 @SOME_JOBS
 def test_question_answering_in_full(composed, some):
-    """Sizes, rates and batches as in the authors' runs; the shorter scales make their own data."""
+    """Sizes, learning rates and batches are the authors'; shorter scales generate their data."""
     for model, *_ in [*some("cnn4"), ["model=attentive_bne_star"]]:
         hour = composed("reproduce=cnn4", "scale=hour", model)
         assert (hour.data.synthetic, hour.model.hidden_size) == (20000, 100)
@@ -215,12 +214,12 @@ def test_a_run_that_fails_says_so_in_its_folder_and_in_the_report(bnrnn_here, tm
         ["mnist"], ["pmnist"], ["text8"], ["cnn4"], ["cnn"], ["gamma"], ["sum"], ["words"],
         ["frames"],
         ["gradient-flow", "tanh"],
-        ["lengths", "population"],  # which come after ptb
+        ["lengths", "population"],  # these need the runs of ptb
     ],
 )  # fmt: skip
 def test_every_target_end_to_end(targets, tmp_path, monkeypatch):
-    """At the smallest scale there is; on real data, but for the questions."""
-    for name in ("mnist", "ptb", "text8"):  # generated questions are put into the same folder
+    """At the smallest scale; on real data, except for the questions."""
+    for name in ("mnist", "ptb", "text8"):  # generated questions are written to the same folder
         (tmp_path / "data").mkdir(exist_ok=True)
         (tmp_path / "data" / name).symlink_to(DATA / name)
     monkeypatch.setenv("BNRNN_CACHE_DIR", str(tmp_path / "cache"))

@@ -1,4 +1,4 @@
-"""Which run `resume=auto` goes on with and `run=auto` looks into, and what a run refuses."""
+"""The run that `resume=auto` resumes or `run=auto` selects, and the errors of a run."""
 
 import json
 import shutil
@@ -86,8 +86,8 @@ def test_a_run_that_another_process_has_just_begun_is_not_begun_twice(train):
         done = train("max_steps=3", "resume=auto", exit_code=6)
     assert "another process is training in" in done.stderr
     train("max_steps=3", "resume=auto")
-    # Nobody trains in the old one any more, and nothing was begun there: it is gone. (The new one
-    # may have its name, if all this took less than a second.)
+    # No process trains in the old folder any more, and its run had not begun, so it is removed.
+    # (The new one may have its name, if all this took less than a second.)
     assert list(run.parent.iterdir()) == list(finished())
 
 

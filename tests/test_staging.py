@@ -1,4 +1,4 @@
-"""Downloads, caches and generated archives, when the process is killed or the disk is full."""
+"""Downloads, caches and generated archives if the process is killed or the disk is full."""
 
 import hashlib
 import http.server
@@ -34,7 +34,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Its address: /good, /slow, which stops half way, and /endless."""
+    """Yield the address of a server with /good, /slow (stops half way) and /endless."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     over = threading.Event()
 
@@ -54,7 +54,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
                 while self.path == "/endless":
                     self.wfile.write(CONTENT)
             except OSError:
-                pass  # the other side has seen enough
+                pass  # the client closed the connection
 
         def log_message(self, format: str, *args: object) -> None:
             pass
@@ -149,7 +149,7 @@ def test_only_our_folders_are_removed(tmp_path: Path):
 
 
 def test_cleaning_while_others_begin(tmp_path: Path):
-    """Folders are made and removed at the same time: none that is in use disappears."""
+    """Folders are created and removed concurrently; none that is in use disappears."""
     stop = threading.Event()
 
     def clean_up() -> None:
@@ -175,7 +175,7 @@ def test_cleaning_while_others_begin(tmp_path: Path):
 
 @contextmanager
 def full_disk(size: int) -> Iterator[None]:
-    """No file can have more bytes; the system says so as it does when the disk is full."""
+    """Limit the size of files to `size` bytes; beyond it writes fail, as on a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:

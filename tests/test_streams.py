@@ -1,4 +1,4 @@
-"""No two streams of random numbers are the same one."""
+"""Streams of random numbers are distinct and independent."""
 
 import itertools
 
@@ -27,7 +27,7 @@ def test_no_two_streams_are_the_same():
 
 
 def test_a_batch_does_not_share_the_stream_of_its_epoch():
-    """As `default_rng([seed, epoch])`, its order, and `default_rng([seed, epoch, 0])` do."""
+    """`default_rng([seed, epoch])` and `default_rng([seed, epoch, 0])` would share one."""
     old = [np.random.default_rng(key).integers(1 << 63, size=4) for key in ([3, 1], [3, 1, 0])]
     np.testing.assert_array_equal(*old)
     assert all(first(3, purpose, 1) != tuple(old[0].tolist()) for purpose in Purpose)

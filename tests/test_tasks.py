@@ -50,7 +50,7 @@ def test_an_epoch_is_disjoint_sequences_at_one_random_offset(text):
         for index in range(task.steps_per_epoch):
             batch = task.train_batch(epoch, index)
             assert batch.input.shape == batch.target.shape == (length - 1, text.batch_size)
-            assert torch.equal(batch.input[1:], batch.target[:-1])  # targets are inputs, one on
+            assert torch.equal(batch.input[1:], batch.target[:-1])  # targets: inputs one step later
             rows += [*torch.cat([batch.input, batch.target[-1:]]).t().tolist()]
         cut = [train[k : k + length].tolist() for k in range(len(train) - length + 1)]
         starts = [cut.index(row) for row in rows]
@@ -63,7 +63,7 @@ def test_an_epoch_is_disjoint_sequences_at_one_random_offset(text):
 
 def test_a_batch_is_a_function_of_seed_epoch_and_index(text):
     one, same, other = (CharacterTask(text, seed, Path()) for seed in (0, 0, 1))
-    one.train_batch(3, 1)  # nothing is carried from call to call
+    one.train_batch(3, 1)  # calls are independent
     assert torch.equal(one.train_batch(1, 2).input, same.train_batch(1, 2).input)
     assert not torch.equal(one.train_batch(1, 2).input, other.train_batch(1, 2).input)
     assert not torch.equal(one.train_batch(1, 2).input, one.train_batch(2, 2).input)
@@ -135,12 +135,12 @@ def test_a_true_permutation_is_one_and_depends_on_its_seed():
     assert sorted(order) == list(range(784))
     assert not np.array_equal(order, pixel_order("true", 1))
     assert np.array_equal(order, pixel_order("true", 0))
-    assert checksum(order) == "fe62e3fef305"  # the same on every machine, for ever
+    assert checksum(order) == "fe62e3fef305"  # the same on every machine and in every version
 
 
 def test_the_authors_map_draws_with_replacement():
     order = pixel_order("official_code", 5)
-    assert len(set(order)) == 501  # as counted in their code with its seed, 1
+    assert len(set(order)) == 501  # counted in the authors' code with its seed, 1
     np.random.seed(1)
     assert np.array_equal(order, np.random.randint(0, 784, size=(784,)))
 

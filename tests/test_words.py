@@ -1,4 +1,4 @@
-"""Penn Treebank by words: streams, carried states, protocol, schedule, resuming, bad input."""
+"""Word-level Penn Treebank: streams, carried states, protocol, schedule, resuming, bad input."""
 
 import hashlib
 import json
@@ -39,7 +39,7 @@ SMALL = [
 
 @pytest.fixture
 def data_dir(tmp_path, monkeypatch):
-    """Small files of 12 words and <eos>, known by their sums as the real ones are."""
+    """Make small files of 12 words and <eos>, and register their hashes."""
     (tmp_path / "ptb").mkdir()
     rng = np.random.default_rng(0)
     words = ["the", "of", "to", "a", "in", "and", "that", "for", "is", "on", "said", "<unk>"]
@@ -65,7 +65,7 @@ def model_of(task, **settings):
 
 
 def plain_logits(model, words):
-    """Of words (T, B), by torch.nn's own modules in one pass; no dropout."""
+    """Compute logits of words (T, B) with torch.nn's own modules in one pass, without dropout."""
     lstm = nn.LSTM(model.lstm.input_size, model.lstm.hidden_size, model.lstm.num_layers).double()
     with torch.no_grad():
         for layer in range(lstm.num_layers):
@@ -91,7 +91,7 @@ def test_the_real_text():
     counts = np.bincount(corpus.train, minlength=10_000)
     assert (np.diff(counts) <= 0).all()
     assert counts[-1] > 0
-    # As many steps an epoch as TensorFlow's reader makes, and 20 validation streams.
+    # As many steps per epoch as TensorFlow's reader makes, and 20 validation streams.
     for length, steps in ((20, 2323), (35, 1327)):
         task = WordTask(WordConfig(name="ptb_words", length=length), 0, DATA)
         assert task.steps_per_epoch == steps
@@ -100,7 +100,7 @@ def test_the_real_text():
 
 @pytest.mark.parametrize(("streams", "length"), [(1, 5), (4, 5), (7, 3), (4, 1)])
 def test_streams_and_windows(data_dir, streams, length):
-    """As TensorFlow's `ptb_producer`: rows of equal length, all windows that have a successor."""
+    """As in TensorFlow's `ptb_producer`: rows of equal length, all windows with a successor."""
     task = task_of(data_dir, batch_size=streams, length=length)
     text = task.corpus.train.astype(int)
     per_stream = len(text) // streams
@@ -224,7 +224,7 @@ def test_the_test_is_one_stream_of_the_whole_text(data_dir, length):
 
 
 def moments_by_position(model, task):
-    """The plain average over all training windows of each window's moments, by NumPy, one layer."""
+    """Average each window's moments over all training windows, in NumPy, for one layer."""
     weights = numpy_weights(model)
     h = c = np.zeros((4, 6))
     sums = {}
@@ -253,8 +253,10 @@ def norms_of(model):
 
 @pytest.mark.parametrize("norms", [BN_INPUT, BN_LSTM])
 def test_with_normalisation_word_k_is_of_position_k_mod_length(data_dir, norms):
-    """Calibration along the training streams, then the test as one pass in NumPy, in which each
-    word is normalised by the statistics of its position."""
+    """Calibrate along the training streams, then compare the test with one pass in NumPy.
+
+    That pass normalises each word by the statistics of its position.
+    """
     task = task_of(data_dir)
     model = model_of(task, num_layers=1, **norms)
     carry = None
@@ -301,7 +303,7 @@ def test_parameters_are_uniform_but_for_gammas_and_shifts(data_dir, norms, init_
             n = parameter.numel()
             assert parameter.abs().max() <= init_range * (1 + 1e-6), name
             assert parameter.abs().max() > init_range * (1 - 30 / n), name
-            # Six standard errors of the mean of U(-r, r), whose deviation is r / sqrt(3).
+            # Six standard errors of the mean; U(-r, r) has standard deviation r / sqrt(3).
             assert abs(parameter.mean()) < 6 * init_range / math.sqrt(3 * n), name
     if not norms:
         torch.manual_seed(0)
@@ -344,7 +346,8 @@ def test_dropout_is_before_between_and_after_the_layers(data_dir, norms):
 # ---------------------------------------------------------------- settings
 
 
-# Zaremba et al., 2014, 4.1: units, dropout, range, steps, factor, full epochs, epochs, clip.
+# Zaremba et al., 2014, section 4.1: units, dropout, initial range, steps, learning rate factor,
+# epochs at the full rate, epochs, clipping norm.
 ZAREMBA = {
     "small": (200, 0.0, 0.1, 20, 1 / 2, 4, 13, 5),
     "medium": (650, 0.5, 0.05, 35, 1 / 1.2, 6, 39, 5),
@@ -355,7 +358,7 @@ ZAREMBA = {
 @pytest.mark.parametrize(
     ("size", "kind"),
     [
-        # By default each size with one of the kinds.
+        # By default, each size with one of the kinds.
         pytest.param(size, kind, marks=[] if i == j else pytest.mark.slow)
         for i, size in enumerate(ZAREMBA)
         for j, kind in enumerate(["", "_bn_input", "_bnlstm"])
@@ -389,7 +392,7 @@ def test_slots_choose_the_normalisation_as_well(composed):
 
 @pytest.mark.parametrize("size", ZAREMBA)
 def test_the_learning_rate_is_tensorflows(size):
-    """`lr_decay ** max(i + 1 - max_epoch, 0)`, i from 0, in ptb_word_lm.py."""
+    """ptb_word_lm.py has `lr_decay ** max(i + 1 - max_epoch, 0)`, with i from 0."""
     *_, factor, full, epochs, _ = ZAREMBA[size]
     config = SGDConfig(lr=1.0, lr_decay=factor, lr_decay_after=full)
     found = [learning_rate(config, epoch) for epoch in range(1, epochs + 1)]
@@ -450,13 +453,13 @@ def bnrnn(bnrnn_here, data_dir):
 @pytest.mark.parametrize(
     "model",
     [
-        # By default a small one goes on from a signal: see below.
+        # By default only a small model is resumed after a signal, see below.
         pytest.param(model, marks=pytest.mark.slow)
         for model in ("words_medium", "words_medium_bn_input", "words_large_bnlstm")
     ],
 )  # fmt: skip
 def test_resumed_in_mid_epoch_equals_uninterrupted(bnrnn, tmp_path, model):
-    """With dropout, carried states, and a rate that decays within the run."""
+    """With dropout, carried states, and a learning rate that decays during the run."""
     arguments = [*SMALL, f"model={model}", "optimizer.lr_decay_after=1", "max_epochs=4"]
     bnrnn(*arguments, "outputs=whole")
     whole = only_run(tmp_path / "whole")
@@ -471,7 +474,7 @@ def test_resumed_in_mid_epoch_equals_uninterrupted(bnrnn, tmp_path, model):
     trained = [[r for r in records(run) if r["split"] == "train"] for run in (parts, whole)]
     assert trained[0] == trained[1]
     assert len(trained[0]) == 4 * steps
-    if model == "words_medium":  # the others were calibrated once more, at each stop
+    if model == "words_medium":  # the others are also calibrated at each stop
         ends = {3, steps + 4}
         assert [r for r in records(parts) if r["step"] not in ends] == [
             r for r in records(whole) if r["step"] not in ends
@@ -491,9 +494,9 @@ def json_settings(run):
 
 
 def by_hand(weights, rows, epochs, length, rate, most):
-    """The loop of ptb_word_lm.py, from its own equations: the weights after so many epochs.
+    """Train with the equations of ptb_word_lm.py; return the weights after `epochs` epochs.
 
-    weights: embedding, (W, U, b) of each layer, head's weight and bias; rows: (B, words).
+    weights: embedding, (W, U, b) of each layer, weight and bias of the head; rows: (B, words).
     """
     embedding, layers, head, shift = weights
     flat = [embedding, *(p for layer in layers for p in layer), head, shift]
@@ -545,7 +548,7 @@ def test_training_is_that_of_a_loop_by_hand(bnrnn, tmp_path, monkeypatch, data_d
     )
     for name, value in zip(names, expected, strict=True):
         assert (value.detach() - start[name]).abs().max() > 1e-3
-        # torch clips by the norm plus 1e-6.
+        # torch divides by the norm plus 1e-6 when it clips.
         torch.testing.assert_close(trained[name], value.detach(), rtol=1e-5, atol=1e-6)
 
 
@@ -592,7 +595,7 @@ def test_both_kinds_of_statistics_are_validated(bnrnn, tmp_path):
 @pytest.mark.parametrize(
     ("content", "part"),
     [
-        # By default each once: only the sum is looked at.
+        # By default each once, because only the hash is checked.
         pytest.param(content, part, marks=[] if i == j else pytest.mark.slow)
         for i, content in enumerate([b"\xff\xfe not UTF-8", b" other words \n", b""])
         for j, part in enumerate(["train", "valid", "test"])
@@ -640,7 +643,7 @@ def test_a_task_without_a_carried_state_takes_none(data_dir):
 @pytest.mark.parametrize(
     "models",
     [
-        # By default each kind of model and each size once.
+        # By default, each kind of model and each size once.
         ["words_small_bnlstm", "words_medium_bn_input", "words_large"],
         pytest.param(
             [f"words_{s}{k}" for s in ZAREMBA for k in ("", "_bn_input", "_bnlstm")],
@@ -658,7 +661,7 @@ def test_every_word_model_in_the_command(bnrnn, tmp_path, models):
 
 
 def make_words(folder, model, losses, finished=True, **kwargs):
-    """A run of four steps an epoch; losses: (training of each step, validation) by epoch."""
+    """Make a run of four steps per epoch; losses: (training of each step, validation) by epoch."""
     make_run(folder, model, [1.0], task="ptb_words", finished=finished, **kwargs)
     change(folder / "run.json", steps_per_epoch=4, total_steps=12, metric=vars(PERPLEXITY),
            data_title="Penn Treebank, words")  # fmt: skip
@@ -698,7 +701,7 @@ def test_table_2_and_figure_3(tmp_path):
     assert Heading(3, "Penn Treebank, words") in made
     tables = [block for block in made if isinstance(block, Table)]
     (table,) = [t for t in tables if "Zaremba et al." in t.header]
-    # At the epoch of the best validation, with batch statistics; training is e^4.375 there.
+    # At the epoch of the best validation with batch statistics; training perplexity is e^4.375.
     assert [list(row) for row in table.rows] == [
         ["Small LSTM", "-", "0", "2", "79.44", "78.5", "120.00", "119.2", "114.25", "114.5"],
         ["Small LSTM, BN on the input term, 33 % run", "-", "0", "1", "148.41", "62.5", "179.00",

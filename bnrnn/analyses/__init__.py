@@ -1,7 +1,8 @@
-"""What the paper shows beside its training runs: figures 1a, 1b, 3b and 5.
+"""The paper's analyses beside its training runs: figures 1a, 1b, 3b and 5.
 
-Each analysis is a function to plain data of a type in `bnrnn.runs.analysis`;
-`bnrnn.report.analysis_figures` draws them. `ANALYSES` is the table of them: a mode each.
+Each analysis is a function that returns plain data, of a type in `bnrnn.runs.analysis`;
+`bnrnn.report.analysis_figures` draws them. `ANALYSES` is the table of all analyses; each is a mode
+of the command.
 """
 
 import dataclasses
@@ -28,8 +29,11 @@ from bnrnn.tasks import CharacterTask, Progress, Task, build_task
 
 @dataclass(frozen=True)
 class Entry:
-    """compute: settings, the run that is looked into (None: no run), device -> result.
-    settings: those that make two analyses of one model two."""
+    """One analysis of the table.
+
+    compute: (settings, the analysed run or None, device) -> result. settings: the fields in which
+    two analyses of one model can differ.
+    """
 
     compute: Callable[[Config, Path | None, torch.device], Analysis]
     settings: Callable[[Config], dict[str, Any]] = lambda config: {}

@@ -1,12 +1,13 @@
-"""Figure 1a: how far back a gradient reaches through a batch-normalised tanh RNN, by γ.
+"""Figure 1a: gradient norm against time step in a batch-normalised tanh RNN, for several γ.
 
-The paper's argument for a small γ: where γ is 1, BN's unit variance drives tanh into saturation and
-the gradient vanishes. It holds for W_h = I, as in the authors' code, and is reversed where W_h is
-orthogonal: a small γ keeps the gradient's norm, a large one makes it explode.
+The paper's argument for a small γ: with γ = 1, the unit variance of BN drives tanh into saturation
+and the gradient vanishes. This holds for W_h = I, as in the authors' code. For orthogonal W_h the
+effect is reversed: a small γ preserves the gradient norm, and a large γ makes it explode.
 
-Which net the published plot was drawn with is not said. Its curves have the order and the ends of
-ours for W_h = I, but those of γ from 0.6 to 0.8 run several decades below our medians, over much of
-their length below every draw we made; another batch or noise does not explain 0.7 and 0.8.
+The paper does not state which network its plot shows. Its curves have the same order and ends as
+ours for W_h = I. For γ from 0.6 to 0.8, however, they are several decades below our medians, and
+over much of their length below every draw we made. Another batch or other noise does not explain
+0.7 and 0.8.
 """
 
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from bnrnn.runs.analysis import Band, GradientFlow
 from bnrnn.tasks.base import Progress
 
 CLASSES = 10
-EVERY = 4  # of the time steps, those that are kept
+EVERY = 4  # keep every 4th time step
 
 
 def gradient_flow(
@@ -34,21 +35,22 @@ def gradient_flow(
     seed: int = 0,
     progress: Progress = iter,
 ) -> GradientFlow:
-    """Norm of the gradient of the mean loss with respect to h_t, before any training.
+    """Compute the gradient norm of the mean loss with respect to h_t, before training.
 
     Args:
-        images: (B, T) uint8, a pixel a step; the paper: 100 images in order.
+        images: (B, T) uint8, one pixel per step; the paper: 100 images in pixel order.
         labels: (B,) integers, 0 to 9.
         matrices: W_h, each "identity" (the authors' code) or "orthogonal".
-        repeats: how often weights and noise are drawn; repeat r by `seed` + r.
-        noise: standard deviation of h_0. Needed: the first pixels are the same in all images.
+        repeats: how often weights and noise are drawn; repeat r uses seed `seed` + r.
+        noise: standard deviation of h_0. It must be positive, because the first pixels are equal in
+            all images.
 
     Returns:
-        t: every 4th step and the last; curves, one for each matrix and γ: log10 of the norm
-        (over units, mean over the batch) at these t, its median, lowest and highest over the
+        t: every 4th step and the last. curves: for each matrix and γ, log10 of the norm (over
+        units, then averaged over the batch) at these t: median, minimum and maximum over the
         repeats. None: the norm is 0 or not finite.
     """
-    # float64: the gradient shrinks and grows by more than a hundred decades.
+    # float64: the gradient changes by more than a hundred decades.
     pixels = torch.from_numpy(images.T / 255)
     target = torch.from_numpy(labels.astype(np.int64))
     last = len(pixels) - 1
@@ -87,17 +89,19 @@ def gradient_flow(
 def hidden_gradients(
     pixels: Tensor, target: Tensor, w_h: Tensor, w_x: Tensor, w_y: Tensor, h_0: Tensor, gamma: float
 ) -> Tensor:
-    """d(mean loss)/d h_t of h_t = tanh(BN(W_h h_{t-1} + W_x x_t; γ, 0)), softmax on the last h.
+    """Compute d(mean loss)/d h_t for h_t = tanh(BN(W_h h_{t-1} + W_x x_t; γ, 0)).
+
+    The loss is that of a softmax on the last h.
 
     Args:
         pixels: (T, B); target: (B,).
         w_h: (H, H); w_x: (H, 1); w_y: (classes, H); h_0: (B, H).
 
     Returns:
-        (T, B, H), from h_1, which has seen the first pixel, on.
+        (T, B, H) for h_1 to h_T; h_1 is the state after the first pixel.
     """
     scale = torch.full((len(w_h),), gamma, dtype=w_h.dtype)
-    hidden = h_0.requires_grad_()  # no gradient of the weights: they are not trained here
+    hidden = h_0.requires_grad_()  # the weights need no gradient; they are not trained here
     states = []
     for frame in pixels[:, :, None]:
         normalized = F.batch_norm(
@@ -110,8 +114,8 @@ def hidden_gradients(
 
 
 def log_norms(gradients: Tensor) -> Tensor:
-    """(T, B, H) -> (T,): log10 of the norm over units, averaged over the batch; -inf for 0."""
-    # Squares of numbers below 1e-160 are 0 in float64, so each step is scaled by its largest.
+    """Return log10 of the norm over units, averaged over the batch: (T, B, H) -> (T,); 0: -inf."""
+    # The square of a number below 1e-160 is 0 in float64: divide each step by its largest element.
     largest = gradients.abs().amax((1, 2))
     smallest = torch.finfo(gradients.dtype).tiny
     scaled = gradients / largest.clamp(min=smallest)[:, None, None]
@@ -121,7 +125,7 @@ def log_norms(gradients: Tensor) -> Tensor:
 def _draw(
     matrix: str, batch: int, hidden_size: int, noise: float, seed: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """W_h, W_x, W_y and h_0; all but W_h are the same for both kinds of W_h."""
+    """Draw W_h, W_x, W_y and h_0; only W_h depends on `matrix`."""
     generator = torch.Generator().manual_seed(seed)
 
     def orthogonal(rows: int, columns: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Figure 3b: bits per character of test sequences longer than those in training."""
+"""Figure 3b: bits per character on test sequences longer than those in training."""
 
 import contextlib
 from collections import Counter
@@ -26,18 +26,18 @@ def lengths(
 ) -> Lengths:
     """Cut the test string into non-overlapping slices of each length, and score the slices.
 
-    A slice of length L has L - 1 predictions, from the learned initial state on; what is left of
+    A slice of length L has L - 1 predictions and starts from the learned initial state. The rest of
     the string after the last whole slice is not scored.
 
     Args:
-        model: with population statistics; put into evaluation mode here.
+        model: has population statistics; this function sets it to evaluation mode.
         lengths: each 2 or more.
-        batch_size: slices at a time; the paper's code: 100. At least 3 for a model that
-            normalises, so that no batch is of one slice.
+        batch_size: slices per batch; the paper's code: 100. At least 3 for a model that
+            normalises, so that no batch has only one slice.
 
     Returns:
-        bpc: test bits per character for each length, with "population" statistics and, of a
-        model that normalises, with those of each "batch".
+        bpc: test bits per character for each length, with "population" statistics and, for a
+        model that normalises, with the statistics of each "batch".
 
     Raises:
         DataError: the test string is too short for a length.

@@ -12,18 +12,18 @@ from bnrnn.nn.statistics import StepStatistics
 from bnrnn.runs.analysis import Population, Units
 
 TERMS = {"recurrent": "hh_l0", "cell": "c_l0"}
-FIRST, LATER = 30, 30  # time steps that are kept: the first, and so many of all the others
+FIRST, LATER = 30, 30  # time steps to keep: the first 30, and 30 of the later ones
 
 
 def population(model: nn.Module, units: int, seed: int) -> Population:
-    """Population mean and variance of random units of the first `BNLSTM` in `model`.
+    """Return population mean and variance of random units of the first `BNLSTM` in `model`.
 
-    Of the recurrent term W_h h these are features among 4H (gates i, f, g, o), of the cell state
-    units among H; fewer than `units` where there are not so many.
+    Units of the recurrent term W_h h are chosen from its 4H features (gates i, f, g, o), and units
+    of the cell state from H; all of them if there are fewer than `units`.
 
     Returns:
-        steps: T; t: the first 30 steps, and 30 more up to the last; recurrent and cell: units
-        (indices), mean and variance, for each unit a list over t.
+        steps: T. t: the first 30 steps, and 30 more up to the last. recurrent and cell: units
+        (indices), mean and variance; for each unit a list over t.
 
     Raises:
         ConfigError: the model does not normalise both.

@@ -1,4 +1,4 @@
-"""Figure 1b: what is left of the derivative of tanh as its input spreads."""
+"""Figure 1b: the derivative of tanh against the standard deviation of its input."""
 
 from collections.abc import Sequence
 from statistics import NormalDist
@@ -9,18 +9,18 @@ from bnrnn.runs.analysis import TanhDerivative
 
 
 def tanh_derivative(deviations: Sequence[float]) -> TanhDerivative:
-    """Mean and quartiles of 1 - tanh(x)² for x ~ N(0, σ²), one of each a σ in `deviations`.
+    """Compute mean and quartiles of 1 - tanh(x)² for x ~ N(0, σ²), for each σ in `deviations`.
 
-    The paper draws samples; the mean is an integral here and the quartiles are exact.
+    The paper draws samples. Here the mean is a numerical integral and the quartiles are exact.
     """
     sigma = np.asarray(deviations, dtype=np.float64)
-    # The trapezoid rule: its error falls exponentially with the step for so smooth an integrand
-    # (below 1e-12 up to σ = 20), and beyond 9 standard deviations lies less than 1e-18.
+    # Trapezoidal rule: for such a smooth integrand its error decreases exponentially with the
+    # number of points (below 1e-12 up to σ = 20). Less than 1e-18 is beyond 9 standard deviations.
     z = np.linspace(-9, 9, 2001)
     density = np.exp(-(z**2) / 2)
     mean = _derivative(sigma[:, None] * z) @ (density / density.sum())
-    # The derivative falls with |x|: its lower quartile is where |x| has its upper one, and |x| is
-    # below σ Φ⁻¹((1 + p) / 2) with probability p.
+    # The derivative decreases with |x|, so its lower quartile is at the upper quartile of |x|, and
+    # |x| is below σ Φ⁻¹((1 + p) / 2) with probability p.
     lower, upper = (sigma * NormalDist().inv_cdf((1 + p) / 2) for p in (0.75, 0.25))
     return TanhDerivative(
         deviations=list(deviations),

@@ -1,4 +1,4 @@
-"""Where data come from, their hashes and formats. Arrays out; nothing here knows about models."""
+"""Data sets as NumPy arrays: their sources, hashes and formats. Independent of models."""
 
 from bnrnn.datasets.characters import CharacterCorpus
 from bnrnn.datasets.cnn.batches import bucketed_batches, pad, relabel_entities

@@ -24,14 +24,14 @@ ADVICE = "set BNRNN_CACHE_DIR to another folder"
 def cached_folder(
     name: str, key: Callable[[], str], build: Callable[[Path], None], load: Callable[[Path], T]
 ) -> T:
-    """`load(folder)` of a folder of files that `build(folder)` has made once.
+    """Return `load(folder)` for a cached folder; `build(folder)` writes its files the first time.
 
-    For arrays that are too large for memory or take long to parse. The cache is at
-    $BNRNN_CACHE_DIR, else in the user's cache folder. What has the wrong check sums, or makes
-    `load` fail, is built again. Processes may share the cache.
+    For arrays that are too large for memory or slow to parse. The cache is at $BNRNN_CACHE_DIR, or
+    else in the user's cache folder. A folder with wrong checksums, or one that `load` cannot read,
+    is rebuilt. Processes may share the cache.
 
-    key: identifies the source and all that `build` depends on, in hexadecimal digits. It is asked
-        again after `build`, because a source may change while it is read.
+    key: returns hexadecimal digits that identify the source and everything else `build` depends
+        on. It is called again after `build`, because the source may change while it is read.
 
     Raises:
         DataError: the source cannot be read, or changed while it was read.
@@ -44,7 +44,7 @@ def cached_folder(
     try:
         return _load(path, load)
     except Exception:
-        pass  # Missing or damaged: numpy and json have many exceptions for that.
+        pass  # Missing or damaged; NumPy and json raise many types of exception for that.
     try:
         with staging(path) as content:
             fresh, damaged = content / "fresh", content / "damaged"
@@ -56,7 +56,7 @@ def cached_folder(
             try:
                 publish(fresh, path)
             except OSError:
-                # Another process was faster, or something damaged is there.
+                # Another process published first, or the folder there is damaged.
                 try:
                     return _load(path, load)
                 except Exception:
@@ -86,7 +86,7 @@ def _load(path: Path, load: Callable[[Path], T]) -> T:
 
 
 def _sums(folder: Path) -> dict[str, list[int]]:
-    """Size and CRC-32 of each file."""
+    """Return size and CRC-32 of each file."""
     sums = {}
     for path in sorted(folder.iterdir()):
         if path.name == SUMS:

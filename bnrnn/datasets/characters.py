@@ -12,10 +12,10 @@ CHUNK = 1 << 20  # characters encoded at a time, to bound the memory for a large
 
 @dataclass(frozen=True, eq=False)
 class CharacterCorpus:
-    """A text over `symbols`, in order of their code points: index k stands for `symbols[k]`.
+    """A text as indices: index k stands for `symbols[k]`; symbols are sorted by code point.
 
     train, valid, test: (characters,), uint8 up to 256 symbols, else the next wider unsigned type.
-    whole: False if only a part of the published corpus is there.
+    whole: False if only part of the published corpus was found.
     """
 
     name: str
@@ -26,21 +26,21 @@ class CharacterCorpus:
     whole: bool = True
 
     def decode(self, indices: np.ndarray | Sequence[int]) -> str:
-        """indices (n,), each below the number of symbols -> n characters."""
+        """Convert indices (n,), each below the number of symbols, to n characters."""
         points = _code_points(self.symbols)[np.asarray(indices, dtype=np.int64)]
         return points.tobytes().decode("utf-32-le")
 
     def encode(self, text: str) -> np.ndarray:
-        """n characters -> indices (n,), of the dtype of `train`.
+        """Convert n characters to indices (n,) with the dtype of `train`.
 
         Raises:
-            DataError: a character is not among the symbols.
+            DataError: a character is not one of the symbols.
         """
         return encode(text, self.symbols)
 
 
 def split_corpus(name: str, symbols: str, text: np.ndarray) -> CharacterCorpus:
-    """The first 90 %, the next 5 % and the last 5 % of a text of indices (characters,).
+    """Split a text of indices (characters,) into its first 90 %, next 5 % and last 5 %.
 
     Raises:
         DataError: the text is too short.
@@ -56,10 +56,10 @@ def split_corpus(name: str, symbols: str, text: np.ndarray) -> CharacterCorpus:
 
 
 def encode(text: str, symbols: str) -> np.ndarray:
-    """The index of each character in `symbols`, which is sorted: (n,), the smallest unsigned type.
+    """Return each character's index in the sorted `symbols`: (n,), in the smallest unsigned type.
 
     Raises:
-        DataError: a character is not among the symbols.
+        DataError: a character is not one of the symbols.
     """
     known = _code_points(symbols)
     indices = np.empty(len(text), index_type(symbols))
@@ -78,10 +78,11 @@ def encode(text: str, symbols: str) -> np.ndarray:
 
 
 def index_type(symbols: str) -> np.dtype:
-    """The smallest unsigned type for indices into `symbols`."""
+    """Return the smallest unsigned type for indices into `symbols`."""
     return np.min_scalar_type(max(0, len(symbols) - 1))
 
 
 def _code_points(text: str) -> np.ndarray:
-    # "surrogatepass": arguments that are not UTF-8 hold surrogates, which are merely unknown.
+    # "surrogatepass": a command-line argument that is not UTF-8 contains surrogates; the caller
+    # reports them as unknown characters.
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")

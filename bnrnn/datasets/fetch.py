@@ -1,4 +1,4 @@
-"""Files from the network, verified by their hash; a file that is already there is never touched."""
+"""Download files and verify their hashes. An existing file is never changed."""
 
 import hashlib
 import logging
@@ -17,7 +17,7 @@ from bnrnn.errors import DataError, printable
 
 log = logging.getLogger(__name__)
 
-TIMEOUT_SECONDS = 30  # without an answer, not for the whole file
+TIMEOUT_SECONDS = 30  # without a response; not for the whole download
 CHUNK = 1 << 16  # bytes received at a time
 
 
@@ -25,8 +25,8 @@ CHUNK = 1 << 16  # bytes received at a time
 class RemoteFile:
     """A file of known content and the addresses that serve it.
 
-    hash: as pooch writes it, "md5:...", "sha1:..." or "sha256:...".
-    size: in bytes; a larger file is neither read nor downloaded to its end.
+    hash: in pooch's notation: "md5:...", "sha1:..." or "sha256:...".
+    size: in bytes; a larger file is not read, and its download stops there.
     """
 
     name: str
@@ -36,13 +36,13 @@ class RemoteFile:
 
 
 def fetch(file: RemoteFile, folder: Path, *others: RemoteFile) -> Path:
-    """The path of `file` in `folder`, downloaded if it is not there.
+    """Return the path of `file` in `folder`; download it if it is missing.
 
-    others: files that serve as well (the same content, packed in another way), tried after `file`.
+    others: alternatives with the same content in another compression, tried after `file`.
 
     Raises:
-        DataError: the file there has another hash, no address serves it, or `folder` cannot be
-            written.
+        DataError: the existing file has another hash, no address serves it, or `folder` is not
+            writable.
     """
     folder, files = expand(folder), (file, *others)
     for candidate in files:
@@ -68,10 +68,10 @@ def fetch(file: RemoteFile, folder: Path, *others: RemoteFile) -> Path:
 
 
 def expand(path: Path) -> Path:
-    """`path` with a leading ~ replaced: shells leave it alone in `data_dir=~/data`.
+    """Return `path` with a leading ~ expanded; shells do not expand it in `data_dir=~/data`.
 
     Raises:
-        DataError: there is no home folder, or this cannot be a path.
+        DataError: there is no home folder, or `path` is not a valid path.
     """
     expanded = Path(os.path.expanduser(path))
     try:
@@ -79,7 +79,7 @@ def expand(path: Path) -> Path:
     except ValueError as error:  # a NUL or a lone surrogate
         raise DataError(f"{path} cannot be a path ({error}); set another one") from error
     except OSError:
-        pass  # not there yet
+        pass  # does not exist yet
     if expanded.parts[:1] == ("~",):
         raise DataError(
             f"cannot find the home folder for {path}: set HOME, or a path without ~ (data_dir, "
@@ -106,19 +106,19 @@ def _verify(path: Path, file: RemoteFile) -> None:
 
 
 def _download(url: str, file: RemoteFile, folder: Path) -> str | None:
-    """Why it failed, in a few words; None if the verified file is in place."""
-    # Slow to import, and needed by downloads only.
+    """Download and verify; return the reason for a failure in a few words, None on success."""
+    # Slow to import; only downloads need it.
     from requests.exceptions import HTTPError, RequestException
 
-    pooch.get_logger().setLevel(logging.WARNING)  # it would write to stderr by itself
+    pooch.get_logger().setLevel(logging.WARNING)  # pooch logs to stderr on its own
     log.info("fetching %s", url)
     path = folder / file.name
     try:
         with staging(path) as made:
-            # Any callable will do, but pooch's type asks for more.
+            # pooch accepts any callable, but its type hint is narrower.
             downloader: Any = partial(_stream, limit=file.size)
             pooch.retrieve(url, file.hash, file.name, made, downloader=downloader)
-            # pooch's files are for their owner only; those of the user's umask are for more.
+            # pooch makes files readable by their owner only; apply the user's umask instead.
             (made / file.name).chmod(made.stat().st_mode & 0o666)
             publish(made / file.name, path)
     except HTTPError as error:
@@ -142,10 +142,10 @@ class _TooLargeError(Exception):
 
 
 def _stream(url: str, output_file: Any, _: Any, limit: int) -> None:
-    """A downloader for pooch, of at most `limit` bytes."""
+    """Downloader for pooch that stops after `limit` bytes."""
     import requests
 
-    # A server that packs the .gz once more would have it unpacked on arrival.
+    # Without this a server may compress the .gz again, and requests would decompress both.
     headers = {"Accept-Encoding": "identity"}
     with (
         requests.get(url, stream=True, timeout=TIMEOUT_SECONDS, headers=headers) as response,

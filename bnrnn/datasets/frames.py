@@ -1,6 +1,7 @@
-"""Frames of speech and the class of each: Kaldi archives, or a hidden Markov model's.
+"""Speech frames and their classes, from Kaldi archives or from a hidden Markov model.
 
-Of an archive only names and sizes are kept; an utterance is read when a batch needs it.
+Only the names and sizes in an archive are kept in memory; an utterance is read when a batch
+needs it.
 """
 
 import logging
@@ -23,14 +24,14 @@ log = logging.getLogger(__name__)
 Cmvn = Literal["none", "utterance", "speaker", "global"]
 Moments = tuple[np.ndarray, np.ndarray]  # mean and standard deviation, (D,) float32 each
 
-MOST_CLASSES = 100_000  # a softmax over more is a mistake: damaged targets, or transition ids
-MOST_SPEAKER_BYTES = 256 << 20  # of utt2spk
-NAMED = 5  # utterances in a message
-SAMPLED = 32  # utterances whose features are part of the fingerprint
+MOST_CLASSES = 100_000  # more is a mistake: damaged targets, or transition ids
+MOST_SPEAKER_BYTES = 256 << 20  # size of utt2spk
+NAMED = 5  # utterances named in a message
+SAMPLED = 32  # utterances whose features enter the fingerprint
 
 
 class FrameSplit(Protocol):
-    """Utterances by their number; lengths (n,) is in frames of features."""
+    """Utterances by number; lengths (n,) counts feature frames."""
 
     names: list[str]
     lengths: np.ndarray
@@ -40,25 +41,28 @@ class FrameSplit(Protocol):
         ...
 
     def targets(self, number: int) -> np.ndarray:
-        """(ceil(T / subsampling),) int32, the class of frame 0, subsampling, 2 subsampling …"""
+        """(ceil(T / subsampling),) int32: the classes of frames 0, subsampling, 2 subsampling, …"""
         ...
 
     def speaker(self, number: int) -> str: ...
 
 
 class Sources(NamedTuple):
-    """The files of one split, and what a message calls them."""
+    """The files of one split, and how messages refer to them."""
 
     features: str
     targets: str
     utt2spk: str | None
-    prefix: str = "data."  # of the settings, as in data.dev_features
+    prefix: str = "data."  # of the setting names, as in data.dev_features
 
 
 @dataclass
 class FrameCorpus:
-    """features: D, of a frame. fingerprint: of the names, lengths and targets of all utterances,
-    and of the features of some."""
+    """The three splits of a speech corpus.
+
+    features: D, the number of features in a frame. fingerprint: checksum of the names, lengths and
+    targets of all utterances, and of the features of some.
+    """
 
     train: FrameSplit
     dev: FrameSplit
@@ -77,14 +81,15 @@ def load_frames(
     subsampling: int = 1,
     pipes: bool = False,
 ) -> FrameCorpus:
-    """
+    """Open the three splits and check that their features and targets match.
+
     Args:
-        classes: None: as many as the training targets use.
-        subsampling: a target stands for so many frames (`frame_subsampling_factor` in Kaldi).
-        pipes: run what is a command to Kaldi, see `Archive`.
+        classes: the number of classes; None: the number that the training targets use.
+        subsampling: frames per target (`frame_subsampling_factor` in Kaldi).
+        pipes: run the commands that Kaldi would run, see `Archive`.
 
     Raises:
-        ConfigError, DataError, OutputError: see `Archive`; or features and targets do not fit.
+        ConfigError, DataError, OutputError: see `Archive`; or features and targets do not match.
     """
     splits = [ArchiveSplit(s, subsampling, pipes) for s in (train, dev, test)]
     of_train = splits[0]
@@ -119,7 +124,9 @@ def load_frames(
 
 
 def corpus_sources(folder: Path) -> tuple[Sources, Sources, Sources]:
-    """Of a folder with train, dev and test, each with feats.scp, ali.scp and, perhaps, utt2spk.
+    """Return the sources in `folder`: train, dev and test, each with feats.scp and ali.scp.
+
+    A split may also have utt2spk.
 
     Raises:
         DataError: there is no such folder.
@@ -144,7 +151,7 @@ def corpus_sources(folder: Path) -> tuple[Sources, Sources, Sources]:
 
 
 class ArchiveSplit:
-    """The utterances that have features and targets, in the order of the features."""
+    """The utterances that have both features and targets, in the order of the features."""
 
     def __init__(self, sources: Sources, subsampling: int, pipes: bool) -> None:
         self.prefix = sources.prefix
@@ -209,7 +216,10 @@ class ArchiveSplit:
         return remarks
 
     def _length(self, name: str) -> int:
-        """Frames that have a target, whose lengths may differ by `subsampling`."""
+        """Return the number of frames with a target.
+
+        Features and targets may differ by up to `subsampling` frames.
+        """
         frames, targets = self._features.rows[name], self._targets.rows[name]
         width = self._features.columns[name]
         if frames == 0 or targets == 0:
@@ -231,7 +241,7 @@ class ArchiveSplit:
         return min(frames, targets * self._subsampling)
 
     def _check_targets(self) -> str:
-        """Reads all targets once, and the features of some utterances; returns the fingerprint."""
+        """Read all targets and the features of some utterances; return the fingerprint."""
         check, step = 0, -(-len(self.names) // SAMPLED)
         for number, name in enumerate(self.names):
             targets = self._targets.read(name)
@@ -250,10 +260,10 @@ class ArchiveSplit:
 
 
 def read_speakers(file: str, setting: str) -> dict[str, str]:
-    """Kaldi's utt2spk: utterance -> speaker.
+    """Read Kaldi's utt2spk: utterance -> speaker.
 
     Raises:
-        DataError: it cannot be read, or a line is no pair.
+        DataError: the file cannot be read, or a line does not have two words.
     """
     advice = f"set {setting} to a file of lines `utterance speaker`"
     content = read_file(expand(Path(file)), MOST_SPEAKER_BYTES, advice)
@@ -274,16 +284,17 @@ def read_speakers(file: str, setting: str) -> dict[str, str]:
 
 
 class Normalizer:
-    """Cepstral mean and variance normalisation: each feature minus its mean, over its standard
-    deviation, both over
+    """Cepstral mean and variance normalisation.
 
-        none:       nothing is done
+    Subtracts each feature's mean and divides by its standard deviation, computed over
+
+        none:       nothing (features are not normalised)
         utterance:  the frames of the utterance
         speaker:    all frames of the speaker in the split, as Kaldi's
                     `apply-cmvn --norm-vars=true --utt2spk=…`
         global:     all frames of the training set, in one pass before the first batch
 
-    A feature that never varies is only centred.
+    A constant feature is only centred.
     """
 
     def __init__(self, kind: Cmvn, train: FrameSplit) -> None:
@@ -291,10 +302,10 @@ class Normalizer:
         self._train = train
         self._by_speaker: dict[tuple[int, str], Moments] = {}
         self._members: dict[int, dict[str, list[int]]] = {}
-        self.of_training: Moments | None = None  # of "global", once it is known
+        self.of_training: Moments | None = None  # for "global", once computed
 
     def features(self, split: FrameSplit, number: int) -> np.ndarray:
-        """Of one utterance, (T, D) float32."""
+        """Return the normalised features of one utterance, (T, D) float32."""
         found = split.features(number)
         if self.kind == "none":
             return found
@@ -327,7 +338,7 @@ class Normalizer:
 
 
 def _moments(utterances: Iterable[np.ndarray]) -> Moments:
-    """Over all frames of some utterances, in float64."""
+    """Compute mean and standard deviation over all frames of the utterances, in float64."""
     count, total, squares = 0, np.zeros(()), np.zeros(())
     for frames in utterances:
         wide = frames.astype(np.float64)
@@ -336,7 +347,7 @@ def _moments(utterances: Iterable[np.ndarray]) -> Moments:
         squares = squares + np.square(wide).sum(0)
     mean = total / count
     variance = squares / count - np.square(mean)
-    # What is left of a constant are rounding errors.
+    # The variance of a constant feature is only rounding error.
     constant = variance <= 1e-10 * (np.square(mean) + 1e-20)
     deviation = np.sqrt(np.where(constant, 1.0, variance))
     return mean.astype(np.float32), deviation.astype(np.float32)

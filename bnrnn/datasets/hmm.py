@@ -1,26 +1,26 @@
-"""Frames from a small hidden Markov model, for tests and trials without speech.
+"""Frames from a small hidden Markov model, for tests and trials without speech data.
 
-48 classes: 16 phones of three states, each followed by itself or the next; a phone is followed by
-one of four. A state emits 24 features, Gaussian about its mean with variance 1. The means are so
-close that whoever looks at one frame alone errs in about half of them; the neighbours tell the
-rest, so that a recurrent network has something to learn.
+48 classes: 16 phones of three states. A state is followed by itself or by the next state, and a
+phone by one of four phones. A state emits 24 Gaussian features with variance 1 about its mean. The
+means are so close that a classifier of single frames errs on about half of them. Neighbouring
+frames resolve the rest, so a recurrent network has something to learn.
 """
 
 import numpy as np
 
 from bnrnn.datasets.frames import FrameCorpus
 
-VERSION = 1  # of the frames: raise it when they change
+VERSION = 1  # of the generated frames; increase it when they change
 PHONES, STATES, FEATURES = 16, 3, 24
 CLASSES = PHONES * STATES
 FOLLOWERS = 4
-STAY = 0.75  # probability of one more frame of a state
+STAY = 0.75  # probability of staying in a state for one more frame
 SPREAD = 0.5  # standard deviation of the means
-LEAST, MOST = 8, 24  # phones an utterance
+LEAST, MOST = 8, 24  # phones per utterance
 
 
 class HmmSplit:
-    """n utterances; each is a function of the split's and its own number."""
+    """n utterances; each is a function of its number and the number of the split."""
 
     def __init__(self, part: int, n: int) -> None:
         self.part = part
@@ -54,7 +54,7 @@ class HmmSplit:
 
 
 def generate_frames(n: int) -> FrameCorpus:
-    """n training utterances, and a tenth as many, but 24 at least, for dev and for test."""
+    """Generate n training utterances, and n / 10 each for dev and test, but at least 24."""
     held_out = max(24, n // 10)
     return FrameCorpus(
         HmmSplit(0, n), HmmSplit(1, held_out), HmmSplit(2, held_out),

@@ -1,15 +1,15 @@
 """Kaldi archives: matrices and vectors of integers by utterance, read one at a time.
 
-An archive is named as in Kaldi: `ark:FILE` or `scp:FILE`, or FILE alone, which is a table of places
-if its name ends in .scp or .scp.gz. Binary and text, compressed matrices, gzipped files, several
-files by a pattern (`pdf.*.gz`), and ranges (`feats.ark:11[0:99]`) are understood.
+An archive is named as in Kaldi: `ark:FILE`, `scp:FILE`, or FILE alone. FILE alone is an scp table
+if its name ends in .scp or .scp.gz. Supported: binary and text objects, compressed matrices,
+gzipped files, several files by a glob pattern (`pdf.*.gz`), and ranges (`feats.ark:11[0:99]`).
 
-Archives come from strangers, and `kaldiio` trusts them: it executes what begins or ends in `|`,
-also before an offset or a range (`cmd |:7`, `cmd |[0:5]`), unpickles what begins with PKL, and
-hands to other readers what begins with NPY, AUDIO, fLaC or RIFF. Therefore it sees neither names
-nor files here, only the bytes of one binary matrix, whose header has been checked. Commands are run
-only where `pipes` is true, once each; what they print is kept in an unnamed temporary file, as is
-the content of a gzipped archive, which cannot be read at any place.
+Archives are untrusted, but `kaldiio` trusts them. It executes names that begin or end in `|`, even
+before an offset or a range (`cmd |:7`, `cmd |[0:5]`), unpickles content that begins with PKL, and
+passes content that begins with NPY, AUDIO, fLaC or RIFF to other readers. This module therefore
+passes it neither names nor files, only the bytes of one binary matrix whose header was checked.
+Commands run only if `pipes` is true, once each. Their output is kept in an unnamed temporary file,
+as is the content of a gzipped archive, because neither can be read at random positions.
 """
 
 import glob
@@ -39,73 +39,75 @@ from bnrnn.errors import ConfigError, DataError, OutputError
 Kind = Literal["matrix", "integers"]
 
 MOST_BYTES = 64 << 20  # of one matrix: 400,000 frames of 40 features
-MOST_TEXT = 16 << 20  # of one in text
+MOST_TEXT = 16 << 20  # of one text object
 MOST_TOKEN = 4096  # bytes of an utterance's name
-MOST_LINE = 1 << 16  # bytes of a line of a table of places
-MOST_TABLE = 1 << 30  # bytes of such a table, unpacked
-MOST_OPEN = 64  # files at once
-# Alignments shrink to a thirtieth, features hardly; content that shrinks more is a trap.
+MOST_LINE = 1 << 16  # bytes of a line in an scp table
+MOST_TABLE = 1 << 30  # bytes of an scp table, decompressed
+MOST_OPEN = 64  # files open at once
+# gzip reduces alignments to 1/30 and features hardly at all. A higher ratio is a decompression
+# bomb.
 MOST_EXPANSION, SLACK = 100, 16 << 20
-SPARED = 64 << 20  # bytes of the disk of temporary files
+SPARED = 64 << 20  # bytes to leave free on the disk of temporary files
 CHUNK = 1 << 20
 MAGIC = b"\x1f\x8b"  # of gzip
-HEAD = 32  # bytes that hold any header of a matrix
+HEAD = 32  # bytes; longer than any matrix header
 
 _FLOATS = {b"FM": 4, b"DM": 8}
-_COMPRESSED = {b"CM": (1, 8), b"CM2": (2, 0), b"CM3": (1, 0)}  # bytes an element, and a column
+_COMPRESSED = {b"CM": (1, 8), b"CM2": (2, 0), b"CM3": (1, 0)}  # bytes per element and per column
 _RANGE = re.compile(r"\[(\d{0,9}):(\d{0,9})(?:,(\d{0,9}):(\d{0,9}))?\]$")
 _SPECIFIER = re.compile(r"(ark|scp)((?:,\w+)*):(.*)", re.DOTALL)
 _NUMBERS = re.compile(rb"[\d\s.+\-eEnaifNAIFty]*")
 
 
 class _DamagedError(Exception):
-    """What is wrong with an object; the archive says of which utterance and file."""
+    """An object is damaged; the archive adds the utterance and the file to the message."""
 
 
 class _Header(NamedTuple):
     kind: Kind
     rows: int
-    columns: int  # 1 of a vector
+    columns: int  # 1 for a vector
     size: int  # of the whole object, in bytes
     text: bool = False
 
 
 class _Place(NamedTuple):
-    file: int  # its number
+    file: int  # number of the file
     offset: int
     range: str = ""
 
 
 class Archive:
-    """The matrices, or vectors of integers, of one rspecifier.
+    """The matrices or integer vectors of one rspecifier.
 
     Attributes:
-        rows: utterance -> its number of frames, in the order of the archive.
-        columns: utterance -> its number of features; 1 of a vector.
+        rows: utterance -> number of frames, in the order of the archive.
+        columns: utterance -> number of features; 1 for a vector.
     """
 
     def __init__(
         self, specifier: str, kind: Kind, setting: str = "data.features", pipes: bool = False
     ) -> None:
-        """Read the headers of all objects; no data.
+        """Read the headers of all objects, but no data.
 
         Args:
-            specifier: a Kaldi rspecifier or a file, see above.
-            kind: what the objects must be.
-            setting: that named it, for messages.
+            specifier: a Kaldi rspecifier or a file, see the module's docstring.
+            kind: the type that every object must have.
+            setting: the setting that gave the specifier, for messages.
             pipes: run commands, as Kaldi does.
 
         Raises:
             ConfigError: the specifier is a command, and `pipes` is false.
-            DataError: a file is missing, damaged, no archive, or names a command without `pipes`.
-            OutputError: there is no space to unpack it to.
+            DataError: a file is missing, damaged, not an archive, or contains a command while
+                `pipes` is false.
+            OutputError: there is no disk space to decompress the archive.
         """
         self.kind: Kind = kind
         self._setting, self._pipes = setting, pipes
         self._advice = f"set {setting} to a Kaldi archive or its .scp"
         self._files = _Files(self._advice)
-        self._printed: int | None = None  # the file of what commands print
-        self._numbers: dict[str, int] = {}  # of files by their names in tables
+        self._printed: int | None = None  # number of the file with the commands' output
+        self._numbers: dict[str, int] = {}  # file name in a table -> file number
         self._places: dict[str, _Place] = {}
         self.rows: dict[str, int] = {}
         self.columns: dict[str, int] = {}
@@ -140,10 +142,10 @@ class Archive:
         return iter(self._places)
 
     def read(self, utterance: str) -> np.ndarray:
-        """Its matrix, (T, D) float32, or vector, (T,) int32; read from the file each time.
+        """Read an utterance's matrix, (T, D) float32, or vector, (T,) int32; it is not cached.
 
         Raises:
-            DataError: it is damaged, or not what it was when the archive was opened.
+            DataError: the object is damaged, or has changed since the archive was opened.
         """
         place = self._places[utterance]
         try:
@@ -173,7 +175,7 @@ class Archive:
                 self._read_table(file, str(path), path.parent, MOST_TABLE)
 
     def _scan(self, number: int) -> None:
-        """All objects of a file, one after the other, each behind its utterance's name."""
+        """Admit all objects of a file; each follows its utterance's name."""
         name_of_file, position = self._files.names[number], 0
         while True:
             head = self._files.read(number, position, MOST_TOKEN + HEAD)
@@ -199,7 +201,7 @@ class Archive:
     def _read_table(
         self, stream: IO[bytes] | gzip.GzipFile, name: str, folder: Path, most: int
     ) -> None:
-        """The lines `utterance place` of an scp file."""
+        """Admit the objects listed in an scp file by lines `utterance place`."""
         total = number = 0
         while True:
             number += 1
@@ -226,8 +228,11 @@ class Archive:
             self._admit(utterance, self._place(rest[0], name, number, folder))
 
     def _place(self, text: str, table: str, line: int, folder: Path) -> _Place:
-        """`feats.ark:11[0:99]`; a relative name is of a file beside the table, or, as in Kaldi, of
-        one in the current folder."""
+        """Parse a place such as `feats.ark:11[0:99]`.
+
+        A relative name refers to a file beside the table, or else, as in Kaldi, to one in the
+        current folder.
+        """
         where = f"{table}: line {line}"
         found = _RANGE.search(text)
         range_, rest = (found[0], text[: found.start()]) if found else ("", text)
@@ -272,7 +277,7 @@ class Archive:
         )
 
     def _unpacked(self, path: Path) -> int:
-        """The content of a gzipped file, in a temporary one."""
+        """Decompress a gzipped file to a temporary file; return its number."""
         number = self._files.keep(str(path), _temporary())
         with open_regular(path, self._advice) as packed:
             stream, target = gzip.GzipFile(fileobj=packed), self._files.descriptor(number)
@@ -283,7 +288,7 @@ class Archive:
         return number
 
     def _run(self, command: str) -> _Place:
-        """Where the output of a command begins: that of all is in one temporary file."""
+        """Run a command; return where its output begins in the commands' temporary file."""
         if self._printed is None:
             self._printed = self._files.keep("the output of a command", _temporary())
         target = self._files.descriptor(self._printed)
@@ -305,7 +310,7 @@ class Archive:
 
 
 def _limit(packed: IO[bytes]) -> int:
-    """How many bytes a gzipped file may hold."""
+    """Return how many bytes a gzipped file may contain."""
     return MOST_EXPANSION * os.fstat(packed.fileno()).st_size + SLACK
 
 
@@ -314,7 +319,7 @@ def _not_unpacked(name: object, error: Exception, advice: str) -> DataError:
 
 
 def is_command(name: str) -> bool:
-    """What Kaldi would execute instead of opening it."""
+    """Return whether Kaldi would execute this name instead of opening a file."""
     return name.strip().startswith("|") or name.strip().endswith("|")
 
 
@@ -323,14 +328,14 @@ def _command(name: str) -> str:
 
 
 def _parse_specifier(specifier: str) -> tuple[bool, str]:
-    """Whether it is a table of places, and its file or command."""
+    """Return whether the specifier is an scp table, and its file or command."""
     if found := _SPECIFIER.fullmatch(specifier.strip()):
         return found[1] == "scp", found[3].strip()
     return specifier.strip().endswith((".scp", ".scp.gz")), specifier.strip()
 
 
 def _matching(name: str, advice: str) -> Sequence[Path]:
-    """The file of this name, or all that the pattern fits, 2 before 10."""
+    """Return the file of this name, or all that match the pattern, in numeric order."""
     if name == "-":
         raise DataError(f"the standard input cannot be read more than once; {advice}")
     path = expand(Path(name))
@@ -347,9 +352,10 @@ def _padded(number: re.Match[str]) -> str:
 
 
 def _utterance(name: bytes) -> str:
-    """
+    """Decode an utterance's name.
+
     Raises:
-        ValueError: it is no name of an utterance.
+        ValueError: it is not a valid name.
     """
     text = name.decode("utf-8")
     if not text.isprintable() or text.split() != [text]:
@@ -358,21 +364,21 @@ def _utterance(name: bytes) -> str:
 
 
 def _temporary() -> int:
-    """A descriptor of a file without a name, which ends with the process."""
+    """Return the descriptor of an unnamed file, which disappears with the process."""
     descriptor, path = tempfile.mkstemp(prefix="bnrnn-")
     os.unlink(path)
     return descriptor
 
 
 def _spool(stream: IO[bytes] | gzip.GzipFile, name: str, target: int, limit: int | None) -> None:
-    """Write the whole of a stream to the end of a temporary file.
+    """Append the whole of a stream to a temporary file.
 
     Args:
         target: the descriptor of that file.
 
     Raises:
-        DataError: there is more than `limit`.
-        OutputError: there is no space.
+        DataError: the stream has more than `limit` bytes.
+        OutputError: there is no disk space.
     """
     free = shutil.disk_usage(tempfile.gettempdir()).free - SPARED
     full = OutputError(
@@ -397,20 +403,21 @@ def _spool(stream: IO[bytes] | gzip.GzipFile, name: str, target: int, limit: int
 
 
 class _Files:
-    """Bytes at any place of files, which have numbers; few of those with a path are open."""
+    """Random access to numbered files; at most `MOST_OPEN` of those with a path are open."""
 
     def __init__(self, advice: str) -> None:
         self.names: list[str] = []
         self._paths: list[Path | None] = []
         self._kept: dict[int, int] = {}  # number -> descriptor
-        self._open: OrderedDict[int, int] = OrderedDict()  # the same, the newest last
+        self._open: OrderedDict[int, int] = OrderedDict()  # likewise, most recently used last
         self._advice = advice
         weakref.finalize(self, _close, self._kept, self._open)
 
     def add(self, path: Path) -> int:
-        """
+        """Open a file and return its number.
+
         Raises:
-            DataError: it is missing, or no file.
+            DataError: it is missing or not a regular file.
         """
         self.names.append(str(path))
         self._paths.append(path)
@@ -427,7 +434,7 @@ class _Files:
         return os.fstat(self.descriptor(number)).st_size
 
     def read(self, number: int, offset: int, n: int) -> bytes:
-        """At most n bytes; fewer at the end of the file."""
+        """Read n bytes, or fewer at the end of the file."""
         descriptor, parts = self.descriptor(number), []
         try:
             while n > 0 and (part := os.pread(descriptor, min(n, CHUNK), offset)):
@@ -460,10 +467,10 @@ def _close(*descriptors: dict[int, int]) -> None:
 
 
 def _header_at(files: _Files, number: int, offset: int, kind: Kind) -> _Header:
-    """What the object at a place claims to be; no more is read than needed to know it.
+    """Read and check the header of the object at `offset`; a text object is read whole.
 
     Raises:
-        _DamagedError: it is not an object of this kind, or the file ends before it does.
+        _DamagedError: it is not an object of this kind, or the file ends before the object.
     """
     size = files.size(number)
     if not 0 <= offset < size:
@@ -521,7 +528,7 @@ def _not_negative(*sizes: int) -> None:
 
 
 def _text_at(files: _Files, number: int, offset: int) -> bytes:
-    """A text object with its end: a line, or all to the line end behind `]`."""
+    """Read a text object including its end: one line, or everything up to the newline after `]`."""
     content = b""
     while len(content) <= MOST_TEXT:
         part = files.read(number, offset + len(content), CHUNK if content else 1 << 14)
@@ -542,7 +549,11 @@ def _text_at(files: _Files, number: int, offset: int) -> bytes:
 
 
 def _parse_text(content: bytes, kind: Kind) -> np.ndarray:
-    """kaldiio takes a text matrix for integers where its first number has no point."""
+    """Parse a text object.
+
+    kaldiio is not used here: it reads a matrix as integers if its first number has no decimal
+    point.
+    """
     inner = content.strip()
     brackets = inner[:1] == b"["
     if brackets:
@@ -572,15 +583,15 @@ def _read(files: _Files, number: int, offset: int, kind: Kind) -> tuple[_Header,
     if header.text:
         return header, _parse_text(content, kind)
     if kind == "integers":
-        # As kaldiio.read_int32vector, without a loop: each integer stands behind its width, 4.
+        # Like kaldiio.read_int32vector, without a loop: each integer follows its width, 4.
         pairs = np.frombuffer(content, np.dtype([("width", "u1"), ("value", "<i4")]), offset=7)
         if (pairs["width"] != 4).any():
             raise _DamagedError("its integers are damaged")
         return header, pairs["value"].astype(np.int32)
-    if _binary_header(content[:HEAD]) != header:  # the file has changed in between
+    if _binary_header(content[:HEAD]) != header:  # the file changed between the two reads
         raise _DamagedError("has changed while it was read")
     try:
-        with np.errstate(all="ignore"):  # what is not finite is for the caller to find
+        with np.errstate(all="ignore"):  # the caller checks for values that are not finite
             found = np.ascontiguousarray(read_kaldi(io.BytesIO(content)), dtype=np.float32)
     except (ValueError, AssertionError, struct.error, IndexError, OverflowError) as error:
         raise _DamagedError(f"it cannot be decoded ({error})") from error
@@ -588,7 +599,7 @@ def _read(files: _Files, number: int, offset: int, kind: Kind) -> tuple[_Header,
 
 
 def _bounds(text: str, header: _Header) -> tuple[int, int, int, int]:
-    """Of a range `[first:last,left:right]`, both ends included; as Python's, without them."""
+    """Convert a range `[first:last,left:right]`, which includes its ends, to Python's half-open."""
     rows, columns = header.rows, header.columns
     if not text:
         return 0, rows, 0, columns
@@ -602,7 +613,7 @@ def _bounds(text: str, header: _Header) -> tuple[int, int, int, int]:
 def _bound(first: str | None, last: str | None, n: int) -> tuple[int, int]:
     begin = int(first) if first else 0
     end = int(last) + 1 if last else n
-    # Kaldi forgives three frames: rounded times of segments go beyond the end.
+    # Kaldi tolerates three frames beyond the end, because segment times are rounded.
     if begin >= end or end > n + 3 or begin >= n:
         raise _DamagedError(f"it has no [{first or ''}:{last or ''}]: its size is {n}")
     return begin, min(end, n)

@@ -1,7 +1,7 @@
-"""Files that anybody may have made, read through limits.
+"""Read untrusted files within limits.
 
-Only regular files are opened: a named pipe or a device can block or never end. Nothing is read or
-unpacked beyond what the caller expects, so that memory is bounded regardless of the file.
+Only regular files are opened: a named pipe or a device can block or never end. Nothing beyond the
+expected size is read or decompressed, so memory is bounded regardless of the file.
 """
 
 import gzip
@@ -26,13 +26,13 @@ KINDS = {
 
 @contextmanager
 def reading(path: Path | str, advice: str, limit: int | None = None) -> Iterator[BufferedReader]:
-    """The regular file at `path`, opened; errors in the block mean that its content is damaged.
+    """Open the regular file at `path`; a read error in the `with` block becomes a DataError.
 
-    advice: what a person can do, the end of each message. limit: of its size, in bytes.
+    advice: the end of each message: what the user can do. limit: the largest allowed size in bytes.
 
     Raises:
-        DataError: it does not exist, is not a regular file, is larger than `limit`, or cannot be
-            read or unpacked.
+        DataError: the file does not exist, is not a regular file, is larger than `limit`, or cannot
+            be read or decompressed.
     """
     with open_regular(path, advice) as file:
         size = os.fstat(file.fileno()).st_size
@@ -45,7 +45,7 @@ def reading(path: Path | str, advice: str, limit: int | None = None) -> Iterator
 
 
 def read_file(path: Path | str, limit: int, advice: str) -> bytes:
-    """The content of the file, but at most `limit` + 1 bytes: then it is longer than `limit`.
+    """Read at most `limit` + 1 bytes; a result that long means the file exceeds `limit`.
 
     Raises:
         DataError: see `reading`.
@@ -55,27 +55,27 @@ def read_file(path: Path | str, limit: int, advice: str) -> bytes:
 
 
 def gunzip(path: Path | str, limit: int, advice: str) -> bytes:
-    """The content of the gzipped file, but at most `limit` + 1 bytes: then it is longer.
+    """Decompress at most `limit` + 1 bytes; a result that long means the content exceeds `limit`.
 
     Raises:
         DataError: see `reading`.
     """
-    # Incompressible content grows by less than a thousandth.
+    # gzip enlarges incompressible content by less than 0.1 %.
     most = limit + limit // 1000 + 1000
     with reading(path, advice, most) as file, gzip.GzipFile(fileobj=file) as unpacked:
         return unpacked.read(limit + 1)
 
 
 def open_regular(path: Path | str, advice: str) -> BufferedReader:
-    """The regular file at `path`, opened, for a caller that keeps it open.
+    """Open the regular file at `path`, for a caller that keeps it open.
 
     Raises:
-        DataError: it does not exist, is not a regular file, or cannot be read.
+        DataError: the file does not exist, is not a regular file, or cannot be read.
     """
     try:
         kind = stat.S_IFMT(os.stat(path).st_mode)
         if kind == stat.S_IFREG:
-            # Without blocking: the path may lead to a pipe by now, which would wait for a writer.
+            # Non-blocking: by now the path may be a pipe, and opening it would wait for a writer.
             descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
             kind = stat.S_IFMT(os.fstat(descriptor).st_mode)
             if kind == stat.S_IFREG:

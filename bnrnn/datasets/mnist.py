@@ -38,9 +38,9 @@ FILES = {
 
 @dataclass(frozen=True, eq=False)
 class MNIST:
-    """Images (N, 784) uint8, row by row, 0 background to 255 ink; labels (N,) int64, 0 to 9.
+    """Images (N, 784) uint8 in row order, 0 (background) to 255 (ink); labels (N,) int64, 0 to 9.
 
-    N is 50,000 / 10,000 / 10,000; valid is the end of the official training set.
+    N is 50,000 / 10,000 / 10,000; valid is the last 10,000 of the official training set.
     """
 
     train_images: np.ndarray
@@ -52,7 +52,7 @@ class MNIST:
 
 
 def load_mnist(data_dir: Path) -> MNIST:
-    """MNIST from the files in `data_dir/mnist`, downloaded if they are not there.
+    """Load MNIST from the files in `data_dir/mnist`; download missing files.
 
     Raises:
         DataError: a file is damaged or cannot be fetched.
@@ -75,12 +75,12 @@ def load_mnist(data_dir: Path) -> MNIST:
 
 
 def read_idx(path: Path, shape: tuple[int, ...]) -> np.ndarray:
-    """The gzipped idx file of bytes at `path`, as uint8 of `shape`.
+    """Read the gzipped idx file of bytes at `path` as uint8 of `shape`.
 
     Raises:
-        DataError: it cannot be read or unpacked, or is not an idx file of that shape.
+        DataError: the file cannot be read or decompressed, or is not an idx file of that shape.
     """
-    # Two zero bytes, the type (8: unsigned byte), the number of axes, then their big-endian sizes.
+    # Two zero bytes, the type (8: unsigned byte), the number of axes, the axes' big-endian sizes.
     header = struct.pack(f">HBB{len(shape)}I", 0, 8, len(shape), *shape)
     size = math.prod(shape)
     content = gunzip(path, len(header) + size, ADVICE)
@@ -92,6 +92,6 @@ def read_idx(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     elif found != size:
         what = f"holds {'at least ' if found > size else ''}{found} bytes of data, not {size}"
     else:
-        # A copy, because an array over bytes is read-only.
+        # Copy, because an array over bytes is read-only.
         return np.frombuffer(content, np.uint8, offset=len(header)).reshape(shape).copy()
     raise DataError(f"{path} {what}; {ADVICE}")

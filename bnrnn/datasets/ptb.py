@@ -1,4 +1,4 @@
-"""Penn Treebank by characters, from Mikolov's word-level files."""
+"""Character-level Penn Treebank, from Mikolov's word-level files."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,11 +24,11 @@ FILES = tuple(
 
 
 def load_ptb(data_dir: Path, variant: Literal["paper", "stripped"]) -> CharacterCorpus:
-    """Penn Treebank from `data_dir/ptb`, downloaded if it is not there; 50 symbols.
+    """Load Penn Treebank from `data_dir/ptb`; download it if it is missing. It has 50 symbols.
 
-    In the files every line begins and ends with a space. "paper" keeps the one before the newline:
-    5,059,550 / 396,412 / 446,184 characters. "stripped" keeps neither, as Mikolov's own
-    character-level files do: 5,017,482 / 393,042 / 442,423.
+    Every line of the files begins and ends with a space. "paper" keeps the space before the
+    newline: 5,059,550 / 396,412 / 446,184 characters. "stripped" keeps neither, as Mikolov's own
+    character-level files: 5,017,482 / 393,042 / 442,423.
 
     Raises:
         DataError: a file is damaged or cannot be fetched.
@@ -41,7 +41,7 @@ def load_ptb(data_dir: Path, variant: Literal["paper", "stripped"]) -> Character
 
 
 def read_lines(data_dir: Path) -> Iterator[list[str]]:
-    """The lines of the training, the validation and the test file, downloaded if not there.
+    """Yield the lines of the training, validation and test file; download missing files.
 
     Raises:
         DataError: a file is damaged or cannot be fetched.

@@ -1,4 +1,4 @@
-"""Folders in which files are made before they get their name, and what killed processes left."""
+"""Write files in a staging folder, then rename them; clean up after killed processes."""
 
 import contextlib
 import fcntl
@@ -15,24 +15,24 @@ SUFFIX = ".partial"
 
 @contextlib.contextmanager
 def staging(target: Path) -> Iterator[Path]:
-    """A new, empty folder beside `target`, removed afterwards; `publish` what is made in it.
+    """Yield a new, empty folder beside `target`; remove it afterwards. `publish` its files.
 
-    A lock is held on it while it is in use. The system drops the lock when the process dies, and
-    `clean` then removes the folder; `clean` never removes one of a living process.
+    The folder is locked while it is in use. The system releases the lock when the process dies, and
+    `clean` then removes the folder. `clean` never removes the folder of a running process.
 
     Raises:
-        OSError: it cannot be made.
+        OSError: the folder cannot be created.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     while True:
         holder = Path(tempfile.mkdtemp(SUFFIX, f".{target.name}.", target.parent))
         lock = None
         try:
-            # Where nothing can be locked, `clean` cannot lock either and removes nothing.
+            # If the file system has no locks, `clean` cannot lock either and removes nothing.
             with contextlib.suppress(OSError):
                 lock = _lock(holder)
                 if lock is None:
-                    continue  # `clean` took it for left behind before it was locked
+                    continue  # `clean` removed it before it was locked
             content = holder / "content"
             content.mkdir()  # mkdtemp ignores the umask
             yield content
@@ -44,10 +44,10 @@ def staging(target: Path) -> Iterator[Path]:
 
 
 def publish(path: Path, target: Path) -> None:
-    """Give a file, or a folder of files, its final name once all of it is on disk.
+    """Flush a file or a folder of files to disk, then rename it to `target`.
 
     Raises:
-        OSError: it cannot be written, or `target` is a folder with content.
+        OSError: it cannot be written, or `target` is a folder that is not empty.
     """
     for file in path.iterdir() if path.is_dir() else [path]:
         sync(file)
@@ -56,7 +56,7 @@ def publish(path: Path, target: Path) -> None:
 
 
 def clean(folder: Path, name: str = "*") -> None:
-    """Remove what killed processes left in `folder` while they made `name`, a glob pattern."""
+    """Remove the staging folders that killed processes left in `folder` for `name`, a glob."""
     holders = []
     with contextlib.suppress(OSError):
         holders = list(folder.glob(f".{name}.*{SUFFIX}"))
@@ -69,10 +69,12 @@ def clean(folder: Path, name: str = "*") -> None:
 
 
 def _lock(holder: Path) -> int | None:
-    """A descriptor that holds the lock of a folder; None: another process has it, or removed it.
+    """Lock a folder and return the descriptor of the lock.
+
+    None if another process holds the lock or removed the folder.
 
     Raises:
-        OSError: there are no locks here.
+        OSError: the file system has no locks.
     """
     try:
         descriptor = os.open(holder / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
@@ -82,7 +84,7 @@ def _lock(holder: Path) -> int | None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if os.fstat(descriptor).st_nlink:
             return descriptor
-        os.close(descriptor)  # of a folder that was removed since
+        os.close(descriptor)  # the folder was removed in the meantime
     except OSError as error:
         os.close(descriptor)
         if not isinstance(error, BlockingIOError):

@@ -1,4 +1,4 @@
-"""Texts that need no download: the Python manual, and any file of the user's."""
+"""Texts that need no download: the Python manual, and any text file of the user."""
 
 import codecs
 import io
@@ -15,18 +15,18 @@ from bnrnn.datasets.fetch import expand
 from bnrnn.datasets.limits import reading
 from bnrnn.errors import DataError, printable
 
-MAX_BYTES = 1 << 30  # of a text: it is kept in memory, one to four bytes a character
+MAX_BYTES = 1 << 30  # of a text; it is kept in memory, at one to four bytes per character
 CHUNK = 1 << 20  # bytes decoded at a time
 ADVICE = "set task.path to a UTF-8 text file"
 
 
 def load_pydocs() -> CharacterCorpus:
-    """The Python language reference that ships with CPython, about 465,000 characters, 90/5/5.
+    """Load the Python language reference that ships with CPython: 465,000 characters, split 90/5/5.
 
-    It differs a little from one Python version to the next.
+    The text differs slightly between Python versions.
 
     Raises:
-        DataError: this Python comes without it.
+        DataError: this Python lacks it.
     """
     try:
         from pydoc_data.topics import topics
@@ -42,13 +42,13 @@ def load_pydocs() -> CharacterCorpus:
 
 
 def load_text(path: Path) -> CharacterCorpus:
-    """A UTF-8 text file, 90/5/5 in order; line ends of any kind are read as newlines.
+    """Load a UTF-8 text file, split 90/5/5 in order; all line endings become newlines.
 
-    The file is read twice, a piece at a time: only the indices are kept.
+    The file is read twice in chunks; only the indices are kept in memory.
 
     Raises:
-        DataError: it is not a file, cannot be read, is larger than `MAX_BYTES`, is not UTF-8, has
-            NUL characters, or is too short to split.
+        DataError: `path` is not a file, cannot be read, is larger than `MAX_BYTES`, is not UTF-8,
+            contains NUL characters, or is too short to split.
     """
     path = expand(path)
     if not os.path.lexists(path):
@@ -77,18 +77,18 @@ def load_text(path: Path) -> CharacterCorpus:
 
 
 def _pieces(path: Path, file: BinaryIO) -> Iterator[str]:
-    """The text without a byte order mark, a chunk at a time."""
+    """Yield the text in chunks, without a byte order mark."""
     decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder("utf-8")(), translate=True)
     position = characters = 0
     while True:
         chunk = file.read(CHUNK)
         position += len(chunk)
-        if position > MAX_BYTES:  # it has grown, or has no size, as in /proc
+        if position > MAX_BYTES:  # the file has grown, or reports no size, as in /proc
             raise DataError(f"{path} has more than {MAX_BYTES:,} bytes; {ADVICE}")
         try:
             piece = decoder.decode(chunk, final=not chunk)
         except UnicodeDecodeError as error:
-            # The decoder puts the rest of the previous chunk first.
+            # The decoder prepends the undecoded end of the previous chunk.
             byte = position - len(error.object) + error.start
             raise DataError(
                 f"{path} is not UTF-8: byte {byte} cannot be decoded; convert it, or {ADVICE}"

@@ -35,14 +35,14 @@ GZIP = RemoteFile(
 )
 NAMES = ("text8.zip", "text8", "text8.gz", "text8.prefix")
 ADVICE = "delete it to have text8 fetched, or set data_dir"
-MAX_LIST = 1 << 17  # bytes of the list of members in the zip file, which has one member
+MAX_LIST = 1 << 17  # bytes of the zip file's list of members; it has one member
 
 
 def load_text8(data_dir: Path) -> CharacterCorpus:
-    """text8 from the first of `NAMES` in `data_dir/text8`, downloaded if there is none.
+    """Load text8 from the first of `NAMES` in `data_dir/text8`; download it if there is none.
 
-    Split 90 / 5 / 5 million characters; 27 symbols. A file that holds only the beginning is split
-    in the same proportion, with a warning.
+    The split is 90 / 5 / 5 million characters; there are 27 symbols. A file that contains only the
+    beginning is split in the same proportions, with a warning.
 
     Raises:
         DataError: the file is damaged, is not text8, or cannot be fetched.
@@ -62,7 +62,7 @@ def load_text8(data_dir: Path) -> CharacterCorpus:
 
 
 def _parse(path: Path) -> np.ndarray:
-    """The indices of the characters, uint8."""
+    """Return the indices of the characters, uint8."""
     content = _unpack(path)
     if len(content) > LENGTH or (
         len(content) == LENGTH and hashlib.sha1(content, usedforsecurity=False).hexdigest() != SHA1
@@ -82,7 +82,7 @@ def _parse(path: Path) -> np.ndarray:
 
 
 def _unpack(path: Path) -> bytes:
-    """The text, but at most `LENGTH` + 1 bytes."""
+    """Return the text, at most `LENGTH` + 1 bytes of it."""
     if path.suffix == ".zip":
         return _unzip(path)
     if path.suffix == ".gz":
@@ -97,20 +97,20 @@ def _unzip(path: Path) -> bytes:
                 member = archive.getinfo("text8")
                 if member.file_size > LENGTH:
                     raise zipfile.BadZipFile(f"{member.file_size:,} bytes, not {LENGTH:,}")
-                # The other methods unpack in pieces of any size.
+                # The other methods decompress in chunks of unbounded size.
                 if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                     raise zipfile.BadZipFile("neither stored nor deflated")
                 with archive.open(member) as unpacked:
                     return unpacked.read(LENGTH + 1)
-        except Exception as error:  # zipfile has no common type for damaged files
+        except Exception as error:  # zipfile raises no common type for damaged files
             reason = error.args[0] if isinstance(error, KeyError) else error
             raise DataError(f"{path} cannot be read or unpacked ({reason}); {ADVICE}") from error
 
 
 class _InPieces:
-    """A file that is never read in large pieces.
+    """A file that is never read in large chunks.
 
-    zipfile reads the list of members in one piece, of a size that stands in the file.
+    zipfile reads the list of members at once, and takes its size from the file.
     """
 
     def __init__(self, file: BinaryIO) -> None:

@@ -1,4 +1,4 @@
-"""Penn Treebank by words, as Mikolov prepared it and Zaremba et al. (2014) used it."""
+"""Word-level Penn Treebank, as Mikolov prepared it and Zaremba et al. (2014) used it."""
 
 import itertools
 from collections import Counter
@@ -9,12 +9,12 @@ import numpy as np
 
 from bnrnn.datasets import ptb
 
-END = "<eos>"  # of a line: a word like the others
+END = "<eos>"  # end of a line; an ordinary word of the vocabulary
 
 
 @dataclass(frozen=True, eq=False)
 class WordCorpus:
-    """A text as indices into `words`, the commonest first, in three parts.
+    """A text as indices into `words` (most frequent first), in three parts.
 
     train, valid, test: (words,), uint16.
     """
@@ -27,10 +27,10 @@ class WordCorpus:
 
 
 def load_ptb_words(data_dir: Path) -> WordCorpus:
-    """Penn Treebank from `data_dir/ptb`, downloaded if it is not there; 10,000 words.
+    """Load Penn Treebank from `data_dir/ptb`; download it if it is missing. It has 10,000 words.
 
-    Each line ends with the word `END`: 929,589 / 73,760 / 82,430 words. Rare words are "<unk>" in
-    the files already, so that the training text has all words of the other two.
+    Each line ends with the word `END`: 929,589 / 73,760 / 82,430 words. The files already replace
+    rare words by "<unk>", so the training text contains every word of the other two.
 
     Raises:
         DataError: a file is damaged or cannot be fetched.
@@ -47,20 +47,20 @@ def load_ptb_words(data_dir: Path) -> WordCorpus:
 
 
 def cut(text: np.ndarray, streams: int) -> np.ndarray:
-    """The text (words,) in `streams` pieces of the same length, in order: (streams, length).
+    """Cut the text (words,) into `streams` consecutive pieces of equal length: (streams, length).
 
-    What is left at its end, fewer words than there are streams, is dropped.
+    The remaining words at the end, fewer than there are streams, are dropped.
     """
     length = len(text) // streams
     return text[: streams * length].reshape(streams, length)
 
 
 def windows(length: int, size: int, whole: bool = True) -> list[tuple[int, int]]:
-    """Where windows of `size` words of a stream begin and end, each word of which has a successor.
+    """Return the (begin, end) of windows of `size` words; every word in a window has a successor.
 
     Args:
-        length: of the stream.
-        whole: leave out the last window where it is shorter.
+        length: words in the stream.
+        whole: leave out the last window if it is shorter than `size`.
     """
     edges = [*range(0, length - 1, size), length - 1]
     found = list(itertools.pairwise(edges))

@@ -1,1 +1,1 @@
-"""What every figure of the project shares, and the picture of a reader's attention."""
+"""Code shared by all figures, and the figure of a reader's attention."""

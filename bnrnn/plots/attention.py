@@ -1,4 +1,4 @@
-"""What an Attentive Reader attends to: its passage, each word shaded by its weight."""
+"""The attention of an Attentive Reader: its passage, with each word shaded by its weight."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from bnrnn.plots.style import plain, plt
 
-_COLUMNS = 110  # characters a line
+_COLUMNS = 110  # characters per line
 _FONT = {"family": "monospace", "size": 8}
 _CHARACTER, _LINE = 0.6 * 8 / 72, 1.7 * 8 / 72  # inches
 _GROUND = LinearSegmentedColormap.from_list("attention", ["#FFFFFF", "#E69F00"])
@@ -20,7 +20,10 @@ def heat_map(
     question: Sequence[str],
     lines: Sequence[str] = (),
 ) -> Figure:
-    """words: the passage, T of them; weights: α, (T,). `lines` are printed below the question."""
+    """Draw a passage of T words with its attention weights.
+
+    words: T of them. weights: α, (T,). lines: printed below the question.
+    """
     strength = np.sqrt(weights / weights.max())  # keep small weights visible
     placed: list[tuple[int, int, str, float]] = []
     row = column = 0

@@ -1,4 +1,4 @@
-"""matplotlib's set-up, colours, and figures as files; needs `pip install bnrnn[plot]`."""
+"""Set up matplotlib, choose colours, encode figures; needs `pip install bnrnn[plot]`."""
 
 import io
 import warnings
@@ -16,8 +16,8 @@ from bnrnn.errors import printable
 from bnrnn.runs.files import write_atomic
 from bnrnn.settings.schema import SIZES
 
-_LONGEST = 160  # letters of a text; of longer ones no figure is left
-# Okabe and Ito's colours, told apart by the colour-blind; one a model.
+_LONGEST = 160  # characters of a text; a longer one would leave no room for the figure
+# Okabe and Ito's colours, which colour-blind people can distinguish; one per model.
 COLOURS = {
     "lstm": "#0072B2",
     "bnlstm": "#D55E00",
@@ -50,7 +50,7 @@ def colour(model: str) -> str:
 
 
 def plain(text: str) -> str:
-    """Text of a user in a figure: between two dollar signs matplotlib would read TeX."""
+    """Escape a user's text for a figure: matplotlib reads text between dollar signs as TeX."""
     shown = printable(text).replace("\n", " ")
     if len(shown) > _LONGEST:
         shown = shown[: _LONGEST - 1] + "…"
@@ -58,7 +58,7 @@ def plain(text: str) -> str:
 
 
 def entry(text: str) -> str:
-    """The same in a legend, which leaves out what is empty or begins with an underscore."""
+    """Escape a text for a legend, which omits entries that are empty or begin with "_"."""
     return plain(text).lstrip("_ ") or "-"
 
 
@@ -70,10 +70,10 @@ def tidy(axes: Axes, x_label: str, y_label: str) -> None:
 
 
 def encode(figure: Figure, kind: str) -> bytes:
-    """As "png" or "svg": the same figure gives the same bytes."""
+    """Encode as "png" or "svg"; the same figure gives the same bytes."""
     buffer = io.BytesIO()
     with plt.rc_context({"svg.hashsalt": "bnrnn"}), warnings.catch_warnings():
-        # A letter that the font lacks is drawn as a box.
+        # A character that the font lacks is drawn as a box.
         warnings.filterwarnings("ignore", "Glyph .* missing")
         warnings.filterwarnings("ignore", "constrained_layout not applied")
         figure.savefig(

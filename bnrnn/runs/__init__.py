@@ -1,1 +1,1 @@
-"""A run on disk: its format as types, and the only code that reads and writes it."""
+"""Runs on disk: the format as types, and the only code that reads and writes it."""

@@ -1,6 +1,6 @@
-"""The results of analyses, as types: the `result.json` of a folder `<analysis>/<stamp>`.
+"""Analysis results as types: the `result.json` of a folder `<analysis>/<stamp>`.
 
-Each says what it is by its "analysis"; those of a trained model also say which, in `of`.
+The field "analysis" gives the kind; analyses of a trained model name it in `of`.
 """
 
 import json
@@ -17,7 +17,7 @@ from bnrnn.runs.record import Count, decode_json
 
 @dataclass(frozen=True)
 class Analysed:
-    """The trained model behind an analysis."""
+    """The trained model that was analysed."""
 
     task: str
     data: str
@@ -34,7 +34,7 @@ class Analysed:
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """How a result was made; empty until the command has finished."""
+    """The provenance of a result; empty until the command has finished."""
 
     of: Analysed | None = None
     wall_seconds: float = 0.0
@@ -50,7 +50,7 @@ class Origin:
 
 @dataclass(frozen=True)
 class Band:
-    """log10 of a gradient's norm over t, for one W_h and γ; None: 0 or not finite."""
+    """log10 of the gradient norm over t, for one W_h and one γ; None: 0 or not finite."""
 
     matrix: str
     gamma: float
@@ -77,7 +77,7 @@ class GradientFlow(Origin):
 
 @dataclass(frozen=True)
 class TanhDerivative(Origin):
-    """Figure 1b: one value for each of the standard deviations."""
+    """Figure 1b: one value for each standard deviation."""
 
     analysis: ClassVar[str] = "tanh_derivative"
     deviations: list[float]
@@ -88,7 +88,7 @@ class TanhDerivative(Origin):
 
 @dataclass(frozen=True)
 class Lengths(Origin):
-    """Figure 3b: statistics -> test bits per character, one for each length."""
+    """Figure 3b: statistics -> test bits per character, one value for each length."""
 
     analysis: ClassVar[str] = "lengths"
     lengths: list[Count]
@@ -99,7 +99,7 @@ class Lengths(Origin):
 
 @dataclass(frozen=True)
 class Units:
-    """Population statistics of some units of one term: (units, t)."""
+    """Population statistics of some units of one term, (units, t)."""
 
     units: list[int]
     mean: list[list[float]]
@@ -127,15 +127,15 @@ KINDS: dict[str, type[Analysis]] = {
 
 def write_analysis(path: Path, found: Analysis) -> None:
     content = {"analysis": found.analysis} | msgspec.to_builtins(found)
-    # On one line: indented, a curve takes a line a number.
+    # Without indentation: indented JSON would put each number of a curve on its own line.
     write_atomic(path, (json.dumps(content) + "\n").encode("utf-8", "backslashreplace"))
 
 
 def read_analysis(path: Path) -> Analysis | None:
-    """None: there is no such file, or it is the result of a run.
+    """Read an analysis; None if the file does not exist or is the result of a run.
 
     Raises:
-        CheckpointError: it is damaged, or of a kind that this version does not know.
+        CheckpointError: the file is damaged, or of a kind this version does not know.
     """
     content = decode_json(path, dict[str, Any])
     if content is None or "analysis" not in content:
@@ -154,10 +154,10 @@ def read_analysis(path: Path) -> Analysis | None:
 
 
 def _check_shape(found: Analysis) -> None:
-    """Curves are as long as what they are drawn against.
+    """Check that each curve is as long as its x axis.
 
     Raises:
-        ValueError: one is not.
+        ValueError: a curve has another length.
     """
     match found:
         case GradientFlow(t=t, curves=curves):

@@ -1,16 +1,16 @@
-"""Checkpoints: tensors and plain data, whole or absent, never code.
+"""Checkpoints: tensors and plain data, written atomically, never code.
 
 A checkpoint is one `torch.save` of a dictionary:
 
     format      the version of this layout
-    config      the run's settings, nested dictionaries
-    model       state_dict, statistics included
-    task        what makes the model mean the same: the pixel order, the symbols
-    data        a fingerprint of what it was trained on; None: the data have one form only
-    step        how many training steps the model has done
+    config      the run's settings, as nested dictionaries
+    model       state_dict, including the statistics
+    task        data that the model depends on: the pixel order, the symbols
+    data        a fingerprint of the training data; None: there is only one version of the data
+    step        the number of training steps done
     training    optimizer, loop state, carried state and random number generators; not in `best.pt`
-    calibrated  how many training batches the population statistics were averaged over; None: they
-                are the running averages of training
+    calibrated  the number of training batches that the population statistics average over; None:
+                they are the running averages of training
 """
 
 import io
@@ -33,28 +33,29 @@ _T = TypeVar("_T")
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
-    """
+    """Write a checkpoint atomically.
+
     Raises:
-        OutputError: it cannot be written; what was there before is untouched.
+        OutputError: it cannot be written; an existing file is unchanged.
     """
-    # Serialised in memory first: torch's own writer aborts the process when a disk fills under it.
+    # Serialise in memory first: torch's own writer aborts the process if the disk fills up.
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, **content}, buffer)
     write_atomic(path, buffer.getvalue())
 
 
 def load(path: Path, device: torch.device) -> dict[str, Any]:
-    """
+    """Read a checkpoint, without executing anything in it.
+
     Raises:
-        CheckpointError: missing, cut short, of another format, or not plain data. Nothing in the
-            file is ever executed.
+        CheckpointError: the file is missing, truncated, of another format, or not plain data.
     """
     try:
         _check_size(path)
         content = torch.load(path, map_location=device, weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"no checkpoint at {path}") from None
-    except Exception as error:  # torch raises half a dozen kinds for a damaged file
+    except Exception as error:  # torch raises many types for a damaged file
         kind = "holds more than tensors and plain data, and was not loaded" if (
             "weights_only" in str(error).lower() or "Unsupported" in str(error)
         ) else "is damaged or cut short"  # fmt: skip
@@ -77,16 +78,18 @@ def load(path: Path, device: torch.device) -> dict[str, Any]:
 
 
 def _check_size(path: Path) -> None:
-    """Refuse what `torch.save` does not write: other kinds of files, and compressed entries, of
-    which a kilobyte can stand for gigabytes.
+    """Refuse files that `torch.save` does not write.
+
+    These are other file types, and zip files with compressed entries, which could expand from a
+    kilobyte to gigabytes.
 
     Raises:
-        OSError, ValueError, zipfile.BadZipFile: it is refused.
+        OSError, ValueError, zipfile.BadZipFile: the file is refused.
     """
     if not path.is_file():
         if path.exists():
             raise ValueError("not a regular file")
-        path.stat()  # says why it is not there
+        path.stat()  # raises the reason if the file cannot be found
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
     size = path.stat().st_size
@@ -103,10 +106,10 @@ def damaged(path: Path, what: object) -> CheckpointError:
 
 
 def typed(path: Path, part: Any, kind: type[_T]) -> _T:
-    """Plain data of a checkpoint as a `kind`.
+    """Convert plain data of a checkpoint to the type `kind`.
 
     Raises:
-        CheckpointError: they are not.
+        CheckpointError: the data do not match the type.
     """
     try:
         return msgspec.convert(part, kind)
@@ -115,9 +118,10 @@ def typed(path: Path, part: Any, kind: type[_T]) -> _T:
 
 
 def load_model(model: torch.nn.Module, content: dict[str, Any], path: Path) -> None:
-    """
+    """Load the weights and statistics of a checkpoint into a model.
+
     Raises:
-        CheckpointError: the checkpoint is of another model.
+        CheckpointError: the checkpoint belongs to another model.
     """
     try:
         model.load_state_dict(content["model"])
@@ -129,13 +133,14 @@ def load_model(model: torch.nn.Module, content: dict[str, Any], path: Path) -> N
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: Any, path: Path) -> None:
-    """
+    """Load a saved state into an optimizer.
+
     Raises:
-        CheckpointError: it is not the state of such an optimizer on these parameters.
+        CheckpointError: the state does not fit this optimizer and its parameters.
     """
     try:
         optimizer.load_state_dict(state)
-    except Exception as error:  # torch lets through what the first misfit happens to raise
+    except Exception as error:  # a state that does not fit can raise almost any type in torch
         raise damaged(path, f"its optimizer is of another kind ({error})") from error
     for parameter, values in optimizer.state.items():
         for value in values.values():
@@ -144,7 +149,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: Any, path: Path) -> 
 
 
 def random_state(device: torch.device) -> dict[str, Any]:
-    """The generators that dropout and noise draw from."""
+    """Return the states of the generators for dropout and noise."""
     state = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device)
@@ -152,10 +157,10 @@ def random_state(device: torch.device) -> dict[str, Any]:
 
 
 def restore_random_state(state: Any, device: torch.device, path: Path) -> dict[str, Any]:
-    """The state, restored.
+    """Restore the generators and return their state.
 
     Raises:
-        CheckpointError: it is no state of random number generators.
+        CheckpointError: it is not a state of random number generators.
     """
     try:
         torch.set_rng_state(state["cpu"].cpu())

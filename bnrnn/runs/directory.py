@@ -1,4 +1,4 @@
-"""A run's directory: the names of its files, and who may write to it."""
+"""A run directory: its file names, and the lock that admits one writer."""
 
 import fcntl
 import itertools
@@ -9,22 +9,22 @@ from pathlib import Path
 from bnrnn.errors import OutputError
 from bnrnn.runs.files import remove_temporaries
 
-# Files of a run that has not reached its first step; with no others there is nothing to keep.
+# Files of a run before its first step. A folder with only these has nothing worth keeping.
 _NOT_BEGUN = {"config.yaml", "run.json", "bnrnn.log"}
 
 
 class RunDirectory:
-    """outputs/<task>/<model>/<stamp>/, held by one process while it is entered.
+    """outputs/<task>/<model>/<stamp>/; the `with` block holds its lock for one process.
 
-    config.yaml    the settings in full
-    run.json       what the run is: see `bnrnn.runs.record`
-    last.pt        the latest checkpoint, to go on from
+    config.yaml    all settings
+    run.json       a description of the run, see `bnrnn.runs.record`
+    last.pt        the latest checkpoint, for resuming
     best.pt        the best model on validation; at the end with calibrated statistics
-    metrics.jsonl  one object a line; tables and figures are made from this
-    result.json    the final numbers and where they come from
-    failed.json    the error that stopped it, until it goes on
+    metrics.jsonl  one JSON object per line; the source of tables and figures
+    result.json    the final numbers and their provenance
+    failed.json    the error that stopped the run, until it is resumed
     tb/            for TensorBoard
-    bnrnn.log      what was printed, with times
+    bnrnn.log      the log, with times
     """
 
     def __init__(self, path: Path) -> None:
@@ -41,9 +41,10 @@ class RunDirectory:
         self._lock: int | None = None
 
     def __enter__(self) -> "RunDirectory":
-        """
+        """Create and lock the folder.
+
         Raises:
-            OutputError: the folder cannot be written to, or another process trains in it.
+            OutputError: the folder is not writable, or another process trains in it.
         """
         if self._lock is None and not self._try_lock():
             raise OutputError(f"another process is training in {self.path}: wait for it")
@@ -51,16 +52,16 @@ class RunDirectory:
 
     def __exit__(self, *exc: object) -> None:
         if self._lock is not None:
-            os.close(self._lock)  # releases the lock, as the end of the process would
+            os.close(self._lock)  # releases the lock; so does the end of the process
             self._lock = None
 
     def _try_lock(self) -> bool:
-        """Whether the folder is ours now; False: another process holds it, or has removed it."""
+        """Lock the folder; return False if another process holds the lock or removed the folder."""
         try:
             descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                with tempfile.TemporaryFile(dir=self.path):  # can it be written to?
+                with tempfile.TemporaryFile(dir=self.path):  # check that it is writable
                     pass
                 same = os.path.samestat(os.fstat(descriptor), os.stat(self.path))
             except BaseException:
@@ -82,7 +83,7 @@ class RunDirectory:
 
     @property
     def begun(self) -> bool:
-        """Whether there is anything of a run to keep."""
+        """Return whether the folder has anything of a run worth keeping."""
         try:
             names = {entry.name for entry in self.path.iterdir()}
         except OSError:
@@ -90,16 +91,16 @@ class RunDirectory:
         return not {name for name in names if not name.startswith(".")} <= _NOT_BEGUN
 
     def discard(self) -> None:
-        """Remove a folder that this process holds and whose run has not begun."""
+        """Remove the folder, which this process has locked, if its run has not begun."""
         if self._lock is None or self.begun:
             return
         for name in _NOT_BEGUN:
             (self.path / name).unlink(missing_ok=True)
         try:
             self.path.rmdir()
-        except OSError:  # it holds files of somebody else
+        except OSError:  # it contains other files
             return
-        for folder in list(self.path.parents)[:2]:  # the model's and the task's, if empty
+        for folder in list(self.path.parents)[:2]:  # the model's and the task's folder, if empty
             try:
                 folder.rmdir()
             except OSError:
@@ -107,10 +108,10 @@ class RunDirectory:
 
 
 def claim(parent: Path, stamp: str) -> RunDirectory:
-    """Make and hold a new folder in `parent`, named `stamp`, or `stamp-2` where that is taken.
+    """Create and lock a new folder in `parent`, named `stamp`, or `stamp-2` … if that exists.
 
     Raises:
-        OutputError: it cannot be made.
+        OutputError: it cannot be created.
     """
     for attempt in itertools.count(1):
         run = RunDirectory(parent / (stamp if attempt == 1 else f"{stamp}-{attempt}"))
@@ -118,7 +119,7 @@ def claim(parent: Path, stamp: str) -> RunDirectory:
             run.path.mkdir(parents=True)
         except FileExistsError:
             continue
-        except FileNotFoundError:  # another process has just removed the empty parent
+        except FileNotFoundError:  # another process just removed the empty parent
             continue
         except OSError as error:
             raise OutputError(
@@ -131,7 +132,7 @@ def claim(parent: Path, stamp: str) -> RunDirectory:
 
 
 def clean(parent: Path) -> None:
-    """Remove the folders in `parent` that were left by processes killed before their first step."""
+    """Remove the folders in `parent` of processes that were killed before their first step."""
     for path in parent.iterdir() if parent.is_dir() else ():
         run = RunDirectory(path)
         if path.is_dir() and not path.is_symlink() and not run.begun and run.config.exists():
@@ -145,7 +146,7 @@ def clean(parent: Path) -> None:
 
 
 def is_held(folder: Path) -> bool:
-    """Whether a process is training in `folder` at this moment."""
+    """Return whether a process is training in `folder` now."""
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except OSError:

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and files that are read within limits."""
+"""Atomic writes, and reads within limits."""
 
 import os
 import secrets
@@ -11,15 +11,15 @@ _TEMPORARY = ".tmp-"
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Replace `path` by `content`; after a crash at any moment it is the old file or the new.
+    """Replace `path` atomically; after a crash at any moment it is either the old or the new file.
 
     Raises:
-        OutputError: it cannot be written; the old file, if any, is untouched.
+        OutputError: it cannot be written; the old file, if any, is unchanged.
     """
     temporary = path.with_name(f".{path.name}{_TEMPORARY}{secrets.token_hex(4)}")
     try:
         try:
-            # The mode is the user's umask; O_EXCL never follows a link somebody put there.
+            # The user's umask sets the mode; O_EXCL never follows a link.
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
             with os.fdopen(descriptor, "wb") as file:
                 file.write(content)
@@ -41,19 +41,20 @@ def cannot_write(path: Path, error: OSError) -> str:
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Delete what `write_atomic` left in `folder` in a process that was killed.
+    """Delete the temporary files that `write_atomic` left in `folder` when its process was killed.
 
-    Only for a folder that this process has locked: nobody else is writing there.
+    Call it only for a folder that this process has locked, so that no other process writes there.
     """
     for path in folder.glob(f".*{_TEMPORARY}*"):
         path.unlink(missing_ok=True)
 
 
 def read_bounded(path: Path, most: int) -> bytes:
-    """The bytes of a regular file, at most `most` of them.
+    """Read a regular file of at most `most` bytes.
 
     Raises:
-        OSError: it cannot be read, is no regular file (opening a FIFO would block), or is larger.
+        OSError: the file cannot be read, is larger, or is not a regular file (opening a FIFO would
+            block).
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(descriptor, "rb") as file:
@@ -66,7 +67,7 @@ def read_bounded(path: Path, most: int) -> bytes:
 
 
 def sync(path: Path) -> None:
-    """Bring a file, or the names in a folder, to the disk: a rename must survive a power cut."""
+    """Flush a file, or the names in a folder, to disk, so that a rename survives a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""Runs and analyses under a folder: all of them, or the one with given settings."""
+"""Find runs and analyses under a folder: all of them, or one with given settings."""
 
 import os
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ class Unreadable(NamedTuple):
 
 
 class Found(NamedTuple):
-    """Everything under a folder, by path."""
+    """The runs and analyses under a folder, by path."""
 
     root: Path
     runs: list[Run]
@@ -38,9 +38,10 @@ class Found(NamedTuple):
 
 
 def read_run(path: Path) -> Run:
-    """
+    """Read a run directory.
+
     Raises:
-        CheckpointError: this is no run directory, or a file of it is damaged.
+        CheckpointError: `path` is not a run directory, or a file in it is damaged.
     """
     files = RunDirectory(path)
     settings, subject = read_settings(files.config), read_subject(files.subject)
@@ -62,12 +63,12 @@ def read_run(path: Path) -> Run:
 
 
 def find_runs(folder: Path) -> list[Run]:
-    """All readable runs at or under `folder`, by path."""
+    """Return all readable runs at or under `folder`, by path."""
     return find(folder).runs
 
 
 def find(folder: Path) -> Found:
-    """Runs and analyses at or under `folder`; a damaged one is listed, and is no error."""
+    """Return the runs and analyses at or under `folder`; damaged ones are listed, not raised."""
     found = Found(folder, [], [], [])
     for path, files in _walk(folder, found.unreadable):
         try:
@@ -83,7 +84,7 @@ def find(folder: Path) -> Found:
 
 def _walk(folder: Path, unreadable: list[Unreadable]) -> Iterator[tuple[Path, set[str]]]:
     def failed(error: OSError) -> None:
-        if not isinstance(error, FileNotFoundError):  # of `folder`, or just removed
+        if not isinstance(error, FileNotFoundError):  # `folder` itself, or one just removed
             unreadable.append(Unreadable(Path(error.filename), error.strerror or str(error)))
 
     for name, folders, files in os.walk(folder, onerror=failed):
@@ -94,19 +95,21 @@ def _walk(folder: Path, unreadable: list[Unreadable]) -> Iterator[tuple[Path, se
 
 
 def find_matching(outputs: Path, config: Config) -> Path | None:
-    """The run under `outputs` with these settings to go on with, or that is finished already.
+    """Return the run under `outputs` with these settings that is finished or can be resumed.
 
-    First one that was finished with as many steps as are asked for, of several the shortest; then
-    the one that went furthest, but not beyond those steps; of equals the newest.
+    A run that finished with at least the requested steps comes first; the shortest, if there are
+    several. Otherwise it is the run with the most steps, but not beyond the requested ones. Ties go
+    to the newest.
 
     Raises:
-        CheckpointError: a folder that may hold it is damaged: training would begin again beside it.
+        CheckpointError: a folder that may be this run is damaged. Training must not start again
+            beside it.
     """
     finished, begun = [], []
     for path in _with_settings(outputs, config):
         files = RunDirectory(path)
         if not files.begun:
-            if is_held(path):  # another process has just begun it
+            if is_held(path):  # another process just started it
                 begun.append((0, _changed(path), path))
             continue
         run = _sure(path)
@@ -124,10 +127,12 @@ def find_matching(outputs: Path, config: Config) -> Path | None:
 
 
 def find_finished(outputs: Path, config: Config) -> Path | None:
-    """The finished run under `outputs` with these settings that went furthest, then the newest.
+    """Return the finished run under `outputs` with these settings and the most steps.
+
+    Ties go to the newest.
 
     Raises:
-        CheckpointError: a folder that may hold it is damaged.
+        CheckpointError: a folder that may be this run is damaged.
     """
     runs = [_sure(path) for path in _with_settings(outputs, config) if RunDirectory(path).begun]
     found = [(r.result.steps, _changed(r.path), r.path) for r in runs if r.result is not None]
@@ -135,8 +140,10 @@ def find_finished(outputs: Path, config: Config) -> Path | None:
 
 
 def find_analysis(source: Path, name: str, settings: dict[str, Any]) -> Path | None:
-    """The newest `result.json` of this analysis, with these settings, of the best model there is
-    in the finished run `source`; None: not analysed so yet."""
+    """Return the newest `result.json` of this analysis of the finished run `source`.
+
+    It must have these settings and be of the run's current best model; None if there is none.
+    """
     run = read_run(source)
     for file in sorted(source.glob(f"{name}/*/result.json"), reverse=True):
         try:
@@ -152,10 +159,10 @@ def find_analysis(source: Path, name: str, settings: dict[str, Any]) -> Path | N
 
 
 def _with_settings(outputs: Path, config: Config) -> Iterator[Path]:
-    """Every folder under `outputs` whose run has the same settings.
+    """Yield every folder under `outputs` whose run has the same settings.
 
     Raises:
-        CheckpointError: the settings of a folder cannot be read, and it may be one.
+        CheckpointError: the settings of a folder that may be such a run cannot be read.
     """
     for path, files in _walk(outputs, []):
         if not _OF_A_RUN & files:
@@ -175,7 +182,7 @@ def _with_settings(outputs: Path, config: Config) -> Iterator[Path]:
 
 
 def _same_files(config: Config, saved: dict[str, Any]) -> bool:
-    """Files that were moved are the same to resume=DIR only, which names the run."""
+    """Return whether both name the same data files. Only resume=DIR accepts files at new paths."""
     theirs = saved.get("data")
     return getattr(config.task, "path", None) == saved["task"].get("path") and all(
         value == (theirs.get(name) if isinstance(theirs, dict) else None)
@@ -185,7 +192,7 @@ def _same_files(config: Config, saved: dict[str, Any]) -> bool:
 
 
 def _is_another(path: Path, config: Config) -> bool:
-    """Whether the rest of a damaged folder shows that its run is of another task or model."""
+    """Return whether the rest of a damaged folder shows that its task or model is another."""
     try:
         subject = read_subject(path / "run.json")
     except CheckpointError:

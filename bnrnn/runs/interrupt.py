@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop, noticed between steps instead of in the middle of one."""
+"""Signals that stop a run between steps instead of in the middle of one."""
 
 import signal
 from collections.abc import Callable, Iterable, Iterator
@@ -10,7 +10,7 @@ SCHEDULERS = (signal.SIGUSR1, signal.SIGUSR2)
 
 
 class Interrupted(Exception):  # noqa: N818 (it is no error)
-    """A signal asked the run to stop; `signum` says which, `advice` what to do now."""
+    """A signal stopped the run. `signum`: its number; `advice`: what the user can do now."""
 
     advice = "stopped"
 
@@ -20,12 +20,13 @@ class Interrupted(Exception):  # noqa: N818 (it is no error)
 
 
 class Interruption:
-    """Remembers a signal while it is entered; a second one of the same kind acts at once.
+    """Remembers a signal in a `with` block; a second signal of the same kind acts immediately.
 
-    Ctrl-C, SIGTERM, and the two by which cluster schedulers announce the end of a job.
+    The signals are SIGINT (Ctrl-C), SIGTERM, and the two by which cluster schedulers announce the
+    end of a job.
 
     Args:
-        agree: of the numbers that all processes of the run have, which one: so that all stop in
+        agree: combines the signal numbers of all processes of the run to one, so that all stop at
             the same step.
     """
 
@@ -48,15 +49,16 @@ class Interruption:
         signal.signal(signum, self._before[signum])
 
     def check(self) -> None:
-        """
+        """Stop if a signal has arrived.
+
         Raises:
-            Interrupted: a signal has come.
+            Interrupted: a signal has arrived.
         """
         if signum := self._agree(self.signum or 0):
             raise Interrupted(signum)
 
     def guard(self, items: Iterable[Item]) -> Iterator[Item]:
-        """`items`, checking before each."""
+        """Yield `items`; call `check` before each."""
         for item in items:
             self.check()
             yield item

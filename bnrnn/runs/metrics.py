@@ -1,4 +1,4 @@
-"""What a run measures, as it goes: `metrics.jsonl` and TensorBoard."""
+"""The metrics of a run in progress: `metrics.jsonl` and TensorBoard."""
 
 import os
 from typing import Any
@@ -23,9 +23,9 @@ _NOT_COMPARED = ("data_dir", "outputs", "resume", "optimizer.name")
 
 
 class MetricsWriter:
-    """Writes one JSON object a line, and the same to TensorBoard.
+    """Writes one JSON object per line, and the same values to TensorBoard.
 
-    Every line has `step` and `split` ("train" or "valid"; "test" at the end), a validation also
+    Every line has `step` and `split` ("train" or "valid"; "test" at the end). A validation also has
     `statistics` ("population" or "batch").
     """
 
@@ -38,16 +38,17 @@ class MetricsWriter:
         validated: int = -1,
         count: int = 0,
     ) -> None:
-        """
+        """Open the metrics of a run, and drop records that are newer than its checkpoint.
+
         Args:
-            metric: what the model is selected by.
-            first_step, validated, count: the steps a checkpoint has done and has validated, and
-                the records it had then. What a process that was killed wrote beyond them will be
-                written again, and is dropped.
+            metric: the metric that selects the model.
+            first_step, validated, count: the checkpoint's step, the step of its last validation,
+                and its number of records. A killed process may have written records beyond them;
+                they are dropped, because training writes them again.
 
         Raises:
-            CheckpointError: fewer records are left than there were.
-            OutputError: they cannot be written.
+            CheckpointError: there are fewer records than the checkpoint had.
+            OutputError: the records cannot be written.
         """
         kept = up_to(read_records(run.metrics), first_step, validated)
         if len(kept) < count:
@@ -55,7 +56,7 @@ class MetricsWriter:
                 f"{run.metrics} has lost {count - len(kept)} of the {count} records that "
                 f"{run.last.name} was saved with: restore both from one copy, or start the run anew"
             )
-        self.count = len(kept)  # of records written, training and validation
+        self.count = len(kept)  # records written, of training and validation
         write_records(run.metrics, kept)
         try:
             self._file = open(run.metrics, "a", encoding="utf-8")  # noqa: SIM115 (closed in __exit__)
@@ -72,7 +73,7 @@ class MetricsWriter:
         self._writer.add_text("config", f"```yaml\n{text}```".encode(errors="replace").decode())
         name = metric.name
         curves = [f"{name}/valid_population", f"{name}/valid_batch", f"{name}/train"]
-        # Three questions: does it converge, are gradients sane, is the normalisation sane?
+        # Three questions: does training converge, are gradients sane, is the normalisation sane?
         self._writer.add_custom_scalars({
             "Overview": {
                 metric.title: ["Multiline", curves],
@@ -88,12 +89,13 @@ class MetricsWriter:
     def write(
         self, step: int, split: str, values: dict[str, float], statistics: str | None = None
     ) -> None:
-        """
+        """Write one record.
+
         Raises:
             OutputError: the disk is full.
         """
         record = Record(step, split, values, statistics)
-        # By metric, so that the page opens on accuracy or bits per character, all splits together.
+        # Group by metric, so that a page shows, say, the accuracy of all splits together.
         curve = split if statistics is None else f"{split}_{statistics}"
         try:
             self._file.write(record.to_json() + "\n")
@@ -106,9 +108,12 @@ class MetricsWriter:
         self.count += 1
 
     def write_parameters(self, step: int, model: nn.Module) -> None:
-        """Histograms of every γ: whether it moves, and how its units spread, is worth seeing; the
-        mean of each, and the smallest population variance of each term at any time step: a term
-        whose variance comes near ε is noise that is blown up."""
+        """Write the histogram and mean of every γ, and each term's smallest population variance.
+
+        The histograms show whether γ changes and how it is distributed over units. The smallest
+        variance is over units and time steps: normalising a term whose variance is close to ε
+        amplifies noise.
+        """
         for name, module in model.named_modules():
             if isinstance(module, StepStatistics) and len(module.var):
                 self._writer.add_scalar(f"{_VARIANCE}/{name}", module.var.min().item(), step)
@@ -127,7 +132,7 @@ class MetricsWriter:
         self._flush()
 
     def sync(self) -> None:
-        """Bring all records to the disk: before a checkpoint that builds on them.
+        """Flush all records to disk, before a checkpoint that depends on them.
 
         Raises:
             OutputError: the disk is full.
@@ -152,13 +157,15 @@ class MetricsWriter:
             self._file.close()
             self._writer.close()
         except OSError as error:
-            if exc[0] is None:  # an error that is already on its way says more
+            if exc[0] is None:  # an error that is already being raised says more
                 raise _full(self._file.name, error) from error
 
 
 def _compared(settings: Settings) -> dict[str, bool | int | float | str]:
-    """What TensorBoard's table of a sweep tells runs apart by: the usual suspects, and what is not
-    as `task=` and `model=` alone would have it."""
+    """Return the settings in TensorBoard's table of a sweep.
+
+    These are the common settings, and all that differ from the defaults of `task=` and `model=`.
+    """
     flat = flatten(settings)
     shown = {key.rpartition(".")[2]: flat[key] for key in _USUAL if key in flat}
     shown |= {kind: flat[f"{kind}.name"] for kind in ("model", "optimizer")}
@@ -175,7 +182,7 @@ def _compared(settings: Settings) -> dict[str, bool | int | float | str]:
 
 
 class NoMetrics:
-    """Writes nothing: of the processes of a run one writes."""
+    """Writes nothing: only one process of a run writes metrics."""
 
     count = 0
 
@@ -201,7 +208,7 @@ def _full(name: str, error: OSError) -> OutputError:
 
 
 def up_to(records: list[Record], step: int, validated: int) -> list[Record]:
-    """The training up to `step` and the validations up to `validated`; no test."""
+    """Return the training records up to `step` and the validations up to `validated`; no test."""
     last = {"train": step, "valid": validated}
     return [record for record in records if record.step <= last.get(record.split, -1)]
 

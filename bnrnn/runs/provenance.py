@@ -1,4 +1,4 @@
-"""Where a result comes from: versions, commit, machine, command."""
+"""The provenance of a result: versions, commit, machine and command."""
 
 import os
 import platform
@@ -18,7 +18,7 @@ def provenance(device: torch.device) -> dict[str, Any]:
         "bnrnn": bnrnn.__version__,
         "commit": commit(),
         "python": platform.python_version(),
-        "torch": str(torch.__version__),  # a class of its own otherwise
+        "torch": str(torch.__version__),  # torch has its own string class for it
         "numpy": numpy.__version__,
         "machine": machine(device),
         "threads": torch.get_num_threads(),
@@ -27,7 +27,7 @@ def provenance(device: torch.device) -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """The git commit of the source tree this runs from, "+changes" if edited; None if installed."""
+    """Return the git commit of the source tree, with "+changes" if edited; None if installed."""
     root = Path(bnrnn.__file__).parent.parent
     if not (root / ".git").exists():
         return None
@@ -44,7 +44,7 @@ def _git(root: Path, *arguments: str) -> str:
 
 
 def machine(device: torch.device) -> str:
-    """Processor or GPU, and the number of cores; no host name."""
+    """Describe the processor or GPU and the number of cores, without the host name."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{_processor()}, {os.cpu_count()} cores"

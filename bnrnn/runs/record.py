@@ -1,15 +1,16 @@
-"""The format of a run directory, as types: what each file holds, and its only reader and writer.
+"""The format of a run directory as types, and its only reader and writer.
 
-    run.json       `Subject`: what the run is; written at step 0 by the task's own words
-    config.yaml    the settings, nested plain dictionaries
-    metrics.jsonl  a `Record` a line
-    result.json    `Result`: the final numbers and where they come from
+    run.json       `Subject`: a description of the run by its task, written at step 0
+    config.yaml    the settings, as nested plain dictionaries
+    metrics.jsonl  one `Record` per line
+    result.json    `Result`: the final numbers and their provenance
     failed.json    `Failure`: the error that stopped the run
 
-The result of an analysis is in `bnrnn.runs.analysis`.
+For results of analyses see `bnrnn.runs.analysis`.
 
-A reader of these files needs no knowledge of tasks and models: a run says how its data, model and
-metric are called. Everything read is checked: kinds, sizes, depth; nothing is executed.
+A reader of these files needs no knowledge of tasks and models: a run contains the names of its
+data, model and metric. Types, sizes and nesting depth are checked on reading, and nothing is
+executed.
 """
 
 import copy
@@ -29,7 +30,7 @@ from bnrnn.runs.files import read_bounded, write_atomic
 
 FORMAT = 1
 MOST_BYTES = 16 << 20  # of a file that is read whole
-_SHORT = 16 << 10  # letters of settings that are kept: those of a run are 3,000
+_SHORT = 16 << 10  # characters of settings that are cached; a run's settings have 3,000
 MOST_METRICS_BYTES = 256 << 20  # a million records
 
 _T = TypeVar("_T")
@@ -40,26 +41,26 @@ Settings = dict[str, Any]
 
 @dataclass(frozen=True)
 class Metric:
-    """What a model is selected by: its key in the records, and how a person reads it."""
+    """The metric that selects a model: its key in the records, and its title and unit."""
 
     name: str
     title: str
     lower_is_better: bool
-    unit: str = ""  # "%", or empty where the title is the unit, as for bits per character
-    factor: float = 1.0  # from the recorded value to the unit
+    unit: str = ""  # "%"; empty if the title is the unit, as for bits per character
+    factor: float = 1.0  # converts the recorded value to the unit
     decimals: Annotated[int, msgspec.Meta(ge=0, le=12)] = 3
 
     @property
     def label(self) -> str:
-        """For an axis or the head of a column."""
+        """Return the label for an axis or the head of a column."""
         return f"{self.title}, {self.unit}" if self.unit else self.title
 
     def show(self, value: float, decimals: int | None = None) -> str:
-        """`98.90 % accuracy`, of a value in the unit."""
+        """Format a value in the unit as `98.90 % accuracy`."""
         return " ".join(filter(None, [self.number(value, decimals), self.unit, self.title]))
 
     def number(self, value: float, decimals: int | None = None) -> str:
-        """`98.90`, of a value in the unit."""
+        """Format a value in the unit as `98.90`."""
         decimals = self.decimals if decimals is None else decimals
         return f"{value:.{decimals}f}" if abs(value) < 1e9 else f"{value:.3g}"
 
@@ -75,19 +76,19 @@ BITS_PER_CHARACTER = Metric("bpc", "bits per character", True)
 
 @dataclass(frozen=True)
 class Subject:
-    """What a run is: said by its task and model when it begins."""
+    """A description of a run; its task and model provide it when the run begins."""
 
     task: str
-    data: str  # short and unique: runs on the same data have the same
+    data: str  # short name; equal for runs on the same data, and only for those
     data_title: str
-    description: str  # of the data, in one line
-    whole_data: bool  # False: a part of the published data; results do not compare
+    description: str  # describes the data in one line
+    whole_data: bool  # False: only part of the published data; results do not compare
     model: str
     model_title: str
     metric: Metric
     steps_per_epoch: Count
     total_steps: Count
-    free_settings: list[str]  # those that may differ between two parts of the same run
+    free_settings: list[str]  # settings that may change when the run is resumed
     format: int = FORMAT
 
 
@@ -98,29 +99,29 @@ class Record:
     step: Count
     split: str  # "train", "valid" or "test"
     values: dict[str, float]
-    statistics: str | None = None  # "population" or "batch": of a validation or test
+    statistics: str | None = None  # "population" or "batch", for a validation or test
 
     def to_json(self) -> str:
         labels = {} if self.statistics is None else {"statistics": self.statistics}
-        values = {k: v if math.isfinite(v) else None for k, v in self.values.items()}  # no NaN
+        values = {k: v if math.isfinite(v) else None for k, v in self.values.items()}  # not NaN
         return json.dumps({"step": self.step, "split": self.split, **labels, **values})
 
 
 @dataclass(frozen=True)
 class Result:
-    """The best model on validation, with population statistics, and where it comes from."""
+    """The scores of the best model on validation, with population statistics; its provenance."""
 
     valid: dict[str, float]
     test: dict[str, float]
     best_step: Count
-    calibrated: Count | None  # training batches behind the population statistics
+    calibrated: Count | None  # training batches that the population statistics average over
     task: str
     model: str
     seed: int
-    data: str  # in words
+    data: str  # description
     whole_data: bool
     steps: Count
-    max_steps: Count  # that the settings allowed
+    max_steps: Count  # as the settings allowed
     epochs: float
     wall_seconds: float
     train_seconds: float
@@ -149,7 +150,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Run:
-    """A run directory, read. `result` is None before the first test."""
+    """The content of a run directory. `result` is None before the first test."""
 
     path: Path
     settings: Settings
@@ -157,7 +158,7 @@ class Run:
     records: list[Record]
     result: Result | None = None
     failure: Failure | None = None
-    held: bool = False  # by a process that trains in it
+    held: bool = False  # a process is training in it
     resumable: bool = False  # it has a checkpoint
 
     @property
@@ -182,7 +183,7 @@ class Run:
 
     @property
     def state(self) -> str:
-        """running; finished; failed; stopped: it can go on; unfinished: it cannot."""
+        """running, finished, failed, stopped (can be resumed) or unfinished (cannot)."""
         if self.held:
             return "running"
         if self.result is not None and self.result.max_steps >= self.subject.total_steps:
@@ -193,11 +194,11 @@ class Run:
 
     @property
     def step(self) -> int:
-        """The last step there is a record of."""
+        """The last recorded step."""
         return max((record.step for record in self.records), default=0)
 
     def values(self, name: str, split: str, statistics: str | None) -> dict[int, float]:
-        """Step -> recorded value."""
+        """Return step -> recorded value."""
         return {
             record.step: record.values[name]
             for record in self.records
@@ -205,18 +206,20 @@ class Run:
         }
 
     def curve(self, statistics: str = "population") -> tuple[list[int], list[float]]:
-        """Steps and validation metric, in its unit; [] where there is none."""
+        """Return the steps and the validation metric in its unit; [] if there is none."""
         found = self.values(self.metric.name, "valid", statistics)
         return list(found), [value * self.metric.factor for value in found.values()]
 
     def paper_like_curve(self) -> tuple[list[int], list[float]]:
-        """With batch statistics where the model normalises, as the paper's curves."""
+        """Return the curve with batch statistics if the model normalises, as the paper's curves."""
         by_batch = self.curve("batch")
         return by_batch if by_batch[0] else self.curve()
 
     def best_step(self) -> int | None:
-        """Of the best validation with population statistics, or of the last, whichever the run
-        selects; None before the first."""
+        """The step of the selected validation with population statistics.
+
+        The run selects the best validation or the last one; None before the first.
+        """
         if self.result is not None:
             return self.result.best_step
         steps, values = self.curve()
@@ -226,7 +229,7 @@ class Run:
         return finite[self.metric.best(finite)] if finite else None
 
     def final(self, split: str) -> float:
-        """The best model on "test" or "valid", with population statistics, in the unit."""
+        """Return the best model's score on "test" or "valid", with population statistics."""
         assert self.result is not None
         values = self.result.test if split == "test" else self.result.valid
         return values[self.metric.name] * self.metric.factor
@@ -236,14 +239,14 @@ class Run:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """A dataclass or plain data as indented JSON.
+    """Write a dataclass or plain data as indented JSON.
 
     Raises:
         OutputError: see `write_atomic`.
     """
     plain = content if isinstance(content, dict) else asdict(content)
     text = json.dumps(plain, indent=2, ensure_ascii=False) + "\n"
-    # Bytes of a path that are not UTF-8 are surrogates here; \udcff is JSON's own escape.
+    # Bytes of a path that are not UTF-8 are surrogates here; JSON escapes them as \udcff.
     write_atomic(path, text.encode("utf-8", "backslashreplace"))
 
 
@@ -260,10 +263,10 @@ def write_records(path: Path, records: Iterable[Record]) -> None:
 
 
 def decode_json(path: Path, kind: type[_T], most: int = MOST_BYTES) -> _T | None:
-    """The JSON file as a `kind`; None where there is no such file.
+    """Read a JSON file as the type `kind`; None if there is no such file.
 
     Raises:
-        CheckpointError: it cannot be read, or is not what it should be.
+        CheckpointError: the file cannot be read, or its content does not match the type.
     """
     try:
         return msgspec.json.decode(read_bounded(path, most), type=kind)
@@ -286,7 +289,7 @@ def read_subject(path: Path) -> Subject | None:
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """YAML without anchors: a kilobyte of nested aliases stands for gigabytes."""
+    """YAML without anchors: a kilobyte of nested aliases can expand to gigabytes."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
@@ -296,15 +299,15 @@ class _PlainLoader(yaml.SafeLoader):
 
 @functools.lru_cache(200)
 def _parsed(text: str) -> Any:
-    """PyYAML is slow, and a command reads the settings of one run several times."""
+    """Parse and cache: PyYAML is slow, and a command reads a run's settings several times."""
     return yaml.load(text, _PlainLoader)
 
 
 def read_settings(path: Path) -> Settings | None:
-    """The settings of a run; None where there is no such file.
+    """Read the settings of a run; None if there is no such file.
 
     Raises:
-        CheckpointError: they cannot be read, or are not what they should be.
+        CheckpointError: the file cannot be read, or its content is not valid settings.
     """
     try:
         text = read_bounded(path, MOST_BYTES).decode()
@@ -328,7 +331,7 @@ class _Named:
 
 @dataclass(frozen=True)
 class _Needed:
-    """What every reader of settings relies on."""
+    """The settings that every reader relies on."""
 
     seed: int
     task: _Named
@@ -347,7 +350,7 @@ def _check_plain(settings: Settings, depth: int = 0) -> None:
 
 
 def read_records(path: Path) -> list[Record]:
-    """All whole lines; a last one that a kill cut short is left out.
+    """Read all complete lines; skip a last line that was truncated by a kill.
 
     Raises:
         CheckpointError: a line is not a record.
@@ -363,7 +366,7 @@ def _records(path: Path) -> Iterator[Record]:
     except OSError as error:
         raise _unreadable(path, error) from error
     decoder = msgspec.json.Decoder(dict[str, int | float | str | None])
-    *lines, _ = content.split(b"\n")  # after the last line break: nothing, or a torn line
+    *lines, _ = content.split(b"\n")  # after the last newline: nothing, or a truncated line
     for number, line in enumerate(lines, start=1):
         try:
             fields = decoder.decode(line)

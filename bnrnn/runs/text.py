@@ -1,4 +1,4 @@
-"""Names made safe: to paste into a shell, to name a file by."""
+"""Make names safe for a shell and for a file name."""
 
 import os
 import re
@@ -10,17 +10,17 @@ from bnrnn.settings.compose import literal
 
 
 def quoted(path: Path) -> str:
-    """`path` as a value on the command line, for Hydra's grammar and then for a POSIX shell."""
+    """Quote `path` as a command-line value, for Hydra's grammar and then for a POSIX shell."""
     text = os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
     plain = re.fullmatch(r"[\w./-]+", text, re.ASCII)
     return text if plain else shlex.quote(literal(text))
 
 
 def slug(text: str, most: int = 60) -> str:
-    """A file name, or a part of one, without folders: "γ 0.3" -> "gamma0.3".
+    """Convert a text to a file name, or part of one, without folders: "γ 0.3" -> "gamma0.3".
 
     Args:
-        most: bytes; of a longer text the end gives way to a checksum.
+        most: bytes; in a longer text a checksum replaces the end.
     """
     name = re.sub(r"[^\w.-]+", "_", text.replace("γ ", "gamma").replace("'", ""))
     name = name.lstrip(".-") or "_"

@@ -1,2 +1,1 @@
-"""The settings of a run: their fields and checks, how Hydra composes them, and what makes two runs
-the same run."""
+"""The settings of a run: fields and checks, composition by Hydra, and comparison of runs."""

@@ -1,4 +1,4 @@
-"""From `conf/` and the command line to a `Config`, by Hydra; nothing else sees a DictConfig."""
+"""Compose `conf/` and the command line to a `Config` with Hydra; only this file uses DictConfig."""
 
 import contextlib
 import functools
@@ -19,11 +19,11 @@ from bnrnn.settings.same import flatten, to_dict
 from bnrnn.settings.schema import Config
 
 CONF = "bnrnn.conf"
-# Whether `data.pipes` stands in the command line itself: only then may it be true. Another process,
-# such as a parallel launcher's, does not know, and refuses.
+# Whether the command line itself contains `data.pipes`; it may be true only then. Other processes,
+# such as those of a parallel launcher, do not know the command line, so they refuse it.
 _commands_typed = False
 
-# The folder that `--config-dir` of this command names: files of settings beside those in `conf/`.
+# The folder of this command's `--config-dir`, with settings files in addition to `conf/`.
 _own: Path | None = None
 
 GROUPS = ("model", "task", "optimizer", "experiment", "reproduce")
@@ -31,9 +31,9 @@ GROUPS = ("model", "task", "optimizer", "experiment", "reproduce")
 
 @functools.cache
 def register() -> None:
-    """Make known to Hydra the schemas, `base_*` in each group of `conf/`, and the resolvers."""
-    # Hydra copies all schemas for each composition, a hundred times for --help; those that it
-    # uses it copies by themselves.
+    """Register the resolvers and the schemas, `base_*` in each group of `conf/`, with Hydra."""
+    # Hydra copies the whole store for each composition, a hundred times for --help. The copy is
+    # not needed: Hydra also copies each schema that it uses.
     ConfigStore.__deepcopy__ = lambda store, memo: store  # pyright: ignore (it has none)
     OmegaConf.register_new_resolver("bnrnn.by_scale", _by_scale, replace=True)
     OmegaConf.register_new_resolver("bnrnn.by_size", _by_size, replace=True)
@@ -55,35 +55,35 @@ def register() -> None:
 
 
 def literal(text: str) -> str:
-    """A string in Hydra's grammar: quotes, and the backslashes before them, are escaped."""
+    """Quote a string in Hydra's grammar: escape quotes and the backslashes before them."""
     inner = re.sub(r"(\\*)('|$)", lambda m: 2 * m[1] + ("\\'" if m[2] else ""), text)
     return "'" + inner.replace("${", "\\${") + "'"
 
 
 def add(name: str, node: Any, group: str | None = None) -> None:
-    """Let `group=name` choose settings that are in no file; `node`: a dataclass or its object."""
+    """Register settings without a file under `group=name`; `node`: a dataclass or an instance."""
     _composed.cache_clear()
     ConfigStore.instance().store(name=name, node=node, group=group)
 
 
 def _by_scale(scale: str | None, minutes: Any, hour: Any, full: Any) -> Any:
-    """One of three, by how far `reproduce=` goes."""
+    """Choose one of three values by the scale of `reproduce=`."""
     return {"minutes": minutes, "hour": hour}.get(scale or "full", full)
 
 
 def _by_size(size: str, small: Any, medium: Any, large: Any) -> Any:
-    """One of three, by the size of the word model."""
+    """Choose one of three values by the size of the word model."""
     return {"medium": medium, "large": large}.get(size, small)
 
 
 def allow_commands(typed: bool) -> None:
-    """Say whether `data.pipes` was typed in this very command."""
+    """Record whether this command line contains `data.pipes`."""
     global _commands_typed
     _commands_typed = typed
 
 
 def use_folder(folder: Path | None) -> None:
-    """Let `group=name` choose files of `folder` as well."""
+    """Let `group=name` also choose files of `folder`."""
     global _own
     if folder != _own:
         _own = folder
@@ -91,17 +91,17 @@ def use_folder(folder: Path | None) -> None:
 
 
 def from_hydra(cfg: DictConfig) -> Config:
-    """Plain objects, every range checked.
+    """Convert a composed configuration to plain objects, and check all values.
 
     Raises:
-        ConfigError: a value is impossible; the message names the key and what it may be.
+        ConfigError: a value is invalid; the message names the key and the valid values.
     """
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
         raise ConfigError(f"{missing[0]} has no value: give it one, {missing[0]}=…")
     config = OmegaConf.to_object(cfg)
     assert isinstance(config, Config)
-    # Hydra's +key=value adds keys that no schema knows.
+    # Hydra's +key=value adds keys that are not in the schema.
     given = OmegaConf.to_container(cfg)
     assert isinstance(given, dict)
     known = flatten(to_dict(config))
@@ -115,33 +115,33 @@ def from_hydra(cfg: DictConfig) -> Config:
         )
     for name in ("data_dir", "outputs", "run", "resume", "question"):
         if (path := getattr(config, name)) is not None:
-            setattr(config, name, os.path.expanduser(path))  # the shell expands no outputs=~/x
+            setattr(config, name, os.path.expanduser(path))  # shells do not expand outputs=~/x
     return config
 
 
 def compose_config(*overrides: str) -> Config:
-    """The settings that a command with these overrides has.
+    """Return the settings of a command with these overrides.
 
     Raises:
         ConfigError: see `from_hydra`.
-        HydraException, OmegaConfBaseException: an override cannot be read or does not exist.
+        HydraException, OmegaConfBaseException: an override cannot be parsed or does not exist.
     """
     with _hydra():
         return from_hydra(compose("config", list(overrides)))
 
 
 def keys(*choices: str) -> list[str]:
-    """All flat settings of the groups that `choices` choose.
+    """Return the flat keys of all settings in the groups that `choices` select.
 
-    Raises: as `compose_config`, but for impossible values.
+    Raises: as `compose_config`; values are not checked.
     """
     return list(_flat(choices, resolve=False))
 
 
 def defaults(*choices: str) -> dict[str, Any]:
-    """Flat settings of a command with these choices, whether or not they lack something.
+    """Return the flat settings of a command with these choices, even if some are missing.
 
-    Raises: as `compose_config`, but for impossible values.
+    Raises: as `compose_config`; values are not checked.
     """
     return _flat(choices, resolve=True)
 
@@ -154,14 +154,14 @@ def _flat(choices: tuple[str, ...], resolve: bool) -> dict[str, Any]:
 
 @functools.cache
 def _composed(*choices: str) -> DictConfig:
-    """Only read: the report asks for the same settings once for each run."""
+    """Compose and cache, because the report needs the same settings for each run. Do not modify."""
     own = [] if _own is None else [f"hydra.searchpath=[{literal(f'file://{_own}')}]"]
     with _hydra():
         return compose("config", [*choices, *own])
 
 
 def options(group: str) -> list[str]:
-    """The names that a group may take: files in `conf/` and of `use_folder`, and what was added."""
+    """Return a group's options: files in `conf/` and of `use_folder`, and those of `add`."""
     folder = resources.files(CONF) / group
     files = {entry.name for entry in folder.iterdir() if entry.is_file()}
     added = ConfigStore.instance().repo.get(group, {})
@@ -173,7 +173,7 @@ def options(group: str) -> list[str]:
 
 @contextlib.contextmanager
 def _hydra():
-    """Hydra's own state, which a command may have set up already."""
+    """Return Hydra's global state, which the command may already have initialised."""
     if GlobalHydra.instance().is_initialized():
         yield
     else:

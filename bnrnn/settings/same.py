@@ -1,4 +1,4 @@
-"""Settings as plain data, and which of them make two runs two runs."""
+"""Settings as plain data, and the settings in which two runs differ."""
 
 import dataclasses
 from typing import Any
@@ -7,12 +7,12 @@ from bnrnn.settings.schema import FREE, Config
 
 
 def to_dict(config: Config) -> dict[str, Any]:
-    """Nested plain dicts, for YAML, JSON and checkpoints."""
+    """Convert to nested plain dicts, for YAML, JSON and checkpoints."""
     return dataclasses.asdict(config)
 
 
 def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"task": {"length": 100}} -> {"task.length": 100}."""
+    """Flatten {"task": {"length": 100}} to {"task.length": 100}."""
     flat: dict[str, Any] = {}
     for key, value in settings.items():
         if isinstance(value, dict):
@@ -23,7 +23,7 @@ def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def free_settings(config: Any, prefix: str = "", free: bool = False) -> list[str]:
-    """The flat keys that a resumed run may change: where things are and how long it goes on."""
+    """Return the flat keys that a resumed run may change, such as paths and its length."""
     found = []
     for field in dataclasses.fields(config):
         value, may_change = getattr(config, field.name), free or FREE in field.metadata
@@ -35,7 +35,7 @@ def free_settings(config: Any, prefix: str = "", free: bool = False) -> list[str
 
 
 def differences(ours: Config, saved: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """The settings that make two runs different runs: key -> (ours, saved); None: not there."""
+    """Return the settings in which two runs differ: key -> (ours, saved); None: missing."""
     free, here, there = free_settings(ours), flatten(to_dict(ours)), flatten(saved)
     return {
         key: (here.get(key), there.get(key))

@@ -1,4 +1,4 @@
-"""The settings of a run: dataclasses, each with its defaults and the checks of its values.
+"""The settings of a run: dataclasses with defaults and checks.
 
 Hydra composes `conf/` against them (`bnrnn.settings.compose`).
 """
@@ -13,13 +13,13 @@ from omegaconf import MISSING
 from bnrnn.errors import ConfigError
 from bnrnn.nn.options import LSTMOptions, NoiseOptions, NormOptions, ReaderOptions, require
 
-# In a field's metadata: a resumed run may change it, and is the same run.
+# Key in a field's metadata: a resumed run may change this field and is still the same run.
 FREE = "free"
 _FREE = {FREE: True}
 
 
 def free(default: Any) -> Any:
-    """A field that says where things are or how long a run goes on."""
+    """A field that a resumed run may change, such as a path or the length of a run."""
     return field(default=default, metadata=_FREE)
 
 
@@ -46,9 +46,10 @@ def _seed(key: str, value: int) -> None:
 
 
 def check_finite(config: Any, prefix: str = "") -> None:
-    """
+    """Check that all numbers are finite, also those in lists.
+
     Raises:
-        ConfigError: a number among the settings, or in a list of them, is infinite or NaN.
+        ConfigError: a number is infinite or NaN.
     """
     for key, value in vars(config).items():
         if dataclasses.is_dataclass(value):
@@ -60,17 +61,17 @@ def check_finite(config: Any, prefix: str = "") -> None:
 
 @dataclass
 class NormConfig(NormOptions):
-    """What all models share; see `bnrnn.BNLSTM` for each setting."""
+    """Settings that all models share; see `bnrnn.BNLSTM` for each."""
 
     name: str = MISSING
-    title: str = free("")  # for people; empty: the name
-    # A model normalises what its file in conf/model names.
+    title: str = free("")  # in reports and figures; empty: the name
+    # The default is no normalisation; a model's file in conf/model says what it normalises.
     input_norm: str = "none"
     recurrent_norm: str = "none"
     cell_norm: str = "none"
     hidden_size: int = 200
     dropout: float = 0.0
-    stabilizer: float = 0.0  # β of the norm stabiliser: see `bnrnn.nn.stabilizer`
+    stabilizer: float = 0.0  # β of the norm stabiliser, see `bnrnn.nn.stabilizer`
 
     @property
     def normalizes(self) -> bool:
@@ -78,7 +79,7 @@ class NormConfig(NormOptions):
 
     @property
     def needs_batch(self) -> bool:
-        """Whether it takes statistics over a batch at each step: of one row there are none."""
+        """Whether it computes statistics over the batch at each step, which needs several rows."""
         return self.normalizes_steps
 
     def __post_init__(self) -> None:
@@ -97,19 +98,19 @@ class NormConfig(NormOptions):
 
 @dataclass
 class NoisyConfig(NormConfig, NoiseOptions):
-    """A model with noise in its recurrence; see `bnrnn.BNLSTM`."""
+    """Settings of a model with noise in its recurrence; see `bnrnn.BNLSTM`."""
 
 
 @dataclass
 class ModelConfig(NoisyConfig):
-    """A `BNLSTM` by its three slots."""
+    """A `BNLSTM`, defined by the normalisation in its three slots."""
 
     learned_state: bool = True
     num_layers: int = 1
     cell_bias: bool = LSTMOptions.cell_bias
     recurrent_init: str = LSTMOptions.recurrent_init
     input_dropout: float = 0.0  # of the elements of x_t; `dropout` is between layers
-    output_dropout: float = 0.0  # of what the softmax sees
+    output_dropout: float = 0.0  # of the input of the softmax
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -124,7 +125,7 @@ class ModelConfig(NoisyConfig):
 
 @dataclass
 class AttentiveReaderConfig(NormConfig, ReaderOptions):
-    """An Attentive Reader by what it normalises; see `bnrnn.nn.AttentiveReader`."""
+    """An Attentive Reader, defined by what it normalises; see `bnrnn.nn.AttentiveReader`."""
 
     hidden_size: int = 240
     dropout: float = ReaderOptions.dropout
@@ -138,7 +139,7 @@ class AttentiveReaderConfig(NormConfig, ReaderOptions):
 class WordModelConfig(NoisyConfig):
     """Embeddings, a stack of LSTM layers and a softmax; see `bnrnn.tasks.words.WordModel`."""
 
-    size: str = "small"  # of the three, as which task=ptb_words trains it
+    size: str = "small"  # selects the training schedule of task=ptb_words
     num_layers: int = 2
     init_range: float = 0.1
     learned_state: bool = False
@@ -169,9 +170,9 @@ class CharacterStackConfig(NoisyConfig):
 
 @dataclass
 class SpeechConfig(NoisyConfig):
-    """Stacked LSTMs for frames of speech; see `bnrnn.tasks.frames.SpeechModel`."""
+    """Stacked LSTMs for speech frames; see `bnrnn.tasks.frames.SpeechModel`."""
 
-    hidden_size: int = 250  # of each direction
+    hidden_size: int = 250  # per direction
     num_layers: int = 5
     bidirectional: bool = True
     gamma_init: float = 1.0
@@ -188,13 +189,13 @@ class SpeechConfig(NoisyConfig):
 class TaskConfig:
     """Settings that all tasks share: batch size and number of epochs."""
 
-    model_kind: ClassVar[type[NormConfig]] = ModelConfig  # the models that it takes
-    models: ClassVar[str] = "lstm, bnlstm, bn_input…"  # their names, for people
+    model_kind: ClassVar[type[NormConfig]] = ModelConfig  # the settings class of its models
+    models: ClassVar[str] = "lstm, bnlstm, bn_input…"  # their names, for messages
 
     name: str = MISSING
     batch_size: int = 64
     max_epochs: int = 50
-    # Batch statistics depend on the batch size: validation keeps the training one, unless set.
+    # Batch statistics depend on the batch size, so validation uses the training one by default.
     eval_batch_size: int | None = None
 
     def __post_init__(self) -> None:
@@ -203,13 +204,13 @@ class TaskConfig:
 
 @dataclass
 class PixelConfig(TaskConfig):
-    """MNIST, a pixel a step."""
+    """MNIST, one pixel per step."""
 
     batch_size: int = 100
     max_epochs: int = 200
     permutation: str = "none"
     permutation_seed: int = 0
-    init_noise: float = 0.0  # on h_0: see `BNLSTM`
+    init_noise: float = 0.0  # on h_0, see `BNLSTM`
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -226,7 +227,7 @@ class CharacterConfig(TaskConfig):
     variant: str = "paper"
     path: str | None = free(None)
     length: int = 100
-    # How many steps of the test string are in memory at once; the result does not depend on it.
+    # Steps of the test string in memory at once; the result does not depend on it.
     stream_length: int = free(2000)
 
     def __post_init__(self) -> None:
@@ -243,7 +244,7 @@ class CharacterConfig(TaskConfig):
 
 @dataclass
 class CharacterStackTaskConfig(CharacterConfig):
-    """The same for stacked LSTMs, as Laurent et al. have them."""
+    """Next-character prediction with stacked LSTMs, as in Laurent et al."""
 
     model_kind: ClassVar[type[NormConfig]] = CharacterStackConfig
     models: ClassVar[str] = "characters_lstm, characters_bn_sum"
@@ -258,7 +259,7 @@ class WordConfig(TaskConfig):
 
     batch_size: int = 20  # streams
     length: int = 20  # of a window, in words
-    resets: int = 1  # how often in an epoch the state starts at zero, evenly
+    resets: int = 1  # how often per epoch the state is set to zero, at equal intervals
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -273,9 +274,9 @@ class QuestionConfig(TaskConfig):
     models: ClassVar[str] = "attentive_…"
 
     four_sentences: bool = False
-    # A random permutation of all entity names for each training batch, or none.
+    # "batch": permute all entity names at random for each training batch; "none": do not.
     relabel: str = "batch"
-    # Passages of similar length share a batch: this many batches are sorted together.
+    # This many batches are sorted by length together, so that a batch has similar lengths.
     buckets: int = 12
 
     def __post_init__(self) -> None:
@@ -286,17 +287,17 @@ class QuestionConfig(TaskConfig):
 
 @dataclass
 class FrameConfig(TaskConfig):
-    """The class of each frame of speech, from Kaldi archives (`data.features` …)."""
+    """Classification of speech frames, from Kaldi archives (`data.features` …)."""
 
     model_kind: ClassVar[type[NormConfig]] = SpeechConfig
     models: ClassVar[str] = "speech_lstm, speech_bn, speech_bn_frame"
 
-    corpus: str | None = None  # a folder of data_dir with train, dev and test
-    cmvn: str = "global"  # over what features are normalised: see `bnrnn.datasets.frames`
-    classes: int | None = None  # null: as many as the training targets use
-    subsampling: int = 1  # frames a target stands for
-    loss: str = "frame"  # the mean over frames, or the sum over an utterance's, averaged
-    # Utterances of similar length share a batch: this many batches are sorted together.
+    corpus: str | None = None  # a folder in data_dir with train, dev and test
+    cmvn: str = "global"  # scope of the feature normalisation, see `bnrnn.datasets.frames`
+    classes: int | None = None  # null: the number that the training targets use
+    subsampling: int = 1  # frames per target
+    loss: str = "frame"  # mean over frames; or sum over frames, averaged over utterances
+    # This many batches are sorted by length together, so that a batch has similar lengths.
     buckets: int = 12
 
     def __post_init__(self) -> None:
@@ -311,9 +312,9 @@ class OptimizerConfig:
     name: str = MISSING
     lr: float = 1e-3
     max_grad_norm: float = 1.0
-    clip: str = "norm"  # by which law: see `bnrnn.optim.clip_gradients`
-    # Epochs at the full rate, and its factor for each one after: see `bnrnn.optim.learning_rate`.
-    lr_decay_after: int | None = None  # None: the rate is constant
+    clip: str = "norm"  # how gradients are clipped, see `bnrnn.optim.clip_gradients`
+    # Epochs at the full rate, and the factor for each later one: see `bnrnn.optim.learning_rate`.
+    lr_decay_after: int | None = None  # None: the learning rate is constant
     lr_decay: float | None = None
 
     def __post_init__(self) -> None:
@@ -335,7 +336,7 @@ class AdamConfig(OptimizerConfig):
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-8
-    eps_on: str = "corrected"  # which second moment's root: see `bnrnn.optim.set_adam_eps`
+    eps_on: str = "corrected"  # second moment to whose root ε is added: `bnrnn.optim.set_adam_eps`
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -371,7 +372,7 @@ class SGDConfig(OptimizerConfig):
 
 @dataclass
 class SampleConfig:
-    """Text from a trained character model (`mode=sample run=DIR`)."""
+    """Sampling text from a trained character model (`mode=sample run=DIR`)."""
 
     length: int = 500
     temperature: float = 0.8
@@ -384,9 +385,9 @@ class SampleConfig:
 
 @dataclass
 class DataConfig:
-    """Data that are made, or that the user has; files are Kaldi archives or their .scp."""
+    """Generated data, or data of the user; files are Kaldi archives or their .scp."""
 
-    # So many questions for task=cnn and task=cnn4, or utterances for task=frames and task=an4.
+    # Number of questions (task=cnn, cnn4) or utterances (task=frames, an4) to generate.
     synthetic: int | None = None
     features: str | None = free(None)
     targets: str | None = free(None)
@@ -398,7 +399,7 @@ class DataConfig:
     test_targets: str | None = free(None)
     test_utt2spk: str | None = free(None)
     name: str | None = free(None)  # of the data, in the report
-    # Run what is a command to Kaldi, `cmd |`: only if it is typed in the command line itself.
+    # Run Kaldi's commands, `cmd |`; must be given on the command line itself.
     pipes: bool = free(False)
 
     def __post_init__(self) -> None:
@@ -429,7 +430,7 @@ class GradientFlowConfig:
 
 @dataclass
 class LengthsConfig:
-    """Figure 3b (`mode=lengths run=DIR`): the lengths into which the test string is cut."""
+    """Figure 3b (`mode=lengths run=DIR`): the lengths of the slices of the test string."""
 
     lengths: list[int] = field(default_factory=lambda: list(range(100, 1001, 100)))
     batch_size: int = 100
@@ -440,13 +441,13 @@ class LengthsConfig:
             _require(length > 1, "lengths.lengths", length, "2 or more")
         once = len(set(self.lengths)) == len(self.lengths)
         _require(once, "lengths.lengths", self.lengths, "different lengths")
-        # Below that an odd number of slices leaves one by itself, without batch statistics.
+        # With 2, an odd number of slices leaves a batch of one, which has no batch statistics.
         _require(self.batch_size > 2, "lengths.batch_size", self.batch_size, "3 or more")
 
 
 @dataclass
 class PopulationConfig:
-    """Figure 5 (`mode=population run=DIR`): how many units are drawn, at random."""
+    """Figure 5 (`mode=population run=DIR`): the number of random units to draw."""
 
     units: int = 30
 
@@ -456,7 +457,7 @@ class PopulationConfig:
 
 @dataclass
 class Config:
-    """One run. The groups `model`, `task` and `optimizer` are chosen by name."""
+    """The settings of one run. The groups `model`, `task` and `optimizer` are chosen by name."""
 
     model: NormConfig = MISSING
     task: TaskConfig = MISSING
@@ -492,7 +493,7 @@ class Config:
     checkpoint_minutes: float = free(10.0)
 
     def total_steps(self, steps_per_epoch: int) -> int:
-        """How many training steps the settings allow."""
+        """Return the number of training steps that the settings allow."""
         total = (self.max_epochs or self.task.max_epochs) * steps_per_epoch
         return total if self.max_steps is None else min(total, self.max_steps)
 
@@ -540,7 +541,7 @@ class Config:
             )
 
 
-# How far `reproduce=` goes: what two cores do in minutes, in an hour or so, or as in the paper.
+# Scales of `reproduce=`: minutes or about an hour on two cores, or the paper's training length.
 SCALES = ("minutes", "hour", "full")
 # The word models of Zaremba et al., 2014, "Recurrent Neural Network Regularization".
 SIZES = ("small", "medium", "large")

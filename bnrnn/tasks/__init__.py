@@ -1,4 +1,4 @@
-"""One class a kind of task; `build_task` finds it by its settings, `register` adds another."""
+"""One class per kind of task. `build_task` selects it by its settings; `register` adds one."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -27,11 +27,11 @@ _BUILDERS: dict[type[TaskConfig], Callable[[Config], Task]] = {
 
 
 def register(settings: TaskConfig, build: Callable[[Config], Task]) -> None:
-    """Let `bnrnn task=NAME` choose a task of another package.
+    """Register a task of another package under `bnrnn task=NAME`.
 
     Args:
-        settings: of a dataclass of its own, which extends `TaskConfig`; `name` is NAME.
-        build: loads the data; `config.task` is of the class of `settings`.
+        settings: an instance of the task's own subclass of `TaskConfig`, with `name` set to NAME.
+        build: loads the data and returns the task; `config.task` has the class of `settings`.
     """
     _BUILDERS[type(settings)] = build
     compose.add(settings.name, settings, "task")
@@ -41,7 +41,7 @@ def build_task(config: Config) -> Task:
     """Load the data of `config.task`.
 
     Raises:
-        DataError: they are missing, damaged, or too short for the settings.
+        DataError: the data are missing, damaged, or too short for the settings.
     """
     return _BUILDERS[type(config.task)](config)
 

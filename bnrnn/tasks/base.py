@@ -1,4 +1,4 @@
-"""What the training loop needs to know of a task."""
+"""The interface between tasks and the training loop."""
 
 import itertools
 import zlib
@@ -22,20 +22,20 @@ from bnrnn.runs import checkpoint
 from bnrnn.runs.record import Metric
 from bnrnn.settings.schema import ModelConfig, NormConfig, TaskConfig
 
-# Shows progress over its argument, and stops between two items when asked to.
+# Shows progress over its argument, and stops between two items on request.
 Progress = Callable[[Iterable[Any]], Iterable[Any]]
-Sums = dict[str, Any]  # numbers, or tensors of one on another device than the CPU: see `number`
+Sums = dict[str, Any]  # numbers, or one-element tensors on a device that is not the CPU: `number`
 IGNORED = -100  # the target of padding
 
 
 class Batch(NamedTuple):
-    """Tensors are (T, B, ...) or (B,), B sequences."""
+    """A minibatch of B sequences; tensors are (T, B, ...) or (B,)."""
 
     input: Any  # a tensor, or a tuple of tensors and plain values
     target: Tensor
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
-        """`change` of each tensor."""
+        """Apply `change` to each tensor."""
         if not isinstance(self.input, tuple):
             return Batch(change(self.input), change(self.target))
         parts = (change(x) if isinstance(x, Tensor) else x for x in self.input)
@@ -45,16 +45,16 @@ class Batch(NamedTuple):
         return self.map(lambda x: x.to(device))
 
     def part(self) -> "tuple[Batch, Share]":
-        """This process's share of the batch, where several train together."""
+        """Return this process's share of the batch; several processes may train one model."""
         share = processes.share(self.target.shape[-1])
         return (self if share.is_whole else self.map(share.of)), share
 
 
 class Loss(NamedTuple):
-    """Of one batch, or of a process's share of one.
+    """The loss on one batch, or on a process's share of one.
 
-    sums: numbers that add up over batches, for `Task.metrics`. carry: the state for the next batch
-    of the same stream, a tuple of tensors (layers, B, ...), detached; None where batches are
+    sums: numbers that are added over batches, for `Task.metrics`. carry: the state for the next
+    batch of the same stream, a tuple of detached tensors (layers, B, ...); None if batches are
     independent.
     """
 
@@ -66,16 +66,16 @@ class Loss(NamedTuple):
 class Task(ABC):
     """Batches, model, loss, metrics and test protocol of one task.
 
-    Which examples a training batch holds is a function of seed, epoch and index alone, so a run
-    that is resumed anywhere sees what it would have seen.
+    The examples in a training batch are a function of seed, epoch and index alone, so a resumed run
+    sees the same batches as an uninterrupted one.
     """
 
-    metric: ClassVar[Metric]  # what models are selected by
-    padded: ClassVar[bool] = False  # sequences of different lengths in a batch
-    carries: ClassVar[bool] = False  # a state goes from batch to batch
-    advice: ClassVar[str] = ""  # a setting of this task that helps where a gradient explodes
-    fingerprint: str | None = None  # of the data; None: they have one form, verified when read
-    whole_data: bool = True  # False: only a part of them is at hand, and results do not compare
+    metric: ClassVar[Metric]  # selects the best model
+    padded: ClassVar[bool] = False  # sequences in a batch differ in length
+    carries: ClassVar[bool] = False  # the state is carried from batch to batch
+    advice: ClassVar[str] = ""  # a setting of this task that helps when gradients explode
+    fingerprint: str | None = None  # of the data; None: there is only one version, verified by hash
+    whole_data: bool = True  # False: only part of the data was found; results do not compare
 
     def __init__(self, config: TaskConfig, seed: int) -> None:
         self.config, self.seed = config, seed
@@ -83,12 +83,12 @@ class Task(ABC):
     @property
     @abstractmethod
     def data_name(self) -> str:
-        """A short name of the data: runs on the same data have the same, and no others."""
+        """Return a short name of the data, equal for two runs exactly if they use the same data."""
 
     @property
     @abstractmethod
     def data_title(self) -> str:
-        """The same for people: the title of a figure."""
+        """Return the title of the data in reports and figures."""
 
     @property
     @abstractmethod
@@ -105,11 +105,11 @@ class Task(ABC):
 
     @abstractmethod
     def loss(self, model: nn.Module, batch: Batch, carry: Any = None) -> Loss:
-        """The loss to minimise, and what `metrics` needs.
+        """Compute the loss to minimise, and the sums for `metrics`.
 
         Args:
-            carry: what the batch before returned; None for the first of an epoch, or of a
-                validation.
+            carry: the carry that the previous batch returned; None for the first batch of an epoch
+                or of a validation.
         """
 
     @abstractmethod
@@ -117,28 +117,29 @@ class Task(ABC):
 
     @abstractmethod
     def test(self, model: nn.Module, device: torch.device, progress: Progress) -> dict[str, float]:
-        """The paper's test protocol, on a calibrated model in evaluation mode."""
+        """Run the paper's test protocol on a calibrated model in evaluation mode."""
 
     def figures(self, model: nn.Module, device: torch.device) -> dict[str, Any]:
-        """matplotlib figures of a model in evaluation mode, for TensorBoard, by name."""
+        """Draw matplotlib figures of a model in evaluation mode, by name, for TensorBoard."""
         return {}
 
     @abstractmethod
     def describe(self) -> str:
-        """The data in one line, for people."""
+        """Describe the data in one line, for the log."""
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint must hold for the model to mean the same: tensors and plain data."""
+        """Return what the model depends on and a checkpoint must save: tensors and plain data."""
         return {}
 
     def load_state(self, state: dict[str, Any]) -> None:  # noqa: B027 (most tasks have none)
-        """
+        """Restore what `state` returned.
+
         Raises:
             CheckpointError: the state does not belong to this task.
         """
 
     def load_carry(self, model: nn.Module, carry: Any, path: Path) -> Any:
-        """What `loss` carried when the checkpoint at `path` was saved, checked.
+        """Check and return the carry that was saved in the checkpoint at `path`.
 
         Raises:
             CheckpointError: `loss` cannot have returned it.
@@ -148,13 +149,13 @@ class Task(ABC):
         return None
 
     def calibration_batches(self, n: int | None) -> Iterator[Batch]:
-        """The first n training batches of an order of their own; None: all of them."""
+        """Yield the first n training batches in a separate order; None: all of them."""
         n = self.steps_per_epoch if n is None else min(n, self.steps_per_epoch)
         return (self.train_batch(-1, index) for index in range(n))
 
     @torch.no_grad()
     def score(self, model: nn.Module, batches: Iterable[Batch], device: torch.device) -> Sums:
-        """The sums over batches that follow one another."""
+        """Return the sums over consecutive batches."""
         shared, whole, carry = Counter[str](), Counter[str](), None
         for batch in batches:
             part, share = batch.part()
@@ -166,14 +167,14 @@ class Task(ABC):
         return read(whole)
 
     def weight(self, batch: Batch, sums: Sums) -> Any:
-        """What `loss` is a mean over, or in proportion to it: how much a share's loss counts."""
+        """Return the weight of a share's loss: proportional to the number of terms in its mean."""
         return sums.get("count", batch.target.shape[-1])
 
     def everywhere(self, found: Loss, batch: Batch, share: Share) -> Loss:
-        """The loss and the sums of the whole batch, from what each process found in its share.
+        """Combine the processes' losses and sums to those of the whole batch.
 
-        The gradient is that of the share times the number of processes, over which
-        DistributedDataParallel averages.
+        The gradient is that of this share's part of the loss, multiplied by the number of
+        processes, because DistributedDataParallel averages gradients over processes.
         """
         if share.is_whole:
             return found
@@ -188,10 +189,10 @@ class Task(ABC):
         )
 
     def kernel(self, model: nn.Module) -> str:
-        """The kernels that run the recurrences of a model: recorded with every result.
+        """Name the kernels that run the model's recurrences; every result records them.
 
         Raises:
-            ConfigError: the kernel that was asked for cannot run them.
+            ConfigError: the requested kernel cannot run them.
         """
         lstms = [module for module in model.modules() if isinstance(module, BNLSTM)]
         try:
@@ -205,42 +206,42 @@ class Task(ABC):
         return value < best if self.metric.lower_is_better else value > best
 
     def _generator(self, epoch: int) -> np.random.Generator:
-        """Random numbers that are a function of seed and epoch; -1 is the calibration's order."""
+        """Return the generator for an epoch's order; epoch -1 is the order of calibration."""
         return np.random.default_rng([self.seed, epoch + 1])
 
 
 def classify(logits: Tensor, target: Tensor) -> Loss:
-    """The mean cross-entropy, in nats, over all targets but `IGNORED` ones.
+    """Compute the mean cross-entropy, in nats, over all targets except `IGNORED` ones.
 
     Args:
         logits: (..., classes).
         target: (...), integers.
 
     Returns:
-        sums: "nll", nats; "correct", of the likeliest class; "count".
+        sums: "nll" in nats; "correct", how often the most probable class is right; "count".
     """
     logits, target = logits.flatten(0, -2), target.flatten()
     nll = F.cross_entropy(logits, target, reduction="none", ignore_index=IGNORED)
     count = (target != IGNORED).sum()
     correct = (logits.detach().argmax(1) == target).sum()
-    # Added up in float64: a test string has half a million predictions.
+    # Sum in float64: a test string has half a million predictions.
     total = nll.detach().double().sum()
     sums = {"nll": number(total), "correct": number(correct), "count": number(count)}
     return Loss(nll.sum() / count, sums)
 
 
 def reading_waits(device: torch.device) -> bool:
-    """Whether to read a number waits for all that the device was given to do."""
+    """Return whether reading a number waits for all queued work of the device."""
     return device.type != "cpu"
 
 
 def number(value: Tensor) -> Any:
-    """The number in a tensor, if that is at hand; else the tensor, to be read later."""
+    """Return the number in a tensor on the CPU; return any other tensor as it is, to read later."""
     return value.detach() if reading_waits(value.device) else value.item()
 
 
 def read(sums: dict[Any, Any]) -> dict[Any, float]:
-    """The same with all tensors read, in one transfer."""
+    """Return `sums` with all tensors read, in one transfer."""
     tensors = {name: value for name, value in sums.items() if isinstance(value, Tensor)}
     if not tensors:
         return dict(sums)
@@ -264,8 +265,10 @@ def build_head(hidden_size: int, classes: int) -> nn.Linear:
 
 @torch.no_grad()
 def glorot_(lstm: BNLSTM, head: nn.Linear) -> None:
-    """Every gate's W_x and W_h, and the softmax, uniform in ±sqrt(6 / (inputs + outputs)) (Glorot
-    and Bengio 2010); the softmax's bias zero."""
+    """Initialise every gate's W_x and W_h, and the softmax, as in Glorot and Bengio (2010).
+
+    Weights are uniform in ±sqrt(6 / (inputs + outputs)); the bias of the softmax is zero.
+    """
     for name, parameter in lstm.named_parameters():
         if name.startswith("weight"):
             for gate in parameter.chunk(4):
@@ -275,14 +278,14 @@ def glorot_(lstm: BNLSTM, head: nn.Linear) -> None:
 
 
 def checksums(*arrays: np.ndarray) -> str:
-    """Lengths and check sums."""
+    """Return the lengths and checksums of the arrays."""
     return ", ".join(f"{len(a)} {zlib.crc32(a.tobytes()):08x}" for a in arrays)
 
 
 def even_batches(n: int, batch_size: int) -> list[slice]:
-    """0..n in order, in batches whose sizes differ by one at most, none above `batch_size`.
+    """Split 0..n, in order, into batches of at most `batch_size` whose sizes differ by at most one.
 
-    An uneven last batch could hold a single example, which has no batch statistics.
+    A short last batch could have a single example, which has no batch statistics.
     """
     edges = np.linspace(0, n, -(-n // batch_size) + 1).astype(int).tolist()
     return [slice(a, b) for a, b in itertools.pairwise(edges)]

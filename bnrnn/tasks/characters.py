@@ -1,10 +1,11 @@
-"""Predicting the next character: Penn Treebank, text8, the Python manual, or a text file.
+"""Predict the next character of Penn Treebank, text8, the Python manual, or a text file.
 
-Paper, sections 5.2 and 5.3: training on non-overlapping sequences whose offset is drawn afresh each
-epoch, state reset to the learned one before each; test on the whole string as one sequence.
+Paper, sections 5.2 and 5.3: training uses non-overlapping sequences with a new random offset in
+each epoch, and resets the state to the learned initial state before each sequence. The test treats
+the whole string as one sequence.
 
-`CharacterStackTask` is the same with the network of Laurent et al., "Batch Normalized Recurrent
-Neural Networks", ICASSP 2016, figure 1.
+`CharacterStackTask` is the same task with the network of Laurent et al., "Batch Normalized
+Recurrent Neural Networks", ICASSP 2016, figure 1.
 """
 
 from collections import Counter
@@ -59,7 +60,7 @@ class CharacterModel(nn.Module):
     def forward(
         self, characters: Tensor, state: State | None = None, first_step: int = 0
     ) -> tuple[Tensor, State]:
-        """characters (T, B) -> logits (T, B, symbols) of the character that follows each."""
+        """characters (T, B) -> logits (T, B, symbols) of the next character at each step."""
         if self.training and self.input_dropout > 0:
             one_hot = F.one_hot(characters, self.lstm.input_size).to(self.head.weight.dtype)
             characters = share.dropout(one_hot, self.input_dropout, True)
@@ -68,10 +69,10 @@ class CharacterModel(nn.Module):
 
 
 class CharacterStack(CharacterModel):
-    """A lookup table, layers of LSTMs and a softmax at every step.
+    """A lookup table, LSTM layers and a softmax at every step.
 
-    The lookup table, as wide as a layer, is drawn from N(0, 1), the other weights as in `glorot_`;
-    biases are zero.
+    The lookup table is as wide as a layer and drawn from N(0, 1). The other weights are drawn as
+    in `glorot_`; biases are zero.
     """
 
     def __init__(self, config: CharacterStackConfig, symbols: int, kernel: str) -> None:
@@ -132,7 +133,7 @@ class CharacterTask(Task):
 
     @property
     def steps_per_epoch(self) -> int:
-        # The offset is at most length - 1: every epoch has this many whole batches.
+        # The offset is at most length - 1, so every epoch has this many whole sequences.
         sequences = (len(self.corpus.train) - self.config.length + 1) // self.config.length
         return sequences // self.config.batch_size
 
@@ -166,7 +167,7 @@ class CharacterTask(Task):
 
     @torch.no_grad()
     def test(self, model: nn.Module, device: torch.device, progress: Progress) -> dict[str, float]:
-        """The whole test string as one sequence, the state carried from piece to piece."""
+        """Score the whole test string as one sequence, in pieces; the state is carried on."""
         text = torch.from_numpy(self.corpus.test.astype(np.int64))[:, None]
         state, sums = None, Counter[str]()
         for first in progress(range(0, len(text) - 1, self.config.stream_length)):
@@ -199,10 +200,10 @@ class CharacterTask(Task):
 
 
 class CharacterStackTask(CharacterTask):
-    """Laurent et al. on the characters of Penn Treebank.
+    """The experiment of Laurent et al. on the characters of Penn Treebank.
 
-    What they print is the cross-entropy in training. Neither their length of a sequence nor what
-    becomes of the state between two is known: they are those of the other tasks here.
+    They report the training cross-entropy. They state neither the sequence length nor whether the
+    state is carried between sequences; both are as in the other character tasks here.
     """
 
     @property

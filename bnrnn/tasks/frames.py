@@ -1,7 +1,7 @@
-"""The class of each frame of an utterance: a state of a phone, in hybrid speech recognition.
+"""Classify each frame of an utterance as an HMM state, as in hybrid speech recognition.
 
 Laurent et al. 2015, "Batch Normalized Recurrent Neural Networks", section on speech: five
-bidirectional layers, batch normalisation of the input term with statistics over the sequences.
+bidirectional layers, sequence-wise batch normalisation of the input term.
 """
 
 import functools
@@ -37,7 +37,7 @@ TITLES = {"an4": "AN4, 102 states of a monophone alignment"}
 
 
 class SpeechModel(nn.Module):
-    """Layers of LSTMs and a softmax at every frame.
+    """LSTM layers and a softmax at every frame.
 
     Weights are drawn as in `glorot_`; biases are zero.
     """
@@ -79,7 +79,7 @@ class FrameTask(Task):
                 f"there are {len(self.corpus.train.names)} training utterances, fewer than a "
                 f"batch: lower task.batch_size ({config.batch_size})"
             )
-        self._order: tuple[int, list[np.ndarray]] | None = None  # of the last epoch asked for
+        self._order: tuple[int, list[np.ndarray]] | None = None  # of the most recent epoch
 
     @property
     def data_name(self) -> str:
@@ -184,8 +184,10 @@ class FrameTask(Task):
         return LazyBatches(numbers, functools.partial(self._batch, split))
 
     def _batch(self, split: FrameSplit, numbers: np.ndarray) -> Batch:
-        """frames (T, B, D) and lengths (B,); targets (T, B), IGNORED at padding and wherever
-        `subsampling` leaves none."""
+        """Return frames (T, B, D), lengths (B,) and targets (T, B).
+
+        Targets are IGNORED at padding and at frames that `subsampling` leaves without a target.
+        """
         step = self.config.subsampling
         lengths = split.lengths[numbers]
         steps = int(lengths.max())
@@ -200,7 +202,7 @@ class FrameTask(Task):
 
 
 class LazyBatches(Sequence[Batch]):
-    """Batches that are made when they are asked for: a development set need not fit in memory."""
+    """Batches made on access, so that a development set need not fit in memory."""
 
     def __init__(self, numbers: list[np.ndarray], make: Callable[[np.ndarray], Batch]) -> None:
         self._numbers, self._make = numbers, make
@@ -219,7 +221,8 @@ class LazyBatches(Sequence[Batch]):
 
 
 def load_corpus(config: FrameConfig, data: DataConfig, data_dir: Path) -> FrameCorpus:
-    """
+    """Load or generate the frames that the settings name.
+
     Raises:
         ConfigError: the settings name no data.
         DataError, OutputError: see `load_frames`.

@@ -1,4 +1,4 @@
-"""MNIST, a pixel a step: in order, or in a fixed random order (paper, section 5.1)."""
+"""MNIST, one pixel per step: in order, or in a fixed random order (paper, section 5.1)."""
 
 import hashlib
 from pathlib import Path
@@ -26,7 +26,7 @@ from bnrnn.tasks.base import (
 )
 
 PIXELS, CLASSES = 784, 10
-# permutation -> the name and title of the data, and how its order is described.
+# permutation -> name and title of the data, and a description of the order.
 ORDERS = {
     "none": ("mnist", "MNIST, a pixel a step", "in order"),
     "true": ("pmnist", "Permuted MNIST, a true permutation", "permuted"),
@@ -138,10 +138,10 @@ class PixelTask(Task):
 
 
 def pixel_order(kind: str, seed: int) -> np.ndarray:
-    """Which pixel is seen at each of the 784 steps, (784,) int64.
+    """Return the pixel seen at each of the 784 steps, (784,) int64.
 
-    "official_code" is the authors' map, regardless of the seed: 784 draws with replacement, so that
-    283 pixels are never seen.
+    "official_code" is the authors' map, regardless of the seed: 784 draws with replacement, so 283
+    pixels are never seen.
     """
     if kind == "none":
         return np.arange(PIXELS)

@@ -1,7 +1,7 @@
-"""Answering questions about news articles by attention (paper, section 5.4).
+"""Answer questions about CNN news articles by attention (paper, section 5.4).
 
-A question is a sentence with one entity left out, which the passage names: CNN articles, the whole
-passage or its four sentences that match the question best.
+A question is a sentence with one entity left out; the passage contains this entity. The passage is
+the whole article, or its four sentences that match the question best.
 """
 
 from collections.abc import Sequence
@@ -52,7 +52,7 @@ class QuestionTask(Task):
         entities = np.zeros(len(self.corpus.words), bool)
         entities[self.corpus.entity_ids] = True
         self._is_entity = torch.from_numpy(entities)
-        self._order: tuple[int, list[np.ndarray]] | None = None  # of the last epoch asked for
+        self._order: tuple[int, list[np.ndarray]] | None = None  # of the most recent epoch
 
     @property
     def data_name(self) -> str:
@@ -92,7 +92,11 @@ class QuestionTask(Task):
         return self._batches(self.corpus.valid)
 
     def loss(self, model: nn.Module, batch: Batch, carry: None = None) -> Loss:
-        """Over the whole vocabulary; "correct_named" chooses among the entities of the passage."""
+        """Compute the loss over the whole vocabulary.
+
+        "correct_named" counts right answers when the choice is restricted to the entities of the
+        passage.
+        """
         logits = model(*batch.input)[0]
         found = classify(logits, batch.target)
         named = {"correct_named": self._correct_named(logits.detach(), batch)}
@@ -103,9 +107,9 @@ class QuestionTask(Task):
         real = torch.arange(len(passage), device=passage.device)[:, None] < lengths
         named = torch.zeros_like(logits, dtype=torch.bool)
         named.scatter_(1, torch.where(real, passage, 0).t(), True)
-        self._is_entity = self._is_entity.to(logits.device)  # once
+        self._is_entity = self._is_entity.to(logits.device)  # moves only the first time
         named &= self._is_entity
-        # A passage that names no entity leaves no choice: its question counts as not answered.
+        # A passage without entities leaves no choice; its question counts as wrong.
         chosen = logits.masked_fill(~named, -torch.inf).argmax(1)
         return number(((chosen == batch.target) & named.any(1)).sum())
 
@@ -121,7 +125,7 @@ class QuestionTask(Task):
         return self.metrics(self.score(model, progress(batches), device))
 
     def figures(self, model: nn.Module, device: torch.device) -> dict[str, Any]:
-        """The attention over the first validation passage."""
+        """Draw the attention over the first validation passage."""
         try:
             from bnrnn.plots.attention import heat_map
         except ImportError:  # matplotlib is optional
@@ -137,7 +141,7 @@ class QuestionTask(Task):
         return {"attention": heat_map(words, weights, question, [f"says {said}, right is {right}"])}
 
     def encode(self, words: Sequence[str]) -> np.ndarray:
-        """Words of a text -> ids (n,) int64, by the rules of the corpus."""
+        """Convert words to ids (n,) int64, by the rules of the corpus."""
         known = {word: k for k, word in enumerate(self.corpus.words)}
         return np.array([known.get(word, UNK) for word in words], np.int64)
 
@@ -170,7 +174,7 @@ class QuestionTask(Task):
     def _batch(
         self, split: QuestionSplit, examples: np.ndarray, relabel: np.random.Generator | None = None
     ) -> Batch:
-        """relabel: draws other names for the entities, as the setting says."""
+        """relabel: the generator that renames the entities, if task.relabel asks for it."""
         passage, passage_lengths = pad([split.passages[k] for k in examples])
         question, question_lengths = pad([split.questions[k] for k in examples])
         answers = np.asarray(split.answers[examples], np.int64)

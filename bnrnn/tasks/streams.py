@@ -1,24 +1,24 @@
-"""Independent streams of random numbers, each a function of what it is for."""
+"""Independent streams of random numbers, one for each purpose."""
 
 from enum import IntEnum
 
 import numpy as np
 
-LIMIT = 1 << 32  # a larger epoch or index would take two words of the key, and could be two keys
+LIMIT = 1 << 32  # a larger epoch or index takes two words of the key, so two keys could coincide
 
 
 class Purpose(IntEnum):
-    """What a stream is for. The values are part of every result: never change or reuse one."""
+    """The purpose of a stream. Results depend on the values: never change or reuse one."""
 
     RELABEL = 0  # the names of the entities in a training batch
     CALIBRATION_RELABEL = 1
 
 
 def stream(seed: int, purpose: Purpose, epoch: int = 0, index: int = 0) -> np.random.Generator:
-    """The generator for one purpose in one batch of one epoch.
+    """Return the generator for one purpose in one batch of one epoch.
 
-    The same arguments give the same numbers; any other arguments give independent ones. This is not
-    true of `default_rng([seed, epoch, index])`, which ignores zeros at the end of the list.
+    Equal arguments give the same numbers, and different arguments independent ones. This does not
+    hold for `default_rng([seed, epoch, index])`, which ignores zeros at the end of the list.
 
     Args:
         seed: of the run, 0 to 2**128 - 1.

@@ -1,8 +1,8 @@
-"""Predicting the next word of Penn Treebank, as in Zaremba et al. (2014) and Laurent et al. (2015).
+"""Predict the next word of Penn Treebank, as in Zaremba et al. (2014) and Laurent et al. (2015).
 
-Zaremba, Sutskever, Vinyals, "Recurrent Neural Network Regularization", arXiv 1409.2329: the
-networks and how they are trained. Laurent et al., "Batch Normalized Recurrent Neural Networks",
-ICASSP 2016, section 5: the same with normalisation.
+Zaremba, Sutskever, Vinyals, "Recurrent Neural Network Regularization", arXiv 1409.2329, define the
+networks and their training. Laurent et al., "Batch Normalized Recurrent Neural Networks", ICASSP
+2016, section 5, add normalisation.
 """
 
 import math
@@ -29,12 +29,13 @@ State = tuple[Tensor, Tensor]
 
 
 class WordModel(nn.Module):
-    """Embeddings, LSTM layers and a softmax at every step; dropout before, between and after the
-    layers, never on the recurrence.
+    """Embeddings, LSTM layers and a softmax at every step.
 
-    All parameters are drawn from U(-r, r), r = `init_range`, but for γ and the shifts β of what is
-    normalised: the initial states, β_c, and the bias where the input term or the sum is normalised,
-    start as in `BNLSTM`. `forget_bias` is added to the bias of the forget gate.
+    Dropout is applied before, between and after the layers, never to the recurrence.
+
+    Parameters are drawn from U(-r, r), r = `init_range`, with these exceptions, which start as in
+    `BNLSTM`: γ, β_c, the initial states, and the bias if the input term or the sum is normalised.
+    `forget_bias` is added to the bias of the forget gate.
     """
 
     def __init__(self, config: WordModelConfig, words: int, kernel: str) -> None:
@@ -63,7 +64,7 @@ class WordModel(nn.Module):
                     parameter.chunk(4)[1].add_(config.forget_bias)
 
     def forward(self, words: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        """words (T, B) -> logits (T, B, words) of the word that follows each, and the last state.
+        """words (T, B) -> logits (T, B, words) of the next word at each step, and the last state.
 
         Args:
             state: (h_0, c_0), each (layers, B, H); None: the initial one.
@@ -76,30 +77,29 @@ class WordModel(nn.Module):
 class WordTask(Task):
     """Truncated backpropagation through time over parallel streams of text.
 
-    The training text is cut into `batch_size` streams of the same length. A batch is a window of
-    `length` words of each, windows follow one another, and the hidden and cell state at the end of
-    one is the initial state of the next: exactly, but no gradient goes back across. An epoch is one
-    walk along the streams from a zero state, or `resets` walks of the same length; what is left at
-    their ends, less than a window, is dropped, as in the implementations of Zaremba and TensorFlow.
-    Validation walks streams of the validation text in the same way, and the population statistics
-    are averaged along the training streams, the state carried as well.
+    The training text is cut into `batch_size` streams of equal length. A batch is a window of
+    `length` words of each stream, and windows are consecutive. The hidden and cell state at the end
+    of a window is the initial state of the next, without a gradient. An epoch is one pass along the
+    streams from a zero state, or `resets` passes of equal length. The rest at the end of a pass,
+    less than a window, is dropped, as in the implementations of Zaremba and TensorFlow. Validation
+    passes along streams of the validation text in the same way. The population statistics are
+    averaged along the training streams, also with the state carried.
 
-    The loss is the cross-entropy summed over time and averaged over the streams: the norm that
-    gradients are clipped to belongs to that sum.
+    The loss is the cross-entropy summed over time and averaged over the streams; the clipping norm
+    refers to the gradient of that sum.
 
-    The test text is one stream of a batch of one, all of its words, the last window shorter. Of
-    one row there are no batch statistics: the model has to be calibrated.
+    The test text is a single stream (batch size 1) with all words; its last window is shorter. One
+    row has no batch statistics, so the model must be calibrated.
 
-    Frame-wise statistics are kept by position in the window. Position t of a window sees a state
-    that the words before it have made, regardless of t: after the first windows of an epoch all
-    positions have the same distribution, and their statistics differ only by what a finite
-    sample leaves. So the test runs in windows of the training length too: word k is normalised by
-    the statistics of position k mod `length`, in the midst of a text, and never by those of a
-    first step after a zero state, which the average over an epoch has only one window of.
-    Statistics pooled over the positions would be the mean of their means, and of their variances
-    plus the variance of their means, over `length` times as many words; they would make no
-    difference between positions, and would fit any window. The plain model does not depend on the
-    window: the test is the same as of the whole text in one piece.
+    Frame-wise statistics are kept by position in the window. After the first windows of an epoch,
+    the state at position t comes from a long preceding text, regardless of t, so all positions have
+    the same distribution and their statistics differ only by sampling noise. The test therefore
+    uses windows of the training length too: word k is normalised by the statistics of position
+    k mod `length`. These describe the middle of a text; a zero initial state contributes only one
+    window per epoch to them. Pooled over the positions, the mean would be the mean of the means,
+    and the variance the mean of the variances plus the variance of the means, over `length` times
+    as many words. Such statistics would not depend on the position and would fit any window. The
+    plain model does not depend on the window: its test equals that of the whole text in one piece.
     """
 
     metric = PERPLEXITY
@@ -143,7 +143,7 @@ class WordTask(Task):
         return WordModel(config, len(self.corpus.words), kernel)
 
     def train_batch(self, epoch: int, index: int) -> Batch:
-        """The same in every epoch: window `index` of all streams."""
+        """Return window `index` of all streams, the same in every epoch."""
         steps, resets = self.steps_per_epoch, self.config.resets
         first = index in {steps * k // resets for k in range(resets)}
         begin = index * self.config.length
@@ -155,7 +155,7 @@ class WordTask(Task):
     def loss(self, model: nn.Module, batch: Batch, carry: State | None = None) -> Loss:
         words, first = batch.input
         logits, (h, c) = model(words, None if first else carry)
-        # Not `classify`: the likeliest of 10,000 words costs a tenth of a step, and nobody asks.
+        # Not `classify`: its argmax over 10,000 words takes a tenth of a step and is not needed.
         nll = F.cross_entropy(logits.flatten(0, 1), batch.target.flatten(), reduction="none")
         sums = {"nll": number(nll.detach().double().sum()), "count": nll.numel()}
         return Loss(nll.sum() / words.shape[1], sums, (h.detach(), c.detach()))
@@ -168,7 +168,7 @@ class WordTask(Task):
         }
 
     def test(self, model: nn.Module, device: torch.device, progress: Progress) -> dict[str, float]:
-        """One stream, all words but the first predicted."""
+        """Score one stream; every word except the first is predicted."""
         batches = _walk(cut(self.corpus.test, 1), self.config.length, whole=False)
         return self.metrics(self.score(model, progress(batches), device))
 
@@ -204,15 +204,15 @@ class WordTask(Task):
 
 
 def _walk(streams: np.ndarray, length: int, whole: bool = True) -> list[Batch]:
-    """All windows of the streams (B, words), in order."""
+    """Return all windows of the streams (B, words), in order."""
     found = windows(streams.shape[1], length, whole)
     return [_window(streams, begin, end, begin == 0) for begin, end in found]
 
 
 def _window(streams: np.ndarray, begin: int, end: int, first: bool) -> Batch:
-    """Words `begin` to `end` of each stream and their successors, (T, B) each.
+    """Return words `begin` to `end` of each stream and their successors, (T, B) each.
 
-    first: the state starts anew.
+    first: the state is reset before this window.
     """
     words = torch.from_numpy(np.ascontiguousarray(streams[:, begin : end + 1].T).astype(np.int64))
     return Batch((words[:-1], first), words[1:])

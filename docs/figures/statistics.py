@@ -1,4 +1,4 @@
-"""Draws statistics.svg: `python docs/figures/statistics.py`."""
+"""Draw statistics.svg: `python docs/figures/statistics.py`."""
 
 from pathlib import Path
 

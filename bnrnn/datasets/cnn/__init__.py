@@ -1,1 +1,1 @@
-"""The CNN question-answering corpus: its files, vocabulary, generated stand-in and batches."""
+"""The CNN question-answering corpus: files, vocabulary, generated substitute and batches."""

@@ -1,7 +1,7 @@
-"""The files of a gzipped tar, one at a time; the archive may be anybody's.
+"""Read the files of an untrusted gzipped tar archive, one at a time.
 
 tarfile reads extended headers of any size into memory, follows them to any depth, and keeps every
-header. Here it only decodes the headers' blocks; all else is read through limits.
+header. Here it only decodes header blocks; everything else is read within limits.
 """
 
 import gzip
@@ -13,27 +13,27 @@ from bnrnn.datasets.limits import reading
 from bnrnn.errors import DataError
 
 MAX_MEMBERS = 1_000_000  # the whole corpus has 387,420 questions
-MAX_UNPACKED = 8 << 30  # bytes: 20 kB for each of these, where 2000 tokens take 12 kB
-MAX_HEADER = 1 << 16  # bytes of an extended header: a long name and the like
+MAX_UNPACKED = 8 << 30  # bytes: 20 kB per question; 2000 tokens take 12 kB
+MAX_HEADER = 1 << 16  # bytes of an extended header, which contains for example a long name
 CHUNK = 1 << 16  # bytes skipped at a time
 
 FILES = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
 LINKS = (tarfile.SYMTYPE, tarfile.LNKTYPE)
 PAX = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE)
-# Headers that describe what follows them. Only the name and the size of a member matter here.
+# Headers that describe the next member. Only its name and size matter here.
 EXTENDED = (*PAX, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 
 
 def read_archive(
     path: Path, wanted: Callable[[str], bool], limit: int, advice: str
 ) -> Iterator[tuple[str, bytes | None]]:
-    """Name and content of each file in the archive whose name is wanted, in the archive's order.
+    """Yield the name and content of each file whose name is wanted, in the archive's order.
 
-    The content is None if it has more than `limit` bytes. advice: the end of each message.
+    The content is None if it is longer than `limit` bytes. advice: the end of each message.
 
     Raises:
-        DataError: the archive cannot be read, is damaged or cut off, exceeds a limit above, or has
-            a member that is neither a file nor a folder, or that is outside the archive.
+        DataError: the archive cannot be read, is damaged or truncated, exceeds a limit above, or
+            has a member that is neither a file nor a folder, or whose path leaves the archive.
     """
     with reading(path, advice, MAX_UNPACKED) as file, gzip.GzipFile(fileobj=file) as unpacked:
         stream = _Stream(unpacked)
@@ -69,14 +69,14 @@ def read_archive(
 
 
 class _Stream:
-    """The unpacked archive, read in order. Errors are OSError or EOFError."""
+    """The decompressed archive, read in order. Errors are OSError or EOFError."""
 
     def __init__(self, file: gzip.GzipFile) -> None:
         self._file = file
         self._left = MAX_UNPACKED
 
     def header(self) -> tarfile.TarInfo | None:
-        """The next one; None at the end, after which there are only zeros."""
+        """Return the next header; None at the end of the archive, which only zeros may follow."""
         block = self._take(tarfile.BLOCKSIZE)
         if block.strip(b"\0"):
             try:
@@ -93,7 +93,7 @@ class _Stream:
         return None
 
     def data(self, size: int) -> bytes:
-        """The content of a member; the rest of its last block is skipped."""
+        """Return a member's content; skip the rest of its last block."""
         content = self._take(size)
         self._take(-size % tarfile.BLOCKSIZE)
         return content
@@ -119,10 +119,10 @@ class _Stream:
 
 
 def _records(content: bytes) -> dict[str, str]:
-    """The records of a pax header, each "LENGTH KEY=VALUE\\n".
+    """Parse the records of a pax header, each "LENGTH KEY=VALUE\\n".
 
     Raises:
-        OSError: they are damaged, or describe a sparse file.
+        OSError: the records are damaged, or describe a sparse file.
     """
     records, start = {}, 0
     while start < len(content):

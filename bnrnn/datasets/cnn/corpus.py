@@ -1,4 +1,4 @@
-"""A corpus of questions as ids: its types, its vocabulary, and its files in the cache."""
+"""A corpus of questions as ids: types, vocabulary and cache files."""
 
 import json
 import sys
@@ -17,18 +17,18 @@ from bnrnn.datasets.cnn.questions import ENTITY, SPLITS, Question
 from bnrnn.datasets.cnn.select import select_sentences
 from bnrnn.errors import DataError
 
-FORMAT_VERSION = 1  # of the files: raise it when they change
+FORMAT_VERSION = 1  # of the files; increase it when they change
 NIL, EOS, UNK, NUM = range(4)
 SPECIALS = ("<nil>", "<eos>", "<unk>", "<num>")
 PARTS = ("train", "valid", "test")  # our names for SPLITS
 CHUNK = 1 << 20  # ids converted at a time
-MAX_VOCABULARY = 1 << 28  # bytes that the distinct words may take: two million short ones
-WORD = 100  # bytes of each word beside its characters: the object, its number, its place
+MAX_VOCABULARY = 1 << 28  # bytes for the distinct words: enough for two million short ones
+WORD = 100  # bytes per word in addition to its characters: object, number and dict entry
 
 
 @dataclass(frozen=True, eq=False)
 class Ragged:
-    """Rows of ids of different lengths: `rows[k]` is (length,), of the type of `flat`.
+    """Rows of ids of different lengths: `rows[k]` is (length,), with the type of `flat`.
 
     flat: (sum of lengths,) int32, mapped from the cache file. offsets: (n + 1,) int64.
     """
@@ -44,7 +44,7 @@ class Ragged:
         if not -n <= index < n:
             raise IndexError(f"row {index} of {n}")
         index = int(index) % n
-        # Still a view of the mapped file, without the cost of one numpy.memmap per row.
+        # This is still a view of the mapped file, without the cost of a numpy.memmap per row.
         return np.asarray(self.flat[self.offsets[index] : self.offsets[index + 1]])
 
     @property
@@ -55,7 +55,7 @@ class Ragged:
 
 @dataclass(frozen=True, eq=False)
 class QuestionSplit:
-    """n examples: passages, questions (without an end mark), answers (n,) int64."""
+    """n examples: passages, questions (without an end token), answers (n,) int64."""
 
     passages: Ragged
     questions: Ragged
@@ -70,9 +70,9 @@ class QuestionCorpus:
     """Questions over one vocabulary: id k stands for `words[k]`; the first four are `SPECIALS`.
 
     entity_ids: (E,) int64, ascending: the ids of all `@entityN`. facts: for each of "train",
-    "valid" and "test" a dict with "n"; "unknown_answers" (how many answers are UNK); and, for four
-    sentences, "recall": the share of passages that kept the answer. whole: False if only a part of
-    the published corpus is there.
+    "valid" and "test" a dict with "n"; "unknown_answers", the number of answers that are UNK; and,
+    for four sentences, "recall", the fraction of passages that kept the answer. whole: False if
+    only part of the published corpus was found.
     """
 
     name: str
@@ -86,7 +86,7 @@ class QuestionCorpus:
     whole: bool = True
 
     def decode(self, ids: np.ndarray) -> list[str]:
-        """ids (n,) -> n words."""
+        """Convert ids (n,) to n words."""
         return [self.words[k] for k in ids]
 
 
@@ -98,11 +98,11 @@ def write_corpus(
 ) -> None:
     """Write a corpus of (split, question) pairs to `folder`, in one pass over `questions`.
 
-    Words are numbered in order of appearance. Once the training split is counted, the files with
-    these numbers are rewritten with the ids of the vocabulary. source: for messages.
+    Words are first numbered in order of appearance. After the words of the training split are
+    counted, the files are rewritten with the ids of the vocabulary. source: for messages.
 
     Raises:
-        DataError: a split has no questions, or the words would take more than `MAX_VOCABULARY`.
+        DataError: a split has no questions, or the words exceed `MAX_VOCABULARY` bytes.
         OSError: the files cannot be written.
     """
     provisional: dict[str, int] = {}
@@ -164,10 +164,10 @@ def write_corpus(
 
 
 def read_corpus(folder: Path) -> QuestionCorpus:
-    """The corpus that `write_corpus` wrote to `folder`, mapped; it has no name yet.
+    """Map the corpus that `write_corpus` wrote to `folder`; the caller sets its name.
 
     Raises:
-        Exception: of any kind, if something is missing or damaged.
+        Exception: of any type, if a file is missing or damaged.
     """
 
     def split(part: str) -> QuestionSplit:
@@ -202,7 +202,7 @@ class _Part:
 
 
 def _counts(folder: Path, parts: Mapping[str, _Part], size: int) -> np.ndarray:
-    """(size,) the number of times each provisional id occurs in the training split."""
+    """Count how often each provisional id occurs in the training split: (size,)."""
     counts = np.bincount(np.asarray(parts[SPLITS[0]].answers), minlength=size)
     for kind in ("passages", "questions"):
         for ids in _chunks(folder / f"{PARTS[0]}-{kind}.raw"):
@@ -211,13 +211,13 @@ def _counts(folder: Path, parts: Mapping[str, _Part], size: int) -> np.ndarray:
 
 
 def _vocabulary(provisional: Mapping[str, int], counts: np.ndarray) -> tuple[list[str], np.ndarray]:
-    """The words by id, and the id of each provisional one: (provisional,) int32."""
+    """Return the words by id, and the id of each provisional id: (provisional,) int32."""
     table = np.full(len(provisional), UNK, np.int32)
     kept = []
     for word, number in provisional.items():
         if word not in SPECIALS and counts[number] > (0 if ENTITY.fullmatch(word) else 1):
             kept.append((-int(counts[number]), word, number))
-    # Ties by the word, so that the order of the files does not matter.
+    # Break ties by the word, so that the order of the files does not matter.
     kept.sort()
     for position, (_, _, number) in enumerate(kept, len(SPECIALS)):
         table[number] = position
@@ -225,7 +225,7 @@ def _vocabulary(provisional: Mapping[str, int], counts: np.ndarray) -> tuple[lis
 
 
 def _convert(path: Path, length: int, table: np.ndarray) -> None:
-    """`path`.raw of provisional ids -> `path`.npy, an array (length,) of int32."""
+    """Convert `path`.raw (provisional ids) to `path`.npy, an array (length,) of int32."""
     raw = path.with_name(path.name + ".raw")
     with open(path.with_name(path.name + ".npy"), "wb") as file:
         header = {"descr": table.dtype.str, "fortran_order": False, "shape": (length,)}

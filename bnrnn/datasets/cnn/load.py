@@ -37,22 +37,23 @@ def load_cnn(
     four_sentences: bool = False,
     synthetic: int | None = None,
 ) -> QuestionCorpus:
-    """The CNN questions as ids, parsed once and then mapped from the cache.
+    """Load the CNN questions as ids; parse them once, then map them from the cache.
 
     They are read from `data_dir/cnn_qa/cnn.tgz`, or from a folder `questions` with `training`,
     `validation` and `test` in `data_dir/cnn_qa`, `data_dir/cnn_qa/cnn` or `data_dir/cnn`.
-    synthetic: use this many generated questions instead (`synthetic.generate`), which are kept in
-    `data_dir/cnn_synthetic`.
+    synthetic: use this many generated questions instead (see `synthetic.generate`); they are kept
+    in `data_dir/cnn_synthetic`.
 
-    The vocabulary has the words that occur more than once in passages, questions and answers of
-    the training split, most frequent first, and every entity of that split; all else is UNK.
-    four_sentences: reduce passages by `select_sentences` first.
+    The vocabulary contains the words that occur more than once in passages, questions and answers
+    of the training split, most frequent first, and every entity of that split; any other word is
+    UNK. four_sentences: reduce passages with `select_sentences` first.
 
-    Memory: parsing keeps the vocabulary, 40 bytes a question and 20 MB of buffers. Files are read
-    one at a time and ids go to disk; a folder takes another 0.1 kB a file name. From 2,000 to
-    20,000 generated questions the process grew by 9 MB: some 0.2 GB for the whole corpus.
-    Disk: the cache takes 4 bytes a token, 1.2 GB for the whole corpus, and twice that while it is
-    written.
+    Memory: parsing keeps the vocabulary, 40 bytes per question and 20 MB of buffers. Files are read
+    one at a time and ids are written to disk; a folder takes another 0.1 kB per file name. Between
+    2,000 and 20,000 generated questions the process grew by 9 MB, which gives about 0.2 GB for the
+    whole corpus.
+    Disk: the cache takes 4 bytes per token, 1.2 GB for the whole corpus, and twice that while it is
+    being written.
 
     Raises:
         DataError: there are no questions, a file is malformed, the archive is damaged or hostile,

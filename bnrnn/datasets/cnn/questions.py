@@ -1,7 +1,7 @@
 """The `.question` files of the CNN question-answering corpus, from a folder or a .tgz archive.
 
 The layout is that of DeepMind's generate_questions.py (github.com/google-deepmind/rc-data): URL,
-passage, question, answer and entity map, joined by blank lines; one example a file.
+passage, question, answer and entity map, separated by blank lines; one example per file.
 """
 
 import hashlib
@@ -18,17 +18,17 @@ from bnrnn.errors import DataError
 PLACEHOLDER = "@placeholder"
 ENTITY = re.compile(r"@entity[0-9]+")
 SPLITS = ("training", "validation", "test")
-MAX_BYTES = 1 << 20  # of one file: the generator drops articles over 2000 tokens, some 12 kB
+MAX_BYTES = 1 << 20  # of one file; DeepMind's generator drops articles over 2000 tokens (12 kB)
 ADVICE = "fetch the corpus again, or set data_dir"
 
-BLANKS = "\r\n\t "  # strip() alone would take U+0085 or U+2028 off the ends as well
+BLANKS = "\r\n\t "  # strip() without arguments would also remove U+0085 and U+2028
 
 
 class Question(NamedTuple):
-    """A passage, a question with one `@placeholder`, and the entity that stands there.
+    """A passage, a question with one `@placeholder`, and the entity that replaces it.
 
-    passage, question: tokens, lower case. answer: "@entityN". entities: "@entityN" -> its name in
-    the article, empty in some releases.
+    passage, question: lower-case tokens. answer: "@entityN". entities: "@entityN" -> its name in
+    the article; empty in some releases.
     """
 
     url: str
@@ -39,18 +39,18 @@ class Question(NamedTuple):
 
 
 def tokens(line: str) -> list[str]:
-    """The words of a line, split at single spaces; no empty ones, no line end on the last one.
+    """Split a line into words at spaces; drop empty words and the line ending.
 
-    Only at spaces: the articles have other Unicode separators inside their words.
+    Other Unicode separators occur inside the articles' words and do not split them.
     """
     return [word for word in line.strip(BLANKS).split(" ") if word]
 
 
 def read_question(path: Path) -> Question:
-    """The question in a file of the user's; its passage may lack the answer.
+    """Read a question from a user's file; its passage may lack the answer.
 
     Raises:
-        DataError: the file cannot be read, is too large, or see `parse_question`.
+        DataError: the file cannot be read or is too large; see also `parse_question`.
     """
     advice = "set question to a .question file"
     content = read_file(path, MAX_BYTES, advice)
@@ -62,15 +62,16 @@ def read_question(path: Path) -> Question:
 def parse_question(
     text: str | bytes, name: str, answer_in_passage: bool = True, advice: str = ADVICE
 ) -> Question:
-    """The question in the content of one file; `name` and `advice` are for messages.
+    """Parse the content of one question file; `name` and `advice` are for messages.
 
-    answer_in_passage: refuse a passage without the answer. The published files never have one;
-    a selection of sentences may.
+    answer_in_passage: refuse a passage without the answer. Published passages always contain it;
+    a selection of their sentences may not.
 
     Raises:
-        DataError: bytes that are not UTF-8, not four or five fields, an empty passage or
-            question, not exactly one `@placeholder`, an answer that is not `@entityN` or not in
-            the passage, or an entity map with lines that are not `@entityN:name` or repeat one.
+        DataError: the content is not UTF-8; the number of fields is not four or five; the passage
+            or question is empty; the question does not have exactly one `@placeholder`; the answer
+            is not `@entityN` or not in the passage; or the entity map has a line that is not
+            `@entityN:name` or repeats an entity.
     """
 
     def malformed(detail: str) -> DataError:
@@ -81,9 +82,9 @@ def parse_question(
             text = text.decode("utf-8")
         except UnicodeDecodeError as error:
             raise malformed(f"is not UTF-8: byte {error.start} cannot be decoded") from error
-    # Not splitlines(): the articles contain U+0085 and U+2028, which are not line ends here.
+    # Not splitlines(): it would split at U+0085 and U+2028, which occur within the articles.
     fields = text.replace("\r\n", "\n").split("\n\n")
-    # The entity map may be empty, and then the blank line before it may be lost.
+    # If the entity map is empty, the blank line before it may be missing.
     if len(fields) not in (4, 5):
         raise malformed(f"has {len(fields)} fields, not the 5 of a question file")
     url, passage, question, answer = (field.strip(BLANKS) for field in fields[:4])
@@ -114,7 +115,7 @@ def parse_question(
 
 
 def format_question(question: Question) -> str:
-    """The content of its file: five fields joined by blank lines, no newline at the end."""
+    """Format a question file: five fields joined by blank lines, without a final newline."""
     return "\n\n".join(
         (
             question.url,
@@ -127,14 +128,14 @@ def format_question(question: Question) -> str:
 
 
 def stream_questions(source: Path, advice: str = ADVICE) -> Iterator[tuple[str, Question]]:
-    """(split, question) for all questions of `SPLITS`, one at a time.
+    """Yield (split, question) for all questions of `SPLITS`, one at a time.
 
-    source: a folder with `questions/<split>/*.question` or `cnn/questions/…`, read in the order of
-    the names; or a gzipped tar of such a folder, read in its own order and never unpacked.
+    source: a folder with `questions/<split>/*.question` or `cnn/questions/…`, read in order of
+    name; or a gzipped tar of such a folder, read in its own order without unpacking it to disk.
 
     Raises:
-        DataError: a malformed file, see `parse_question`; the source cannot be read, see
-            `read_archive`, or has too many files.
+        DataError: a file is malformed (see `parse_question`), the source cannot be read (see
+            `read_archive`), or it has too many files.
     """
     files = _folder_files if os.path.isdir(source) else _archive_files
     for split, name, content in files(source, advice):
@@ -144,7 +145,7 @@ def stream_questions(source: Path, advice: str = ADVICE) -> Iterator[tuple[str, 
 
 
 def questions_folder(source: Path) -> Path | None:
-    """`source/questions` or `source/cnn/questions`, whichever has the folder of a split."""
+    """Return `source/questions` or `source/cnn/questions`, the first with a folder of a split."""
     for folder in (source / "questions", source / "cnn" / "questions"):
         if any(os.path.isdir(folder / split) for split in SPLITS):
             return folder
@@ -152,9 +153,10 @@ def questions_folder(source: Path) -> Path | None:
 
 
 def identity(source: Path, advice: str = ADVICE) -> str:
-    """A hash of the archive; of a folder, of the names, sizes and times of its question files.
+    """Hash the archive, or the names, sizes and modification times of a folder's question files.
 
-    To read 400,000 small files takes about as long as to parse them.
+    The content of a folder is not hashed: reading 400,000 small files takes about as long as
+    parsing them.
 
     Raises:
         DataError: the source cannot be read.
@@ -196,7 +198,7 @@ def _archive_files(source: Path, advice: str) -> Iterator[_File]:
 
 
 def _question_paths(source: Path, advice: str) -> Iterator[tuple[str, str]]:
-    """(split, path) of the question files of a folder, each split in the order of the names."""
+    """Yield (split, path) of a folder's question files, in order of name within each split."""
     root = questions_folder(source)
     if root is None:
         raise DataError(
@@ -221,12 +223,12 @@ def _question_paths(source: Path, advice: str) -> Iterator[tuple[str, str]]:
 
 
 def _split_of(name: str) -> str | None:
-    """The split of a member "…/questions/<split>/<name>.question"; None for all others."""
-    # Not by pathlib, which would intern the names of 400,000 files.
+    """Return the split of a member "…/questions/<split>/<name>.question"; None for any other."""
+    # pathlib would intern the names of 400,000 files.
     *_, folder, split, file = ("", "", *(part for part in name.split("/") if part not in ("", ".")))
     return split if folder == "questions" and split in SPLITS and _is_question(file) else None
 
 
 def _is_question(name: str) -> bool:
-    # macOS packs a hidden "._name" beside every file.
+    # macOS archives contain a hidden "._name" beside every file.
     return name.endswith(".question") and not name.startswith(".")

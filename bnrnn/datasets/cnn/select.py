@@ -1,4 +1,4 @@
-"""The sentences of a passage that match its question best."""
+"""Select the sentences of a passage that match its question best."""
 
 import math
 import re
@@ -18,7 +18,7 @@ STOP_WORDS = frozenset(_STOP.split())
 
 
 def split_sentences(words: list[str]) -> list[list[str]]:
-    """Cut after each "." "?" or "!" that is a word of its own."""
+    """Split after each ".", "?" or "!" that is a separate word."""
     sentences, start = [], 0
     for position, word in enumerate(words, 1):
         if word in SENTENCE_ENDS or position == len(words):
@@ -28,14 +28,15 @@ def split_sentences(words: list[str]) -> list[list[str]]:
 
 
 def select_sentences(passage: list[str], question: list[str], n: int = 4) -> list[str]:
-    """The n sentences of the passage that match the question best, in their order.
+    """Return the n sentences of the passage that match the question best, in passage order.
 
     The score of a sentence is the number of distinct content words it shares with the question,
-    divided by the root of the number of its own: up to a constant, the cosine of the two sets.
-    Content words include entities and exclude `STOP_WORDS`, punctuation and the placeholder. Ties
-    go to the earlier sentence; sentences that share nothing fill up the n, so a passage of at most
-    n sentences is returned whole. The authors' selector is not published; an early draft of the
-    paper mentions string matching and a normalised score, with n = 4.
+    divided by the square root of the number of its distinct content words. Up to a constant, this
+    is the cosine similarity of the two sets. Content words include entities and exclude
+    `STOP_WORDS`, punctuation and the placeholder. Ties go to the earlier sentence. If fewer than n
+    sentences match, others are added, so a passage of at most n sentences is returned whole. The
+    authors' selector is not published; an early draft of the paper mentions string matching and a
+    normalised score, with n = 4.
     """
     sentences = split_sentences(passage)
     wanted = _content(question)
@@ -44,7 +45,7 @@ def select_sentences(passage: list[str], question: list[str], n: int = 4) -> lis
         words = _content(sentences[position])
         return len(words & wanted) / math.sqrt(max(1, len(words)))
 
-    # sorted() is stable, in reverse too.
+    # sorted() is stable, also in reverse.
     best = sorted(range(len(sentences)), key=score, reverse=True)[:n]
     return [word for position in sorted(best) for word in sentences[position]]
 

@@ -1,11 +1,11 @@
 """Generated questions in the layout of the CNN corpus, for tests and trials without the real one.
 
-An article states facts, relation(subject, object), about entities whose numbers are drawn anew for
-each article. Every fact has one of several wordings and stands among sentences that state nothing.
-The question states one of the facts in another wording, with `@placeholder` for one of its two
+An article states facts, relation(subject, object), about entities whose numbers are redrawn for
+each article. Every fact has one of several wordings, among sentences that state no fact. The
+question states one of the facts in another wording, with `@placeholder` for one of its two
 entities. To answer it, a model has to find the relation and the other entity in the passage: every
-relation in an article has several facts, and every entity takes part in several sentences. Some
-subjects are named only by another sentence ("@entity3 is the senator from @entity7 . … the senator
+relation in an article has several facts, and every entity occurs in several sentences. Some
+subjects are named only in another sentence ("@entity3 is the senator from @entity7 . … the senator
 from @entity7 visited @entity9 .", or a pronoun after a sentence about the person).
 
 The wordings and word lists are in synthetic.yaml.
@@ -34,9 +34,9 @@ from bnrnn.errors import DataError, OutputError, printable
 log = logging.getLogger(__name__)
 
 MARK = b"Synthetic questions made by bnrnn: no real articles.\n"
-VERSION = 1  # of the articles: raise it when they change
+VERSION = 1  # of the articles; increase it when they change
 ENTITIES = 500
-LEAST = 50  # questions a split
+LEAST = 50  # questions per split
 MAX_TOKENS = 700
 PERSON, PLACE, COMPANY, TEAM = "person", "place", "company", "team"
 
@@ -50,7 +50,7 @@ class Relation(NamedTuple):
 
 
 class Grammar(NamedTuple):
-    """The content of synthetic.yaml, where every part is explained."""
+    """The content of synthetic.yaml, which documents every part."""
 
     relations: tuple[Relation, ...]
     roles: tuple[str, ...]
@@ -67,7 +67,7 @@ class Grammar(NamedTuple):
 
 @cache
 def grammar() -> Grammar:
-    """synthetic.yaml, read once."""
+    """Load synthetic.yaml once."""
     text = files("bnrnn.datasets.cnn").joinpath("synthetic.yaml").read_text("utf-8")
     parts: dict[str, Any] = yaml.safe_load(text)
     relations = tuple(
@@ -95,10 +95,10 @@ class _Sentence(NamedTuple):
 def generate(path: Path, n: int, seed: int = 0) -> None:
     """Write n generated questions to `path`, a .tgz of `cnn/questions/<split>/<sha1>.question`.
 
-    5 % each are for validation and test, but no split has fewer than 50 (150 is the least there
-    is). Each question has an article of its own. The same n and seed give the same bytes (with the
-    same zlib), and an article depends only on seed, split and its number. `cnn/README` says what
-    the archive is. Takes some 3 kB of memory and 0.7 ms a question.
+    Validation and test have 5 % each, but every split has at least 50 questions, so there are at
+    least 150. Each question has its own article. The same n and seed give the same bytes (with the
+    same zlib); an article depends only on the seed, its split and its number. `cnn/README`
+    describes the archive. A question takes about 3 kB of memory and 0.7 ms.
 
     Raises:
         OutputError: it cannot be written.
@@ -116,10 +116,10 @@ def generate(path: Path, n: int, seed: int = 0) -> None:
 
 
 def ensure(path: Path, n: int, seed: int = 0) -> None:
-    """`generate`, unless `path` is an archive of this version with these arguments.
+    """Call `generate`, unless `path` is an archive of this version with these arguments.
 
     Raises:
-        DataError: there is another file at `path`, which is left alone.
+        DataError: there is another file at `path`; it is not changed.
         OutputError: it cannot be written.
     """
     clean(path.parent, path.name)
@@ -138,7 +138,7 @@ def ensure(path: Path, n: int, seed: int = 0) -> None:
 
 
 def article(split: str, number: int, seed: int = 0) -> Question:
-    """One example; the same for the same arguments."""
+    """Generate one example, a function of the arguments alone."""
     generator = random.Random(f"{VERSION} {seed} {split} {number}")
     while True:
         question = _article(generator, f"http://synthetic.invalid/{split}/{number}")
@@ -153,12 +153,12 @@ def _article(generator: random.Random, url: str) -> Question:
     names = [f"@entity{k}" for k in generator.sample(range(ENTITIES), number)]
     kinds = _kinds(generator, names)
     facts = _facts(generator, kinds, max(2, min(number, length // 30)))
-    # Each role only once, so that "the senator from …" is one person.
+    # Use each role once, so that "the senator from …" is one person.
     roles: list[str] = generator.sample(language.roles, len(language.roles))
     units = [_fact_unit(generator, fact, kinds, names, roles) for fact in facts]
     asked = generator.choice([s for unit in units for s in unit if s.fact is not None])
     mentioned = {word for unit in units for s in unit for word in s.words}
-    # A few are mentioned often, regardless of the facts about them.
+    # Mention a few entities often, regardless of the facts about them.
     focus = generator.sample(names, generator.randint(1, 3))
     missing = [name for name in names if name not in mentioned]
     units += [[_Sentence(_filled(generator, language.mentioning, names, name))] for name in missing]
@@ -185,7 +185,7 @@ def _article(generator: random.Random, url: str) -> Question:
 
 
 def _kinds(generator: random.Random, names: list[str]) -> dict[str, str]:
-    # At least two persons and two places, so that two facts of one relation are possible.
+    # With two persons and two places at least, two facts of one relation are possible.
     kinds = [PERSON, PERSON, PLACE, PLACE, PERSON]
     rest = (PERSON, PERSON, PERSON, PLACE, PLACE, COMPANY, COMPANY, TEAM, TEAM)
     kinds += [generator.choice(rest) for _ in names[len(kinds) :]]
@@ -193,7 +193,7 @@ def _kinds(generator: random.Random, names: list[str]) -> dict[str, str]:
 
 
 def _facts(generator: random.Random, kinds: dict[str, str], wanted: int) -> list[_Fact]:
-    """Facts for some of the relations, at least two for each.
+    """Draw facts for some of the relations, at least two for each.
 
     Within a relation an entity is the subject of at most one fact and the object of at most one, so
     every question has exactly one answer.
@@ -222,9 +222,9 @@ def _fact_unit(
     names: list[str],
     roles: list[str],
 ) -> list[_Sentence]:
-    """The sentences that state a fact; in some units only the first sentence names the subject.
+    """Return the sentences that state a fact; in some, only the first sentence names the subject.
 
-    roles: those still free; the one used here is removed.
+    roles: those not yet used; a role used here is removed.
     """
     language = grammar()
     before: list[_Sentence] = []
@@ -275,7 +275,7 @@ def _filled(
 
 
 def _slots(generator: random.Random, template: str, names: list[str]) -> list[str]:
-    """Fill every slot of a template with a word drawn for it."""
+    """Fill every slot of a template with a random word."""
     language = grammar()
     lists = {
         "noun": language.nouns,
@@ -291,7 +291,7 @@ def _slots(generator: random.Random, template: str, names: list[str]) -> list[st
         if slot == "year":
             word = str(generator.randint(1950, 2015))
         elif slot == "number":
-            # Now and then a number that occurs only once.
+            # In 5 % of cases use a number that is likely to occur only once.
             rare = generator.random() < 0.05
             word = str(generator.randint(1000, 99_999) if rare else generator.randint(2, 99))
         else:
@@ -315,7 +315,7 @@ def _write(file: IO[bytes], n: int, seed: int) -> None:
                 content = format_question(article(split, number, seed)).encode()
                 files[hashlib.sha1(content, usedforsecurity=False).hexdigest()] = content
                 bar.update()
-            # In the order in which the unpacked folder is read.
+            # The order in which an unpacked folder would be read.
             for name, content in sorted(files.items()):
                 _add(archive, f"cnn/questions/{split}/{name}.question", content)
 
@@ -325,6 +325,6 @@ def _readme(n: int, seed: int) -> bytes:
 
 
 def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
-    member = tarfile.TarInfo(name)  # no owner, time 0
+    member = tarfile.TarInfo(name)  # without an owner, at time 0
     member.size = len(content)
     archive.addfile(member, io.BytesIO(content))
