@@ -129,7 +129,7 @@ def main() -> None:
                 try:
                     how = check(python, package, extras, constraints, options.own_torch)
                 except (AssertionError, OSError, RuntimeError) as error:
-                    failed, how = True, f"{python}: FAILED: {error!r:.3000}"
+                    failed, how = True, f"{python}: FAILED: {type(error).__name__}: {error}"
                 print(f"{package.name}{extras}, {how}", flush=True)
     sys.exit(failed)
 
