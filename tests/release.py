@@ -7,7 +7,6 @@ environment and a home folder of its own; then the module and the command are us
 import argparse
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -27,6 +26,7 @@ assert output.shape == (28, 64, 100), output.shape
 assert lstm.active_kernel(False) == "cpu", lstm.active_kernel(False)
 assert all(p.grad is not None and p.grad.isfinite().all() for p in lstm.parameters())
 """
+OWN_TORCH = "from importlib.metadata import version; print(version('torch'))"
 VERSIONS = "import platform, torch; print(platform.python_version(), torch.__version__)"
 
 
@@ -65,14 +65,23 @@ def _call(command: list[str], folder: Path, variables: "os._Environ[str] | dict[
     return done.stdout
 
 
-def check(python: str, package: Path, extras: str, constraints: Path, own_torch: bool) -> str:
+def check(python: str, package: Path, extras: str, own_torch: bool) -> str:
     """Install and use the package.
+
+    Args:
+        own_torch: with the PyTorch that `python` has, and the newest of everything else: the
+            versions in constraints.txt go with another PyTorch.
 
     Returns:
         How it went, in a line.
     """
     with tempfile.TemporaryDirectory() as name:
         here = Environment(python, Path(name).resolve(), own_torch)
+        constraints = ROOT / "constraints.txt"
+        if own_torch:
+            constraints = here.folder / "constraints"
+            torch = _call([python, "-c", OWN_TORCH], here.folder, os.environ)
+            constraints.write_text(f"torch=={torch}")
         seconds = here.install(f"{package}{extras}", constraints)
         versions = here.run("python", "-c", VERSIONS).strip().replace(" ", ", torch ")
 
@@ -111,7 +120,7 @@ def main() -> None:
     parser.add_argument("--dist", type=Path, default=ROOT / "dist", help="what was built")
     parser.add_argument(
         "--own-torch", action="store_true",
-        help="use the PyTorch that each Python has, regardless of constraints.txt",
+        help="use the PyTorch that each Python has, with the newest of everything else",
     )  # fmt: skip
     options = parser.parse_args()
     (wheel,), (sdist,) = options.dist.absolute().glob("*.whl"), options.dist.absolute().glob("*.gz")
@@ -119,18 +128,13 @@ def main() -> None:
         print(f"{package.name}: {package.stat().st_size / 1000:.0f} kB", flush=True)
 
     failed = False
-    with tempfile.TemporaryDirectory() as folder:
-        pinned, constraints = (ROOT / "constraints.txt").read_text(), Path(folder, "constraints")
-        if options.own_torch:
-            pinned = re.sub(r"(?m)^(torch|triton)==.*$", "", pinned)
-        constraints.write_text(pinned)
-        for python in options.pythons:
-            for package, extras in ((wheel, "[all]"), (sdist, "")):
-                try:
-                    how = check(python, package, extras, constraints, options.own_torch)
-                except (AssertionError, OSError, RuntimeError) as error:
-                    failed, how = True, f"{python}: FAILED: {type(error).__name__}: {error}"
-                print(f"{package.name}{extras}, {how}", flush=True)
+    for python in options.pythons:
+        for package, extras in ((wheel, "[all]"), (sdist, "")):
+            try:
+                how = check(python, package, extras, options.own_torch)
+            except (AssertionError, OSError, RuntimeError) as error:
+                failed, how = True, f"{python}: FAILED: {type(error).__name__}: {error}"
+            print(f"{package.name}{extras}, {how}", flush=True)
     sys.exit(failed)
 
 
