@@ -52,9 +52,13 @@ format: install  ## format the code with ruff
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-wheel: install  ## dist/bnrnn-*.whl
-	rm -rf dist build
-	$(BIN)/python -m build --wheel --outdir dist .
+dist: install  ## dist/: the sdist, and the wheel built from it
+	rm -rf dist build *.egg-info
+	$(BIN)/python -m build --outdir dist .
+
+PYTHONS ?= $(PYTHON)
+release-check: dist  ## wheel and sdist in new environments of PYTHONS="python3.11 python3.12", used there
+	$(BIN)/python -m tests.release $(PYTHONS)
 
 # The papers' tables and figures: SCALE=minutes|hour|full, SEEDS=0,1,2, ARGS="data_dir=DIR ...".
 # The cost and the expected results are at the head of each file in conf/reproduce, and below for
@@ -153,7 +157,7 @@ docs: install  ## site/: the documentation as a web site, with the API reference
 clean:  ## remove .venv, builds and caches; never data or runs
 	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .ruff_cache
 
-.PHONY: help install demo test test-all test-portable stress lint format wheel results bench docs clean report reproduce \
+.PHONY: help install demo test test-all test-portable stress lint format dist release-check results bench docs clean report reproduce \
 	gpu-check gpu-evidence \
 	$(SWEEPS:%=reproduce-%) $(TRAINED:%=reproduce-%) $(ALONE:%=reproduce-%) \
 	$(TRAINED:%=expect-%) $(ALONE:%=expect-%)

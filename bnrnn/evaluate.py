@@ -8,9 +8,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
-from bnrnn import processes
+from bnrnn import processes, progress
 from bnrnn.errors import CheckpointError
 from bnrnn.nn.share import within
 from bnrnn.nn.statistics import StepStatistics, batch_statistics, calibrate
@@ -168,6 +167,5 @@ def _bar(
     items: Iterable[Any], stop: Interruption, name: str, total: int | None = None
 ) -> Iterable[Any]:
     """`items` under a progress bar (none where the output is no terminal), stopping if asked."""
-    shown = None if processes.is_first() else True  # None: where the output is a terminal
-    bar = tqdm(items, desc=name, total=total, leave=False, disable=shown, dynamic_ncols=True)
+    bar = progress.bar(items, name, shown=processes.is_first(), total=total, leave=False)
     return stop.guard(bar)

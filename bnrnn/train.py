@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from bnrnn import processes
@@ -21,6 +20,7 @@ from bnrnn.evaluate import build_model, final_test, load_best, validate
 from bnrnn.nn.share import WHOLE, Share, within
 from bnrnn.nn.stabilizer import NormStabilizer
 from bnrnn.optim import build_optimizer, clip_gradients, set_adam_eps, set_learning_rate
+from bnrnn.progress import TrainingBar, validation_line
 from bnrnn.runs import checkpoint
 from bnrnn.runs.directory import RunDirectory
 from bnrnn.runs.interrupt import Interrupted, Interruption
@@ -59,7 +59,7 @@ def train(config: Config, task: Task, run: RunDirectory, device: torch.device) -
         model, optimizer, state = job.model, job.optimizer, job.state
         stabilizer = NormStabilizer(model, config.model.stabilizer)
         batches = TrainingBatches(task, device)
-        with job.recording() as metrics, steps_bar(job) as bar:
+        with job.recording() as metrics, training_bar(job) as bar:
             try:
                 while True:
                     if job.validation_is_due:
@@ -90,7 +90,7 @@ def train(config: Config, task: Task, run: RunDirectory, device: torch.device) -
                     if state.step % config.log_every == 0:
                         values = job.averages()
                         metrics.write(state.step, "train", values)
-                        bar.set_postfix_str(shown(values))
+                        bar.measured(task.metric.name, values[task.metric.name])
                     if job.checkpoint_is_due:
                         job.save_last(metrics)
                     stop.check()
@@ -428,12 +428,12 @@ def validate_and_select(job: Job, metrics: Metrics, stop: Interruption) -> None:
     else:
         state.stale += 1
     job.save_last(metrics)
-    scores = "  ".join(f"{values[name]:.4f} ({kind})" for kind, values in found.items())
-    log.info(
-        "step %6d  epoch %6.2f  %6.1f min  valid %s %s%s",
-        state.step, state.step / task.steps_per_epoch, state.seconds / 60, name, scores,
-        "  best so far" if state.best_step == state.step and config.selection != "last" else "",
+    line = validation_line(
+        state.step, job.total, state.step / task.steps_per_epoch, state.seconds, name,
+        {kind: values[name] for kind, values in found.items()},
+        None if config.selection == "last" else state.best_step == state.step,
     )  # fmt: skip
+    log.info("%s", line)
 
 
 def test_best(job: Job, metrics: Metrics, stop: Interruption) -> Result:
@@ -484,18 +484,11 @@ def draw(job: Job) -> dict[str, Any]:
 
 
 @contextmanager
-def steps_bar(job: Job) -> Iterator[tqdm]:
+def training_bar(job: Job) -> Iterator[TrainingBar]:
+    """What is logged meanwhile stands above the bar."""
+    step, steps_per_epoch = job.state.step, job.task.steps_per_epoch
     with (
         logging_redirect_tqdm(),
-        tqdm(
-            total=job.total,
-            initial=job.state.step,
-            dynamic_ncols=True,
-            disable=None if processes.is_first() else True,  # None: where it is no terminal
-        ) as bar,
+        TrainingBar(step, job.total, steps_per_epoch, shown=processes.is_first()) as bar,
     ):
         yield bar
-
-
-def shown(values: dict[str, float]) -> str:
-    return format_values({k: v for k, v in values.items() if k not in ("epoch", "seconds")})

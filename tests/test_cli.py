@@ -17,6 +17,7 @@ import pytest
 import torch
 import yaml
 
+from bnrnn import __version__
 from bnrnn.datasets.mnist import MNIST
 from bnrnn.runs.find import read_run
 from bnrnn.settings import compose
@@ -301,6 +302,11 @@ def test_sample_writes_text_of_the_corpus(bnrnn, trained, run):
         3,
         "character 'Q'",
     )
+
+
+def test_version(bnrnn_here):
+    done = bnrnn_here("--version")
+    assert (done.returncode, done.stdout) == (0, f"bnrnn {__version__}\n")
 
 
 def test_help_is_for_a_person(bnrnn_here):

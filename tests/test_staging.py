@@ -77,6 +77,7 @@ def partial_folders(folder: Path) -> list[str]:
 CHILD = """
 import sys, time
 from pathlib import Path
+from tqdm import tqdm
 from bnrnn.datasets import cache, fetch
 from bnrnn.datasets.cnn import synthetic
 
@@ -90,7 +91,7 @@ if what == "cache":
     cache.cached_folder("x", lambda: "0", stop, lambda folder: None)
 elif what == "download":
     # The server stops half way; tqdm counts what is on disk.
-    fetch.tqdm.update = lambda self, n: stop()
+    tqdm.update = lambda self, n: stop()
     fetch.fetch(fetch.RemoteFile("x.bin", (address + "/slow",), "md5:0"), folder)
 else:
     synthetic.article = lambda *_: stop()

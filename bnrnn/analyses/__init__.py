@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
+from bnrnn import progress
 from bnrnn.analyses.gradient_flow import gradient_flow
 from bnrnn.analyses.lengths import lengths
 from bnrnn.analyses.population import population
@@ -91,9 +91,7 @@ def _load(
 
 
 def _progress(config: Config, stop: Interruption) -> Progress:
-    return lambda items: stop.guard(
-        tqdm(items, desc=config.mode, disable=None, dynamic_ncols=True)
-    )  # fmt: skip
+    return lambda items: stop.guard(progress.bar(items, config.mode))
 
 
 ANALYSES: dict[str, Entry] = {

@@ -55,7 +55,7 @@ def check(arguments: list[str]) -> list[str]:
     compose.use_folder(_own_folder(arguments))
     if "--version" in arguments:
         say(f"bnrnn {bnrnn.__version__}")
-        sys.exit()
+        sys.exit(0)
     overrides = _parse(words)
     for override in overrides:
         _check(override, arguments)

@@ -143,6 +143,8 @@ def _job(cfg: DictConfig) -> None:
         if cfg.scale is not None and choices["reproduce"] is None and not named:
             raise ConfigError(f"scale={cfg.scale} goes with reproduce=…, which says what to shrink")
         config = _config(cfg)
+        if not sys.argv[1:]:
+            _announce(config)
         _run_mode()(config)
     except Interrupted as interrupted:
         # Ctrl-C ends the whole sweep, not only this job.
@@ -160,6 +162,20 @@ def _job(cfg: DictConfig) -> None:
         # Hydra goes on with the sweep, and raises this again at its end.
         logging.getLogger(__name__).error("%s", known)
         raise known from error
+
+
+def _announce(config: Config) -> None:
+    """What `bnrnn` alone will do: before torch is imported and a kernel compiled."""
+    log = logging.getLogger(__name__)
+    task, model = config.task.name, config.model.name
+    log.info(
+        "Training %s (model=%s) on task=%s for %d epochs, about half an hour on two cores",
+        config.model.title or model, model, task, config.max_epochs or config.task.max_epochs,
+    )  # fmt: skip
+    log.info(
+        "The run goes to %s; Ctrl-C stops it, bnrnn resume=auto goes on; see bnrnn --help",
+        Path(config.outputs, task, model),
+    )
 
 
 def _run_mode() -> Callable[[Config], None]:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pooch
-from tqdm import tqdm
 
+from bnrnn import progress
 from bnrnn.datasets.limits import reading
 from bnrnn.datasets.staging import clean, publish, staging
 from bnrnn.errors import DataError, printable
@@ -150,7 +150,7 @@ def _stream(url: str, output_file: Any, _: Any, limit: int) -> None:
     with (
         requests.get(url, stream=True, timeout=TIMEOUT_SECONDS, headers=headers) as response,
         open(output_file, "wb") as file,
-        tqdm(unit="B", unit_scale=True, disable=None, dynamic_ncols=True) as bar,
+        progress.bar(unit="B", unit_scale=True) as bar,
     ):
         response.raise_for_status()
         length = response.headers.get("Content-Length", "")

@@ -107,7 +107,7 @@ def _gpu(file: Path) -> str:
     """Multiples of what `nn.LSTM` takes, by the kernel that the size and the products choose."""
     rows: dict[str, list[Text]] = {}
     for shape in json.loads(file.read_text(encoding="utf-8"))["shapes"]:
-        rounding = {"float32": "ieee"}.get(shape["products"], shape["products"])
+        rounding = "ieee" if shape["products"] == "float32" else shape["products"]
         way = plan.way(shape["hidden"], rounding)
         step = {subject: row["step"] for subject, row in shape["subjects"].items()}
         cells = rows.setdefault(shape["name"], [_title(shape["name"], shape)])

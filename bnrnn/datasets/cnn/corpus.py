@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from tqdm import tqdm
 
+from bnrnn import progress
 from bnrnn.datasets.cnn.questions import ENTITY, SPLITS, Question
 from bnrnn.datasets.cnn.select import select_sentences
 from bnrnn.errors import DataError
@@ -129,9 +129,7 @@ def write_corpus(
                 for kind in ("passages", "questions")
             ]
             parts[split] = _Part(*files)
-        for split, question in tqdm(
-            questions, desc="parsing", unit=" questions", disable=None, dynamic_ncols=True
-        ):
+        for split, question in progress.bar(questions, "parsing", unit=" questions"):
             part = parts[split]
             passage = question.passage
             if four_sentences:

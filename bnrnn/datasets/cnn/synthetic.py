@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import yaml
-from tqdm import tqdm
 
+from bnrnn import progress
 from bnrnn.datasets.cnn.archive import read_archive
 from bnrnn.datasets.cnn.questions import ENTITY, PLACEHOLDER, SPLITS, Question, format_question
 from bnrnn.datasets.staging import clean, publish, staging
@@ -306,7 +306,7 @@ def _write(file: IO[bytes], n: int, seed: int) -> None:
     with (
         gzip.GzipFile("", "wb", 6, file, mtime=0) as packed,
         tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as archive,
-        tqdm(total=sum(sizes), desc="generating", disable=None, dynamic_ncols=True) as bar,
+        progress.bar(name="generating", total=sum(sizes)) as bar,
     ):
         _add(archive, "cnn/README", _readme(n, seed))
         for split, size in zip(SPLITS, sizes, strict=True):

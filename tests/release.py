@@ -1,0 +1,142 @@
+"""The wheel and the sdist at work in new environments: `make release-check`.
+
+For each Python the wheel is installed with every extra and the sdist with none, each into an
+environment and a home folder of its own; then the module and the command are used there.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+TINY = ["model.hidden_size=8", "calibration_batches=2", "test_calibration_batches=2", "threads=1"]
+MODULE = """
+import time, torch, bnrnn
+lstm, x = bnrnn.BNLSTM(28, 100), torch.randn(28, 64, 28)
+began = time.monotonic()
+output, (h_n, c_n) = lstm(x)
+output.square().mean().backward()
+print(f"{time.monotonic() - began:.1f}")
+assert output.shape == (28, 64, 100), output.shape
+assert lstm.active_kernel(False) == "cpu", lstm.active_kernel(False)
+assert all(p.grad is not None and p.grad.isfinite().all() for p in lstm.parameters())
+"""
+OWN_TORCH = "from importlib.metadata import version; print(version('torch'))"
+VERSIONS = "import platform, torch; print(platform.python_version(), torch.__version__)"
+
+
+class Environment:
+    """A virtual environment, and a home folder to use it from."""
+
+    def __init__(self, python: str, folder: Path, own_torch: bool) -> None:
+        self.folder, self.bin, self.home = folder, folder / "venv" / "bin", folder / "home"
+        self.home.mkdir()
+        options = ["--system-site-packages"] if own_torch else []
+        _call([python, "-m", "venv", *options, str(folder / "venv")], folder, os.environ)
+        variables = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "XDG_"))}
+        variables.pop("TORCH_EXTENSIONS_DIR", None)
+        self.variables = variables | {"HOME": str(self.home), "OMP_NUM_THREADS": "1"}
+
+    def install(self, what: str, constraints: Path) -> float:
+        """Seconds taken."""
+        began = time.monotonic()
+        pip = [str(self.bin / "python"), "-m", "pip", "install", "--quiet", "-c", str(constraints)]
+        _call([*pip, what], self.folder, os.environ)
+        return time.monotonic() - began
+
+    def run(self, program: str, *arguments: str) -> str:
+        return _call([str(self.bin / program), *arguments], self.home, self.variables)
+
+
+def _call(command: list[str], folder: Path, variables: "os._Environ[str] | dict[str, str]") -> str:
+    """
+    Raises:
+        RuntimeError: it fails, with the end of what it printed.
+    """
+    done = subprocess.run(command, cwd=folder, env=dict(variables), capture_output=True, text=True)
+    if done.returncode:
+        end = "\n".join((done.stdout + done.stderr).splitlines()[-20:])
+        raise RuntimeError(f"{' '.join(command)}: exit code {done.returncode}\n{end}")
+    return done.stdout
+
+
+def check(python: str, package: Path, extras: str, own_torch: bool) -> str:
+    """Install and use the package.
+
+    Args:
+        own_torch: with the PyTorch that `python` has, and the newest of everything else: the
+            versions in constraints.txt go with another PyTorch.
+
+    Returns:
+        How it went, in a line.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        here = Environment(python, Path(name).resolve(), own_torch)
+        constraints = ROOT / "constraints.txt"
+        if own_torch:
+            constraints = here.folder / "constraints"
+            torch = _call([python, "-c", OWN_TORCH], here.folder, os.environ)
+            constraints.write_text(f"torch=={torch}")
+        seconds = here.install(f"{package}{extras}", constraints)
+        versions = here.run("python", "-c", VERSIONS).strip().replace(" ", ", torch ")
+
+        version = package.name.split("-")[1].removesuffix(".tar.gz")
+        assert here.run("bnrnn", "--version") == f"bnrnn {version}\n"
+        first, second = (float(here.run("python", "-c", MODULE)) for _ in range(2))
+        assert list(here.home.glob(".cache/bnrnn/*.so")), "the kernel is not in the user's cache"
+
+        here.run("bnrnn", "max_steps=20", *TINY)
+        (result,) = here.home.glob("outputs/pydocs/bnlstm/*/result.json")
+        found = json.loads(result.read_text())
+        assert (found["kernel"], found["steps"]) == ("cpu", 20), found
+        here.run("bnrnn", "mode=data", "task=cnn4", "data.synthetic=150", "task.batch_size=20")
+        (conf,) = here.folder.glob("venv/lib/python3*/site-packages/bnrnn/conf")
+        assert _settings(conf) == _settings(ROOT / "conf")
+        if extras:
+            here.run("bnrnn", "-m", "hydra/launcher=joblib", "seed=1,2", "max_steps=2", *TINY)
+            here.run("bnrnn", "hydra/launcher=submitit_slurm", "--cfg", "job")
+            here.run("bnrnn", "mode=report")
+            assert list(here.home.glob("outputs/report/**/*.svg")) or list(
+                here.home.glob("outputs/report/**/*.png")
+            )
+        return (
+            f"Python {versions}: installed in {seconds:.0f} s, kernel compiled in "
+            f"{first - second:.0f} s"
+        )
+
+
+def _settings(conf: Path) -> list[str]:
+    return sorted(str(path.relative_to(conf)) for path in conf.rglob("*.yaml"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("pythons", nargs="+", metavar="PYTHON", help="python3.12, or a path")
+    parser.add_argument("--dist", type=Path, default=ROOT / "dist", help="what was built")
+    parser.add_argument(
+        "--own-torch", action="store_true",
+        help="use the PyTorch that each Python has, with the newest of everything else",
+    )  # fmt: skip
+    options = parser.parse_args()
+    (wheel,), (sdist,) = options.dist.absolute().glob("*.whl"), options.dist.absolute().glob("*.gz")
+    for package in (wheel, sdist):
+        print(f"{package.name}: {package.stat().st_size / 1000:.0f} kB", flush=True)
+
+    failed = False
+    for python in options.pythons:
+        for package, extras in ((wheel, "[all]"), (sdist, "")):
+            try:
+                how = check(python, package, extras, options.own_torch)
+            except (AssertionError, OSError, RuntimeError) as error:
+                failed, how = True, f"{python}: FAILED: {type(error).__name__}: {error}"
+            print(f"{package.name}{extras}, {how}", flush=True)
+    sys.exit(failed)
+
+
+if __name__ == "__main__":
+    main()
