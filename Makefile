@@ -57,8 +57,9 @@ dist: install  ## dist/: the sdist, and the wheel built from it
 	$(BIN)/python -m build --outdir dist .
 
 PYTHONS ?= $(PYTHON)
+RELEASE ?=
 release-check: dist  ## wheel and sdist in new environments of PYTHONS="python3.11 python3.12", used there
-	$(BIN)/python -m tests.release $(PYTHONS)
+	$(BIN)/python -m tests.release $(RELEASE) $(PYTHONS)
 
 # The papers' tables and figures: SCALE=minutes|hour|full, SEEDS=0,1,2, ARGS="data_dir=DIR ...".
 # The cost and the expected results are at the head of each file in conf/reproduce, and below for

@@ -122,14 +122,16 @@ def main() -> None:
         "--own-torch", action="store_true",
         help="use the PyTorch that each Python has, with the newest of everything else",
     )  # fmt: skip
+    parser.add_argument("--wheel-only", action="store_true", help="leave the sdist out")
     options = parser.parse_args()
     (wheel,), (sdist,) = options.dist.absolute().glob("*.whl"), options.dist.absolute().glob("*.gz")
-    for package in (wheel, sdist):
+    used = [(wheel, "[all]")] if options.wheel_only else [(wheel, "[all]"), (sdist, "")]
+    for package, _ in used:
         print(f"{package.name}: {package.stat().st_size / 1000:.0f} kB", flush=True)
 
     failed = False
     for python in options.pythons:
-        for package, extras in ((wheel, "[all]"), (sdist, "")):
+        for package, extras in used:
             try:
                 how = check(python, package, extras, options.own_torch)
             except (AssertionError, OSError, RuntimeError) as error:
