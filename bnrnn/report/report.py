@@ -18,6 +18,7 @@ from bnrnn.report.document import (
     Bullets,
     Code,
     Figure,
+    Folded,
     Heading,
     Inline,
     Paragraph,
@@ -27,7 +28,7 @@ from bnrnn.report.document import (
     to_markdown,
     to_text,
 )
-from bnrnn.report.figures import gamma_sweep, validation_curves
+from bnrnn.report.figures import gamma_chart, gamma_sweep, validation_chart, validation_curves
 from bnrnn.report.groups import (
     MEASURED,
     Group,
@@ -163,11 +164,11 @@ def document(
         *_results(found.runs),
         *laurent.speech(found.runs),
         *leaderboard.blocks(found.runs),
-        *_not_run(found.runs),
         *_analyses(furthest(found.analyses)),
         *_unfinished(found, name, resume),
         *_all_runs(found.runs, name),
         *_same_step(found.runs, name),
+        *_not_run(found.runs),
     ])  # fmt: skip
 
 
@@ -287,6 +288,7 @@ def _figures(runs: list[Run]) -> list[Block]:
             f"Validation against training steps, {data_title}{of}",
             _curve_caption(members),
             functools.partial(validation_curves, members, data_title + of, last),
+            functools.partial(validation_chart, members, last),
         )
         for suffix, of, members, last in drawn
     ]
@@ -299,6 +301,7 @@ def _figures(runs: list[Run]) -> list[Block]:
                 f"Training and validation from several initial γ, {data_title}, {title}",
                 "From several initial values of γ, as in figure 6.",
                 functools.partial(gamma_sweep, by_gamma, title),
+                functools.partial(gamma_chart, by_gamma, title),
             )
         )
     return blocks
@@ -342,11 +345,8 @@ def _not_run(runs: list[Run]) -> list[Block]:
         )
     if not items:
         return []
-    return [
-        Heading(2, "Not run"),
-        Paragraph("Results of the papers without a finished run here:"),
-        Bullets(items),
-    ]
+    listed = [Paragraph("Results of the papers without a finished run here:"), Bullets(items)]
+    return [Folded(Heading(2, "Not run"), listed)]
 
 
 def _finished(run: Run) -> bool:
