@@ -78,7 +78,7 @@ def _papers_curves(runs: list[Run], last: float, few: bool) -> list[chart.Curve]
         shown = [(s, v * runs[0].metric.factor) for s, v in points if s <= longest * 1.05]
         if shown and model in titles:
             steps, values = zip(*shown, strict=True)
-            x = {STEPS: steps}
+            x: dict[str, Sequence[float]] = {STEPS: steps}
             if (each := papers_epoch(runs, model)) is not None:
                 x[EPOCHS] = [step / each for step in steps]
             name = f"{titles[model]}, the paper"
@@ -101,7 +101,7 @@ def _settings_curves(
     parts = [run.subject.model_title, label(run, siblings, MEASURED)]
     name = ", ".join(filter(None, [*parts, f"mean of {n} seeds" if n > 1 else ""]))
     both = few and any(run.curve("batch")[0] for run in seeds)
-    style = {
+    style: dict[str, Any] = {
         "colour": colour(run.model),
         "marker": _MARKERS[siblings.index(run) % len(_MARKERS)],
     }

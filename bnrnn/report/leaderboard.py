@@ -170,17 +170,19 @@ def figure(ranked: list[Standing], target: float, title: str) -> Figure:
 def chart_of(ranked: list[Standing], target: float) -> Chart:
     """Validation of each model at its best settings."""
     metric = ranked[0].first.metric
-    curves = [
-        chart.Curve(
-            run.subject.model_title, {SECONDS: [math.nan] * len(steps)} | along([run], steps, "valid"),
-            values, colour(run.model), note=f"seed {run.seed}" if len(standing.runs) > 1 else "",
-            legend=run.subject.model_title if run is standing.first else None,
-            width=1.6 if len(standing.runs) == 1 else 0.9,
-        )
-        for standing in ranked
-        for run in standing.runs
-        for steps, values in [run.curve()]
-    ]  # fmt: skip
+    curves = []
+    for standing in ranked:
+        several = len(standing.runs) > 1
+        for run in standing.runs:
+            steps, values = run.curve()
+            x = {SECONDS: [math.nan] * len(steps)} | along([run], steps, "valid")
+            name = run.subject.model_title
+            curves.append(
+                chart.Curve(
+                    name, x, values, colour(run.model), note=f"seed {run.seed}" if several else "",
+                    legend=name if run is standing.first else None, width=0.9 if several else 1.6,
+                )
+            )  # fmt: skip
     best = metric.best(standing.valid for standing in ranked)
     return Chart(
         [Panel(f"validation {metric.label}", curves, decimals=metric.decimals,

@@ -93,7 +93,8 @@ function ticks(low, high, most) {
     ? { minimumFractionDigits: Math.max(0, -Math.floor(Math.log10(step) + 1e-9)) }
     : { notation: "scientific", maximumFractionDigits: 2 };
   for (let k = Math.ceil(low / step - 1e-9); k * step <= high + step * 1e-9; k++) {
-    found.push([k * step, (k * step).toLocaleString("en-US", format)]);
+    const number = k * step || 0; // not -0
+    found.push([number, number.toLocaleString("en-US", format)]);
     if (found.length > 20) break;
   }
   return found;
@@ -181,7 +182,7 @@ function chart(figure, number) {
     const { panel, root } = view;
     const on = visible(panel);
     const width = Math.max(root.parentNode.clientWidth, 200);
-    const height = Math.round(Math.min(Math.max(0.6 * width, 240), 400));
+    const height = Math.round(Math.min(Math.max(0.55 * width, 250), 400));
     const xs = extent(on.flatMap((c) => c.x[axis]).filter((x) => x !== null));
     const ys = extent(on.flatMap((c) => c.y.filter((y, k) => y !== null && c.x[axis][k] !== null)));
     root.setAttribute("viewBox", `0 0 ${width} ${height}`);
@@ -201,22 +202,25 @@ function chart(figure, number) {
       content.append(svg("text", { x: width / 2, y: height / 2, class: "none" }, why));
       return;
     }
-    const [left, right] = [Math.min(0, xs[0]), xs[1] > Math.min(0, xs[0]) ? xs[1] : xs[0] + 1];
+    const left = Math.min(0, xs[0]);
+    const right = left + (1.02 * (xs[1] - left) || 1); // room for the last marker
     const margin = 0.05 * (ys[1] - ys[0]) || 0.05 * Math.abs(ys[0]) || 1;
     const [low, high] = panel.limits || [ys[0] - margin, ys[1] + margin];
-    const marks = ticks(low, high, (height - top) / 55);
+    const marks = ticks(low, high, (height - top) / 45);
     const start = 14 + 7 * Math.max(...marks.map(([, text]) => text.length));
-    const inner = { width: width - start - 14, height: height - top - 44 };
+    const widest = grouped(Math.round(right)).length;
+    const end = Math.max(14, 2 + 3.5 * widest); // half of a number under the axis
+    const inner = { width: width - start - end, height: height - top - 44 };
     view.place = (x, y) => [
       (x - left) / (right - left) * inner.width, (high - y) / (high - low) * inner.height,
     ];
     view.corner = [start, top];
     for (const [y, text] of marks) {
       const at = round(top + view.place(left, y)[1]);
-      content.append(svg("path", { class: "grid", d: `M${start} ${at}H${width - 14}` }));
+      content.append(svg("path", { class: "grid", d: `M${start} ${at}h${inner.width}` }));
       content.append(svg("text", { x: start - 7, y: at + 4, class: "y" }, text));
     }
-    const most = Math.max(2, inner.width / (22 + 8 * grouped(Math.round(right)).length));
+    const most = Math.max(2, inner.width / (22 + 8 * widest));
     for (const [x, text] of ticks(left, right, most)) {
       const at = round(start + view.place(x, low)[0]);
       content.append(svg("path", { class: "grid", d: `M${at} ${top}V${height - 44}` }));

@@ -160,6 +160,7 @@ def document(
         Heading(1, title),
         Paragraph(introduction),
         Paragraph(_counts(found)),
+        *_overview(found.runs),
         Paragraph(_HOW_TO_READ),
         *_results(found.runs),
         *laurent.speech(found.runs),
@@ -189,6 +190,26 @@ def _counts(found: Found) -> str:
     states = [run.state for run in found.runs] + ["unreadable"] * len(found.unreadable)
     counts = [f"{states.count(state)} {state}" for state in _STATES if state in states]
     return f"{len(states)} run{'s' * (len(states) != 1)}: " + (", ".join(counts) or "none") + "."
+
+
+def _overview(runs: list[Run]) -> list[Block]:
+    """What was run, a row for each data set, where there are several."""
+    rows: list[list[Text]] = []
+    all_groups = groups(runs)
+    for data, grouped in itertools.groupby(sorted(runs, key=order), key=lambda run: run.data):
+        members = list(grouped)
+        of_data = [group for group in all_groups if group.first.data == data]
+        means = {group.mean: group for group in of_data if math.isfinite(group.mean)}
+        best = "-" if of_data else "no run is finished"
+        if means:
+            group = means[of_data[0].metric.best(means)]
+            best = f"{group.metric.show(group.mean)}, {group.split}: "
+            best += group.first.subject.model_title
+        models = dict.fromkeys(run.subject.model_title for run in members)
+        rows.append([
+            members[0].subject.data_title, str(len(members)), "; ".join(models), best,
+        ])  # fmt: skip
+    return [Table(["data", "runs", "models", "the best"], "lrww", rows)] if len(rows) > 1 else []
 
 
 def _results(runs: list[Run]) -> list[Block]:
@@ -345,8 +366,8 @@ def _not_run(runs: list[Run]) -> list[Block]:
         )
     if not items:
         return []
-    listed = [Paragraph("Results of the papers without a finished run here:"), Bullets(items)]
-    return [Folded(Heading(2, "Not run"), listed)]
+    listed = [Paragraph("Without a finished run here:"), Bullets(items)]
+    return [Folded(Heading(2, f"Not run: {len(items)} of the papers' results"), listed)]
 
 
 def _finished(run: Run) -> bool:

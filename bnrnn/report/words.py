@@ -180,9 +180,7 @@ def by_epochs(name: str, run: Run, points: Curve, **style: Any) -> chart.Curve:
     )
 
 
-def papers(
-    name: str, points: Curve, each: int | None, model: str, dash: str = "-"
-) -> chart.Curve:
+def papers(name: str, points: Curve, each: int | None, model: str, dash: str = "-") -> chart.Curve:
     """The paper's, wide and pale.
 
     Args:
@@ -191,9 +189,7 @@ def papers(
     x: dict[str, Sequence[float]] = {EPOCHS: list(points)}
     if each is not None:
         x[STEPS] = [epoch * each for epoch in points]
-    return chart.Curve(
-        name, x, list(points.values()), colour(model), dash=dash, width=4, alpha=0.3
-    )
+    return chart.Curve(name, x, list(points.values()), colour(model), dash=dash, width=4, alpha=0.3)
 
 
 def by_epoch(points: paper.Points) -> Curve:
