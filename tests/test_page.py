@@ -208,10 +208,16 @@ def browser():
         launched.close()
 
 
+@pytest.fixture(scope="module")
+def window(browser):
+    with browser.new_context(viewport={"width": 1200, "height": 900}) as context:
+        yield context
+
+
 @pytest.fixture
-def page(browser, file):
+def page(window, file):
     """The report; a test fails by what the console has, and by any use of the network."""
-    page = browser.new_page(viewport={"width": 1200, "height": 900})
+    page = window.new_page()
     seen, asked = [], []
     for event in ("console", "pageerror", "dialog", "requestfailed"):
         page.on(event, lambda what, event=event: seen.append((event, str(what))))

@@ -222,7 +222,8 @@ def _block(block: Block, pictures: dict[str, bytes]) -> str:
 
             # The focus lets a keyboard scroll it.
             return (
-                f'<div class="table" tabindex="0"><table>\n<thead>{row("th", header)}</thead>\n'
+                '<div class="table" tabindex="0" role="group" aria-label="table"><table>\n'
+                f"<thead>{row('th', header)}</thead>\n"
                 "<tbody>" + "\n".join(row("td", cells) for cells in rows) + "</tbody></table></div>"
             )
         case Figure(name, alt, caption, _, chart):

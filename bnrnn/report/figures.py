@@ -14,7 +14,17 @@ from matplotlib.figure import Figure
 
 from bnrnn.plots.style import colour, entry, plain, plt, tidy
 from bnrnn.report import chart, paper
-from bnrnn.report.chart import EPOCHS, LARGEST, STEPS, Chart, Panel, along, papers_epoch
+from bnrnn.report.chart import (
+    EPOCHS,
+    LARGEST,
+    MOST_POINTS,
+    STEPS,
+    Chart,
+    Panel,
+    along,
+    papers_epoch,
+    thinned,
+)
 from bnrnn.report.groups import (
     MEASURED,
     Curve,
@@ -213,11 +223,13 @@ def _seeds(
 
 
 def plot(axes: Axes, curves: Sequence[chart.Curve], axis: str) -> None:
-    """Those that have values on this axis."""
+    """Those that have values on this axis; of long ones the points that the page has too."""
     for curve in curves:
         if axis in curve.x:
+            kept = thinned(curve.y, MOST_POINTS)
+            x, y = ([values[k] for k in kept] for values in (curve.x[axis], curve.y))
             axes.plot(
-                drawable(curve.x[axis]), drawable(curve.y), color=curve.colour,
+                drawable(x), drawable(y), color=curve.colour,
                 linestyle=curve.dash, linewidth=curve.width, alpha=curve.alpha,
                 marker=curve.marker, markersize=3.5,
                 label=None if curve.legend is None else entry(curve.legend),

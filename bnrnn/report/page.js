@@ -170,7 +170,9 @@ function chart(figure, number) {
     const view = { panel, root, at: null, place: null };
     root.addEventListener("pointermove", (event) => point(view, event));
     root.addEventListener("pointerdown", (event) => point(view, event));
-    root.addEventListener("pointerleave", () => read(view, null));
+    root.addEventListener("pointerleave", (event) => {
+      if (event.pointerType !== "touch") read(view, null); // a finger that lifts has not left
+    });
     root.addEventListener("blur", () => read(view, null));
     root.addEventListener("keydown", (event) => key(view, event));
     return view;

@@ -209,7 +209,7 @@ def _overview(runs: list[Run]) -> list[Block]:
         rows.append([
             members[0].subject.data_title, str(len(members)), "; ".join(models), best,
         ])  # fmt: skip
-    return [Table(["data", "runs", "models", "the best"], "lrww", rows)] if len(rows) > 1 else []
+    return [Table(["data", "runs", "models", "the best"], "wrww", rows)] if len(rows) > 1 else []
 
 
 def _results(runs: list[Run]) -> list[Block]:
