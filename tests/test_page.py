@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 
 from bnrnn.plots.style import COLOURS
-from bnrnn.report import chart, paper, report
+from bnrnn.report import chart, leaderboard, paper, report, words
 from bnrnn.report.chart import EPOCHS, MOST_POINTS, SECONDS, STEPS, Chart, Curve, Panel
 from bnrnn.report.document import Bullets, Folded, Heading, Paragraph, Table, to_html, to_markdown
 from bnrnn.report.figures import gamma_chart, validation_chart
 from bnrnn.report.groups import sweeps
-from bnrnn.runs.find import find, find_runs
+from bnrnn.runs.find import find, find_runs, read_run
+from tests.conftest import ROOT
 from tests.run_folders import change, make_run
 
 HOSTILE = '</script><script>alert(1)</script> <img src=x onerror=alert(2)> "a" & $b$'
@@ -163,6 +164,49 @@ def test_only_the_pages_own_script_runs(tmp_path):
     (policy,) = re.findall(r'Content-Security-Policy" content="([^"]*)"', page)
     assert f"script-src 'sha256-{digest}'" in policy
     assert policy.startswith("default-src 'none'")
+
+
+def test_a_sweep_has_the_numbers_of_training_and_validation(outputs):
+    (by_gamma,) = sweeps([run for run in find_runs(outputs) if run.data == "pydocs"])
+    training, validation = gamma_chart(by_gamma).panels
+    assert [list(curve.y) for curve in validation.curves] == [[v + 0.25 for v in BNLSTM[:3]]] * 2
+    assert [list(curve.y) for curve in training.curves] == [[], []]
+
+
+def shipped(name):
+    """A shipped run, and its validations with population statistics as they are in its file."""
+    folder = ROOT / "results" / "runs" / name
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    valid = {
+        line["step"]: line
+        for line in lines
+        if line["split"] == "valid" and line["statistics"] == "population"
+    }
+    return read_run(folder), valid
+
+
+def test_curves_by_epochs_have_steps_and_seconds_too():
+    run, valid = shipped("ptb_words-words_small-seed0")
+    curves = of(words.chart_of([run]))
+    assert list(curves) == ["Small LSTM, validation", "Small LSTM, training"]
+    found = curves["Small LSTM, validation"]
+    np.testing.assert_allclose(found["y"], [v["perplexity"] for v in valid.values()], rtol=1e-6)
+    assert found["x"]["steps"] == list(valid)
+    np.testing.assert_allclose(found["x"]["epochs"], np.array(list(valid)) / 2323, rtol=1e-6)
+    np.testing.assert_allclose(
+        found["x"]["seconds"], [v["seconds"] for v in valid.values()], rtol=1e-6
+    )
+
+
+def test_the_leaderboard_begins_with_seconds_and_has_the_target():
+    runs = [shipped(f"pydocs-{name}-seed0") for name in ("lstm", "bnlstm", "lnlstm")]
+    made = leaderboard.chart_of(leaderboard.standings([run for run, _ in runs]), 2.0)
+    assert (made.axis, made.panels[0].level) == (SECONDS, 2.0)
+    for run, valid in runs:
+        found = of(made)[run.subject.model_title]
+        np.testing.assert_allclose(found["y"], [v["bpc"] for v in valid.values()], rtol=1e-6)
+        assert found["x"]["steps"] == list(valid)
+        assert found["x"]["seconds"] == [v["seconds"] for v in valid.values()]
 
 
 # ---------------------------------------------------------------- the browser
@@ -502,10 +546,3 @@ def test_without_javascript_the_picture_is_there(browser, file):
     page.locator("summary", has_text="Not run").click()
     assert page.get_by_text("Large LSTM, BN on the input term").is_visible()
     page.close()
-
-
-def test_a_sweep_has_the_numbers_of_training_and_validation(outputs):
-    (by_gamma,) = sweeps([run for run in find_runs(outputs) if run.data == "pydocs"])
-    training, validation = gamma_chart(by_gamma).panels
-    assert [list(curve.y) for curve in validation.curves] == [[v + 0.25 for v in BNLSTM[:3]]] * 2
-    assert [list(curve.y) for curve in training.curves] == [[], []]
