@@ -13,6 +13,7 @@ from bnrnn.report.document import (
     Bullets,
     Code,
     Figure,
+    Folded,
     Heading,
     Link,
     Paragraph,
@@ -346,8 +347,11 @@ def test_a_run_that_goes_on_is_as_any_other(all_states):
 
 
 def test_what_was_not_run_is_listed(all_states):
-    not_run, _ = [block.items for block in document(all_states) if isinstance(block, Bullets)]
+    (folded,) = [block for block in document(all_states) if isinstance(block, Folded)]
+    assert folded == document(all_states)[-1]
+    (not_run,) = [block.items for block in folded.blocks if isinstance(block, Bullets)]
     assert len(not_run) == 14 + 6  # of the first paper's fifteen results, and the other's six
+    assert folded.heading == Heading(2, "Not run: 20 of the papers' results")
     assert (
         "Penn Treebank, characters, LSTM: Cooijmans et al. have 1.38 bits per character (test, "
         "table 2, 39,500 steps); begun, not finished"
@@ -373,11 +377,14 @@ class Page(HTMLParser):
     def __init__(self, text):
         super().__init__()
         self.open, self.tags, self.references, self.text = [], [], [], ""
+        self.scripts = []  # their types
         self.feed(text)
         self.close()
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
+        if tag == "script":
+            self.scripts.append(dict(attrs).get("type"))
         self.references += [value for name, value in attrs if name in ("src", "href", "style")]
         if tag not in ("meta", "img"):
             self.open.append(tag)
@@ -394,7 +401,7 @@ def test_the_page_is_whole_by_itself_and_escapes_what_it_shows(all_states, tmp_p
     text = (tmp_path / "report" / "report.html").read_text()
     page = Page(text)
     assert page.open == []
-    assert "script" not in page.tags
+    assert page.scripts == ["application/json", None]  # numbers, and the page's own
     assert "link" not in page.tags
     assert HOSTILE in page.text
     assert page.tags.count("img") == 2  # Penn Treebank, the derivative of tanh

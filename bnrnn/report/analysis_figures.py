@@ -18,7 +18,7 @@ from matplotlib.ticker import LogLocator, MultipleLocator, NullLocator
 from bnrnn.plots.style import colour, entry, plain, plt, tidy
 from bnrnn.report import paper
 from bnrnn.report.analyses import departures, made
-from bnrnn.report.figures import LARGEST
+from bnrnn.report.chart import LARGEST
 from bnrnn.runs.analysis import Analysed, GradientFlow, Lengths, Population, TanhDerivative
 
 _MARKERS = "os^Dv"  # of one model, for each of its settings

@@ -1,15 +1,18 @@
 """A document as a list of blocks, and the same blocks as Markdown and as one HTML page."""
 
 import base64
+import hashlib
 import html
 import re
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import resources
 from typing import Any
 from urllib.parse import quote
 
 from bnrnn.errors import printable
+from bnrnn.report.chart import Chart, embedded
 
 
 @dataclass(frozen=True)
@@ -56,15 +59,25 @@ class Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """`draw` makes the picture (a matplotlib Figure); who renders the document calls it."""
+    """`draw` makes the picture (a matplotlib Figure); who renders the document calls it. `chart`,
+    if there is one, makes the same as data, for the page to draw."""
 
     name: str
     alt: str
     caption: str
     draw: Callable[[], Any]
+    chart: Callable[[], Chart] | None = None
 
 
-Block = Heading | Paragraph | Bullets | Table | Figure
+@dataclass(frozen=True)
+class Folded:
+    """In a page only the heading shows until a reader opens it."""
+
+    heading: Heading
+    blocks: Sequence[Paragraph | Bullets | Table]
+
+
+Block = Heading | Paragraph | Bullets | Table | Figure | Folded
 
 
 def to_markdown(blocks: Sequence[Block], pictures: str = "figures") -> str:
@@ -89,6 +102,8 @@ def to_markdown(blocks: Sequence[Block], pictures: str = "figures") -> str:
                 parts.append(
                     f"![{_markdown(alt)}]({pictures}/{quote(name)}.png)\n\n{_markdown(caption)}"
                 )
+            case Folded(heading, inner):
+                parts.append(to_markdown([heading, *inner]).rstrip("\n"))
     return "\n\n".join(parts) + "\n"
 
 
@@ -105,6 +120,8 @@ def to_text(blocks: Sequence[Block]) -> str:
                 parts.append("\n".join(f"- {_plain(item)}" for item in items))
             case Table(header, align, rows):
                 parts.append(_aligned(header, align, rows))
+            case Folded(heading, inner):
+                parts.append(to_text([heading, *inner]))
             case Figure():
                 pass
     return "\n\n".join(parts)
@@ -158,18 +175,32 @@ def _markdown(text: Text, in_table: bool = False) -> str:
 
 
 def to_html(title: str, blocks: Sequence[Block], pictures: dict[str, bytes]) -> str:
-    """One file that needs no other.
+    """One file that needs no other and no network.
+
+    Its script, page.js, draws the charts in place of their pictures and sorts the tables; without
+    JavaScript the pictures stay. No other script runs, whatever a run is called.
 
     Args:
         pictures: the name of each `Figure` -> its SVG.
     """
     body = "\n".join(_block(block, pictures) for block in blocks)
+    script = _resource("page.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
+    policy = (
+        f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; "
+        "img-src data:; base-uri 'none'; form-action 'none'"
+    )
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{_escaped(title)}</title>\n<style>{_STYLE}</style>\n</head>\n"
-        f"<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
+        f"<title>{_escaped(title)}</title>\n<style>{_resource('page.css')}</style>\n</head>\n"
+        f"<body>\n<main>\n{body}\n</main>\n<script>{script}</script>\n</body>\n</html>\n"
     )
+
+
+def _resource(name: str) -> str:
+    return resources.files("bnrnn.report").joinpath(name).read_text(encoding="utf-8")
 
 
 def _block(block: Block, pictures: dict[str, bytes]) -> str:
@@ -191,15 +222,23 @@ def _block(block: Block, pictures: dict[str, bytes]) -> str:
 
             # The focus lets a keyboard scroll it.
             return (
-                f'<div class="table" tabindex="0"><table>\n<thead>{row("th", header)}</thead>\n'
+                '<div class="table" tabindex="0" role="group" aria-label="table"><table>\n'
+                f"<thead>{row('th', header)}</thead>\n"
                 "<tbody>" + "\n".join(row("td", cells) for cells in rows) + "</tbody></table></div>"
             )
-        case Figure(name, alt, caption):
+        case Figure(name, alt, caption, _, chart):
             data = base64.b64encode(pictures[name]).decode("ascii")
+            drawn_by_script = (
+                f'\n<script type="application/json">{embedded(chart())}</script>\n' if chart else ""
+            )
             return (
                 f'<figure><img alt="{_escaped(alt)}" src="data:image/svg+xml;base64,{data}">'
-                f"<figcaption>{_html(caption)}</figcaption></figure>"
+                f"{drawn_by_script}<figcaption>{_html(caption)}</figcaption></figure>"
             )
+        case Folded(heading, inner):
+            content = "\n".join(_block(block, pictures) for block in inner)
+            summary = _block(heading, pictures)
+            return f"<details>\n<summary>{summary}</summary>\n{content}\n</details>"
 
 
 def _html(text: Text) -> str:
@@ -214,50 +253,3 @@ def _html(text: Text) -> str:
 
 def _escaped(text: str) -> str:
     return html.escape(_shown(text))
-
-
-_STYLE = """
-:root {
-  color-scheme: light dark;
-  --ground: #fff; --ink: #1c1e21; --faint: #5b626b; --rule: #dfe2e6; --shade: #f6f7f9;
-}
-@media (prefers-color-scheme: dark) {
-  :root { --ground: #14171a; --ink: #e4e6e9; --faint: #9aa2ab; --rule: #32373d; --shade: #1c2024; }
-}
-* { box-sizing: border-box; }
-body {
-  margin: 0; background: var(--ground); color: var(--ink);
-  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif;
-}
-main { max-width: 66rem; margin: 0 auto; padding: 2rem 1.25rem 4rem; }
-h1, h2, h3 { line-height: 1.25; text-wrap: balance; }
-h1 { font-size: 1.9rem; margin: 0 0 1rem; }
-h2 {
-  font-size: 1.4rem; margin: 3rem 0 1rem; padding-top: 1.2rem; border-top: 1px solid var(--rule);
-}
-h3 { font-size: 1.1rem; margin: 2.2rem 0 .6rem; }
-p, ul { max-width: 46rem; }
-.table { overflow-x: auto; margin: 1rem 0; }
-table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .4rem .6rem; text-align: left; vertical-align: top; white-space: nowrap; }
-th { color: var(--faint); font-weight: 600; border-bottom: 2px solid var(--rule); }
-td { border-bottom: 1px solid var(--rule); }
-tbody tr:hover { background: var(--shade); }
-.r { text-align: right; }
-.w { white-space: normal; min-width: 7rem; overflow-wrap: anywhere; }
-th:first-child, td:first-child { padding-left: 0; }
-code {
-  font: .85em/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; overflow-wrap: anywhere;
-}
-figure { margin: 1.5rem 0; }
-figure img {
-  display: block; width: 100%; max-width: 48rem; height: auto;
-  background: #fff; border-radius: 6px; padding: .4rem;
-}
-/* Black on white becomes white on the page's ground; hues stay, and so do the legends. */
-@media (prefers-color-scheme: dark) {
-  figure img { filter: invert(.92) hue-rotate(180deg); }
-}
-figcaption { color: var(--faint); font-size: .875rem; max-width: 46rem; margin-top: .5rem; }
-@media (max-width: 40rem) { main { padding: 1.25rem .9rem 3rem; } }
-"""

@@ -1,4 +1,4 @@
-"""Figures of runs: `validation_curves`, `gamma_sweep`, `steps_and_seconds`.
+"""Figures of runs: curves of validation, sweeps over γ, steps beside seconds.
 
 Needs matplotlib (`pip install bnrnn[plot]`). Numbers that no axis has room for are left out.
 """
@@ -9,10 +9,22 @@ from typing import Any
 
 from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from bnrnn.plots.style import colour, entry, plain, plt, tidy
-from bnrnn.report import paper
+from bnrnn.report import chart, paper
+from bnrnn.report.chart import (
+    EPOCHS,
+    LARGEST,
+    MOST_POINTS,
+    STEPS,
+    Chart,
+    Panel,
+    along,
+    papers_epoch,
+    thinned,
+)
 from bnrnn.report.groups import (
     MEASURED,
     Curve,
@@ -29,29 +41,21 @@ _MARKERS = "os^Dv"  # of one model, for each of its settings
 _LONG = 50  # letters beyond which labels stand below the curves, not over them
 _DOTTED = 40  # points of a curve beyond which its dots run into each other
 _FEW = 4  # curves below which each is labelled in full, with both kinds of statistics
-LARGEST = 1e30
 
 
 def validation_curves(runs: list[Run], title: str = "", last: float = math.inf) -> Figure:
-    """Validation against steps for runs on the same data, the paper's curves lightly behind.
+    """`validation_chart` as a picture, the paper's curves lightly behind.
 
     Solid: batch statistics where there are some, as the paper's curves (an LSTM has no such
     choice). Dashed: population statistics, up to three curves. Several seeds are thin, their mean
     is thick.
-
-    Args:
-        last: the last step that is drawn.
     """
     figure, axes = plt.subplots(figsize=(7.2, 4.5), layout="constrained")
-    clusters = sorted(cluster(runs, MEASURED), key=lambda members: order(members[0]))
-    few = len(clusters) < _FEW
-    _papers_curves(axes, runs, last, few)
-    for members in clusters:
-        siblings = [c[0] for c in clusters if kind(c[0]) == kind(members[0])]
-        _settings_curves(axes, members, siblings, last, few)
-    _tidy(axes, f"validation {runs[0].metric.label}")
+    (panel,) = validation_chart(runs, last).panels
+    plot(axes, panel.curves, STEPS)
+    _tidy(axes, panel.y_label)
     if max(map(len, axes.get_legend_handles_labels()[1]), default=0) > _LONG:
-        figure.set_figheight(4.5 + 0.2 * len(clusters))
+        figure.set_figheight(4.5 + 0.2 * len(cluster(runs, MEASURED)))
         figure.legend(frameon=False, loc="outside lower center", fontsize=9)
     else:
         axes.legend(frameon=False, loc="best", fontsize=9)
@@ -60,42 +64,81 @@ def validation_curves(runs: list[Run], title: str = "", last: float = math.inf) 
     return figure
 
 
-def _papers_curves(axes: Axes, runs: list[Run], last: float, few: bool) -> None:
+def validation_chart(runs: list[Run], last: float = math.inf) -> Chart:
+    """Validation of runs on the same data, and the paper's curves.
+
+    Args:
+        last: the last step that is drawn.
+    """
+    clusters = sorted(cluster(runs, MEASURED), key=lambda members: order(members[0]))
+    few = len(clusters) < _FEW
+    curves = _papers_curves(runs, last, few)
+    for members in clusters:
+        siblings = [c[0] for c in clusters if kind(c[0]) == kind(members[0])]
+        curves += _settings_curves(members, siblings, last, few)
+    metric = runs[0].metric
+    return Chart([Panel(f"validation {metric.label}", curves, decimals=metric.decimals)])
+
+
+def _papers_curves(runs: list[Run], last: float, few: bool) -> list[chart.Curve]:
     titles = {run.model: run.subject.model_title for run in runs}
     longest = min(last, max(max(run.curve()[0], default=0) for run in runs))
+    found = []
     for model, points in paper.validation(runs[0].data).items():
         shown = [(s, v * runs[0].metric.factor) for s, v in points if s <= longest * 1.05]
         if shown and model in titles:
-            # The colours of many are explained once; the caption explains what is wide and pale.
-            name = entry(f"{titles[model]}, the paper") if few else None
             steps, values = zip(*shown, strict=True)
-            style: dict[str, Any] = {"color": colour(model), "alpha": 0.3, "linewidth": 4}
-            axes.plot(steps, _drawable(values), label=name, **style)
+            x: dict[str, Sequence[float]] = {STEPS: steps}
+            if (each := papers_epoch(runs, model)) is not None:
+                x[EPOCHS] = [step / each for step in steps]
+            name = f"{titles[model]}, the paper"
+            # The colours of many are explained once; the caption explains what is wide and pale.
+            found.append(
+                chart.Curve(
+                    name, x, values, colour(model), legend=name if few else None, width=4, alpha=0.3
+                )
+            )
+    return found
 
 
 def _settings_curves(
-    axes: Axes, members: list[Run], siblings: list[Run], last: float, few: bool
-) -> None:
+    members: list[Run], siblings: list[Run], last: float, few: bool
+) -> list[chart.Curve]:
     """The curves of runs that differ in their seed only."""
     run = members[0]
     seeds = one_a_seed([run for run in members if run.curve()[0]])
     n = len(_averaged(seeds))
     parts = [run.subject.model_title, label(run, siblings, MEASURED)]
     name = ", ".join(filter(None, [*parts, f"mean of {n} seeds" if n > 1 else ""]))
+    both = few and any(run.curve("batch")[0] for run in seeds)
     style: dict[str, Any] = {
-        "color": colour(run.model),
+        "colour": colour(run.model),
         "marker": _MARKERS[siblings.index(run) % len(_MARKERS)],
     }
-    both = few and any(run.curve("batch")[0] for run in seeds)
-    statistics = ", batch statistics" if both else ""
-    _seeds(axes, seeds, _until(last, Run.paper_like_curve), label=entry(name + statistics), **style)
+    first = name + (", batch statistics" if both else "")
+    found = _seeds(first, seeds, _until(last, Run.paper_like_curve), **style)
     if both:
-        _seeds(axes, seeds, _until(last, Run.curve), label=entry(f"{name}, population statistics"),
-               linestyle="--", thick=1.2, **style)  # fmt: skip
+        second = f"{name}, population statistics"
+        style |= {"dash": "--", "width": 1.2}
+        found += _seeds(second, seeds, _until(last, Run.curve), **style)
+    return found
 
 
 def gamma_sweep(by_gamma: dict[float, list[Run]], title: str = "") -> Figure:
-    """Training and validation from several initial γ, as the paper's figure 6.
+    """`gamma_chart` as a picture, as the paper's figure 6."""
+    figure, panels = plt.subplots(1, 2, figsize=(8, 3.8), layout="constrained", sharey=True)
+    shown = gamma_chart(by_gamma, title).panels
+    for axes, panel in zip(panels, shown, strict=True):
+        plot(axes, panel.curves, STEPS)
+        _tidy(axes, panel.y_label if panel is shown[0] else "")
+        axes.set_title(plain(panel.title), fontsize=10, loc="left")
+    handles, labels = panels[1].get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, loc="outside right center", title="at the start")
+    return figure
+
+
+def gamma_chart(by_gamma: dict[float, list[Run]], title: str = "") -> Chart:
+    """Training and validation from several initial γ.
 
     A metric that rises is shown by its loss, the cross-entropy. Validation with batch statistics.
 
@@ -106,7 +149,6 @@ def gamma_sweep(by_gamma: dict[float, list[Run]], title: str = "") -> Figure:
     key, factor, name = metric.name, metric.factor, metric.label
     if not metric.lower_is_better:
         key, factor, name = "cross_entropy", 1.0, "cross-entropy, nats"
-    figure, panels = plt.subplots(1, 2, figsize=(8, 3.8), layout="constrained", sharey=True)
     # The run from the usual γ often went on for long: what the others have is compared.
     *_, second, longest = sorted(max(run.step for run in runs) for runs in by_gamma.values())
     last = second if longest > 2 * second else longest
@@ -119,21 +161,17 @@ def gamma_sweep(by_gamma: dict[float, list[Run]], title: str = "") -> Figure:
         return _until(last, curve)
 
     training, validation = values("train", None), values("valid", "batch")
+    curves: tuple[list[chart.Curve], list[chart.Curve]] = ([], [])
     for k, (gamma, runs) in enumerate(by_gamma.items()):
         # Yellow, the last of viridis, is too pale on white, and too dark when a page inverts it.
-        style = {
-            "color": colormaps["viridis"](0.78 * k / (len(by_gamma) - 1)),
-            "label": f"γ = {gamma:g}",
-        }
-        _seeds(panels[0], runs, training, marker=None, **style)
-        _seeds(panels[1], runs, validation, marker="o", **style)
-    _tidy(panels[0], name)
-    _tidy(panels[1], "")
-    panels[0].set_title(plain(f"{title}: training"), fontsize=10, loc="left")
-    panels[1].set_title("validation, batch statistics", fontsize=10, loc="left")
-    handles, labels = panels[1].get_legend_handles_labels()
-    figure.legend(handles, labels, frameon=False, loc="outside right center", title="at the start")
-    return figure
+        shade = to_hex(colormaps["viridis"](0.78 * k / (len(by_gamma) - 1)))
+        start = f"γ = {gamma:g}"
+        curves[0].extend(_seeds(start, runs, training, "train", colour=shade))
+        curves[1].extend(_seeds(start, runs, validation, colour=shade, marker="o"))
+    return Chart([
+        Panel(name, curves[0], f"{title}: training", metric.decimals),
+        Panel(name, curves[1], "validation, batch statistics", metric.decimals),
+    ])  # fmt: skip
 
 
 def steps_and_seconds(runs: list[Run]) -> Figure:
@@ -147,8 +185,8 @@ def steps_and_seconds(runs: list[Run]) -> Figure:
             "color": colour(run.model), "label": entry(run.subject.model_title),
             "marker": "o", "markersize": 3,
         }  # fmt: skip
-        left.plot(steps, _drawable(values), **style)
-        right.plot(_drawable(seconds), _drawable(values), **style)
+        left.plot(steps, drawable(values), **style)
+        right.plot(drawable(seconds), drawable(values), **style)
     _tidy(left, f"validation {runs[0].metric.label}")
     _tidy(right, "", "seconds, validation included")
     for axes in (left, right):
@@ -165,23 +203,37 @@ def _until(last: float, curve: Callable[[Run], Curve]) -> Callable[[Run], Curve]
 
 
 def _seeds(
-    axes: Axes,
-    runs: list[Run],
-    curve: Callable[[Run], Curve],
-    thick: float = 2.0,
-    **style: Any,
-) -> None:
+    name: str, runs: list[Run], curve: Callable[[Run], Curve], split: str = "valid", **style: Any
+) -> list[chart.Curve]:
     """One run: its curve. Several: a thin line each, and the mean at the steps all have."""
-    curves = [curve(run) for run in runs]
+    found = []
     if len(runs) > 1:
-        thin = {key: style[key] for key in ("color", "linestyle") if key in style}
-        for steps, values in curves:
-            axes.plot(steps, _drawable(values), linewidth=0.7, alpha=0.5, **thin)
-        curves = [mean_curve(_averaged(runs), curve)]
-    for steps, values in curves:
+        thin = style | {"marker": None, "width": 0.7, "alpha": 0.5}
+        for run in runs:
+            steps, values = curve(run)
+            x = along([run], steps, split)
+            found.append(chart.Curve(name, x, values, note=f"seed {run.seed}", **thin))
+    if averaged := _averaged(runs):
+        steps, values = mean_curve(averaged, curve) if len(runs) > 1 else curve(runs[0])
         if len(steps) > _DOTTED:
             style["marker"] = None
-        axes.plot(steps, _drawable(values), linewidth=thick, markersize=3.5, **style)
+        x = along(averaged, steps, split)
+        found.append(chart.Curve(name, x, values, legend=name, **style))
+    return found
+
+
+def plot(axes: Axes, curves: Sequence[chart.Curve], axis: str) -> None:
+    """Those that have values on this axis; of long ones the points that the page has too."""
+    for curve in curves:
+        if axis in curve.x:
+            kept = thinned(curve.y, MOST_POINTS)
+            x, y = ([values[k] for k in kept] for values in (curve.x[axis], curve.y))
+            axes.plot(
+                drawable(x), drawable(y), color=curve.colour,
+                linestyle=curve.dash, linewidth=curve.width, alpha=curve.alpha,
+                marker=curve.marker, markersize=3.5,
+                label=None if curve.legend is None else entry(curve.legend),
+            )  # fmt: skip
 
 
 def _averaged(runs: list[Run]) -> list[Run]:
@@ -192,7 +244,7 @@ def _averaged(runs: list[Run]) -> list[Run]:
     return [run for run in finished if run.step == furthest]
 
 
-def _drawable(values: Sequence[float]) -> list[float]:
+def drawable(values: Sequence[float]) -> list[float]:
     return [value if abs(value) < LARGEST else math.nan for value in values]
 
 

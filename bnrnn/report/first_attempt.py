@@ -6,11 +6,13 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
-from bnrnn.plots.style import colour, entry, plt, tidy
+from bnrnn.plots.style import plt, tidy
 from bnrnn.report import document, paper
+from bnrnn.report.chart import EPOCHS, Chart, Panel
 from bnrnn.report.document import Block, Paragraph, Table, Text
+from bnrnn.report.figures import plot
 from bnrnn.report.groups import MEASURED, cluster, kind, label, one_a_seed, order
-from bnrnn.report.words import by_epoch, means_in_training
+from bnrnn.report.words import by_epoch, by_epochs, means_in_training, papers
 from bnrnn.runs.record import Run
 
 Curve = dict[float, float]  # epoch -> nats
@@ -26,7 +28,8 @@ def blocks(runs: list[Run]) -> list[Block]:
     title = f"Cross entropy in training against epochs, {shown[0].subject.data_title}"
     draw = functools.partial(figure, shown, title)
     name = f"{shown[0].data}-laurent-figure-1"
-    return [Paragraph(_TABLE), table(shown), document.Figure(name, title, _FIGURE, draw)]
+    make = functools.partial(chart_of, shown)
+    return [Paragraph(_TABLE), table(shown), document.Figure(name, title, _FIGURE, draw, make)]
 
 
 _TABLE = (
@@ -76,14 +79,25 @@ def _cells(curve: Curve, epochs: Sequence[float]) -> list[Text]:
 
 
 def figure(runs: list[Run], title: str) -> Figure:
-    """Cross entropy in training by epoch, the paper's curves behind."""
+    """`chart_of` as a picture, the paper's curves behind."""
     picture, axes = plt.subplots(figsize=(7.2, 4.5), layout="constrained")
-    for model, points in paper.sums().items():
-        if model in {run.model for run in runs}:
-            theirs = by_epoch(points)
-            axes.plot(
-                list(theirs), list(theirs.values()), color=colour(model), alpha=0.3, linewidth=4
-            )
+    (panel,) = chart_of(runs).panels
+    plot(axes, panel.curves, EPOCHS)
+    tidy(axes, "epochs", panel.y_label)
+    if panel.limits is not None:
+        axes.set_ylim(*panel.limits)
+    axes.legend(frameon=False, loc="best", fontsize=9)
+    axes.set_title(title, fontsize=10, loc="left")
+    return picture
+
+
+def chart_of(runs: list[Run]) -> Chart:
+    """Cross entropy in training, and the paper's curves."""
+    found = [
+        papers(f"{paper.MODELS[model]}, the paper", by_epoch(points), None, model)
+        for model, points in paper.sums().items()
+        if model in {run.model for run in runs}
+    ]
     clusters = cluster(runs, MEASURED)
     for k, members in enumerate(clusters):
         siblings = [c[0] for c in clusters if kind(c[0]) == kind(members[0])]
@@ -91,20 +105,17 @@ def figure(runs: list[Run], title: str) -> Figure:
             filter(None, [members[0].subject.model_title, label(members[0], siblings, MEASURED)])
         )
         seeds = one_a_seed(members)
-        for run in seeds:
-            ours = training(run)
-            axes.plot(
-                list(ours), list(ours.values()), color=colour(run.model), markersize=3.5,
-                marker="os^Dv"[k % 5], linewidth=1.5 if len(seeds) == 1 else 0.9,
-                label=entry(name) if run is seeds[0] else None,
-            )  # fmt: skip
-    tidy(axes, "epochs", "cross entropy, nats")
+        found += [
+            by_epochs(
+                name, run, training(run), note=f"seed {run.seed}" if len(seeds) > 1 else "",
+                legend=name if run is seeds[0] else None, marker="os^Dv"[k % 5],
+                width=1.5 if len(seeds) == 1 else 0.9,
+            )
+            for run in seeds
+        ]  # fmt: skip
     values = [value for run in runs for value in training(run).values()]
-    if _RANGE[0] < min(values) < _RANGE[1]:
-        axes.set_ylim(*_RANGE)
-    axes.legend(frameon=False, loc="best", fontsize=9)
-    axes.set_title(title, fontsize=10, loc="left")
-    return picture
+    limits = _RANGE if _RANGE[0] < min(values) < _RANGE[1] else None
+    return Chart([Panel("cross entropy, nats", found, limits=limits)], EPOCHS)
 
 
-__all__ = ["blocks", "figure", "table", "training"]
+__all__ = ["blocks", "chart_of", "figure", "table", "training"]

@@ -9,13 +9,16 @@ import functools
 import itertools
 import json
 import math
+from collections.abc import Mapping, Sequence
 from importlib import resources
 
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Picture
 
-from bnrnn.plots.style import colour, entry, plain, plt, tidy
-from bnrnn.report.document import Block, Figure, Heading, Paragraph, Table, Text
+from bnrnn.plots.style import colour, plain, plt, tidy
+from bnrnn.report import chart
+from bnrnn.report.chart import STEPS, Chart, Panel, along
+from bnrnn.report.document import Block, Figure, Folded, Heading, Paragraph, Table, Text
+from bnrnn.report.figures import plot
 from bnrnn.report.groups import cluster, label, mean, mean_curve, one_a_seed
 from bnrnn.runs.record import Run
 
@@ -61,6 +64,7 @@ def speech(runs: list[Run]) -> list[Block]:
                 "Left: theirs, on WSJ, read off their figure 2. Right: ours, on other data: only "
                 "the order and the form of the curves compare. Dotted: training; solid: dev.",
                 functools.partial(figure_2, members, title),
+                functools.partial(chart_2, members, title),
             ),
         ]
     theirs: list[list[Text]] = [
@@ -69,14 +73,12 @@ def speech(runs: list[Run]) -> list[Block]:
     ]
     return [
         *blocks,
-        Heading(3, "Their table 1, on WSJ"),
-        Paragraph(
+        Folded(Heading(3, "Their table 1, on WSJ"), [Paragraph(
             "80 hours of read news and 3546 classes, where guessing costs 8.17 nats: nothing here "
             "is on WSJ, and no number above compares with one of these. What may be compared is "
             "the order of the models: BN trains faster and generalises no better."
-        ),
-        Table(["model", *COLUMNS], "lrrrr", theirs),
-    ]
+        ), Table(["model", *COLUMNS], "lrrrr", theirs)]),
+    ]  # fmt: skip
 
 
 def _order(run: Run) -> tuple[str, int, str]:
@@ -114,12 +116,25 @@ def _best(run: Run, name: str, split: str) -> float:
 
 
 def figure_2(runs: list[Run], title: str) -> Picture:
+    """`chart_2` as a picture."""
+    figure, panels = plt.subplots(1, 2, figsize=(9, 4), layout="constrained")
+    for axes, panel in zip(panels, chart_2(runs, title).panels, strict=True):
+        plot(axes, panel.curves, STEPS)
+        tidy(axes, "batches", panel.y_label if axes is panels[0] else "")
+        axes.set_title(plain(panel.title), fontsize=10, loc="left")
+        axes.set_ylim(bottom=0)
+        axes.xaxis.set_major_formatter(lambda step, _: f"{step:,.0f}")
+        axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def chart_2(runs: list[Run], title: str) -> Chart:
     """Theirs at the left, ours at the right."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 4), layout="constrained")
+    theirs, ours = [], []
     for model, curves in curves_of_figure_2().items():
         for split, points in curves.items():
             steps, values = zip(*points, strict=True)
-            _line(left, list(steps), list(values), model, split, TITLES[model])
+            theirs.append(_line({STEPS: steps}, values, model, split, TITLES[model]))
     for members in cluster(runs):
         seeds = one_a_seed(members)
         run = seeds[0]
@@ -127,24 +142,18 @@ def figure_2(runs: list[Run], title: str) -> Picture:
         name = ", ".join(filter(None, [run.subject.model_title, label(run, siblings)]))
         for split in ("train", "valid"):
             steps, values = mean_curve(seeds, functools.partial(_curve, split=split))
-            _line(right, steps, values, run.model, split, name)
-    for axes, words in ((left, "Laurent et al., WSJ"), (right, plain(title))):
-        tidy(axes, "batches", "frame cross entropy, nats" if axes is left else "")
-        axes.set_title(words, fontsize=10, loc="left")
-        axes.set_ylim(bottom=0)
-        axes.xaxis.set_major_formatter(lambda step, _: f"{step:,.0f}")
-        axes.legend(frameon=False, fontsize=8)
-    return figure
+            ours.append(_line(along(seeds, steps, split), values, run.model, split, name))
+    y_label = "frame cross entropy, nats"
+    return Chart([
+        Panel(y_label, theirs, "Laurent et al., WSJ"), Panel(y_label, ours, title),
+    ])  # fmt: skip
 
 
 def _line(
-    axes: Axes, steps: list[int], values: list[float], model: str, split: str, name: str
-) -> None:
-    dotted = split == "train"
-    axes.plot(
-        steps, [v if abs(v) < 1e30 else math.nan for v in values], color=colour(model),
-        linestyle=":" if dotted else "-", linewidth=1.5, label=None if dotted else entry(name),
-    )  # fmt: skip
+    x: Mapping[str, Sequence[float]], y: Sequence[float], model: str, split: str, name: str
+) -> chart.Curve:
+    of, dash, legend = ("training", ":", None) if split == "train" else ("dev", "-", name)
+    return chart.Curve(f"{name}, {of}", x, y, colour(model), legend=legend, dash=dash, width=1.5)
 
 
 def _curve(run: Run, split: str) -> tuple[list[int], list[float]]:

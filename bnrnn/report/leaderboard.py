@@ -5,12 +5,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bnrnn.plots.style import colour, entry, plain, plt, tidy
-from bnrnn.report import document
+from bnrnn.plots.style import colour, plain, plt, tidy
+from bnrnn.report import chart, document
+from bnrnn.report.chart import SECONDS, Chart, Panel, along
 from bnrnn.report.document import Block, Code, Heading, Paragraph, Table, Text
+from bnrnn.report.figures import plot
 from bnrnn.report.groups import BASELINES, cluster, kind, label, mean, one_a_seed, order
 from bnrnn.runs.record import Run
 
@@ -116,6 +117,7 @@ def _of_data(ranked: list[Standing], runs: list[Run]) -> list[Block]:
             f"Validation against seconds, {title}",
             "Each model at its best settings; thin lines are single seeds. Dotted: the target.",
             functools.partial(figure, ranked, value, title),
+            functools.partial(chart_of, ranked, value),
         ),
     ]
 
@@ -152,41 +154,56 @@ def _row(found: Standing, target: float, runs: list[Run]) -> list[Text]:
 
 
 def figure(ranked: list[Standing], target: float, title: str) -> Figure:
-    """Validation against seconds of training, a colour a model."""
+    """`chart_of` as a picture."""
     picture, axes = plt.subplots(figsize=(7.2, 4.5), layout="constrained")
-    for standing in ranked:
-        for run in standing.runs:
-            steps, values = run.curve()
-            seconds = run.values("seconds", "valid", "population")
-            times = [seconds.get(step, math.nan) for step in steps]
-            axes.plot(
-                times, values, color=colour(run.model),
-                linewidth=1.6 if len(standing.runs) == 1 else 0.9,
-                label=entry(run.subject.model_title) if run is standing.first else None,
-            )  # fmt: skip
+    (panel,) = chart_of(ranked, target).panels
+    plot(axes, panel.curves, SECONDS)
     axes.axhline(target, color="0.5", linestyle=":", linewidth=1)
-    metric = ranked[0].first.metric
-    tidy(axes, "seconds", f"validation {metric.label}")
-    best = metric.best(standing.valid for standing in ranked)
-    _look_at_the_end(axes, ranked, best)
+    tidy(axes, "seconds", panel.y_label)
+    if panel.limits is not None:
+        axes.set_ylim(*panel.limits)
     axes.legend(frameon=False, loc="best", fontsize=9)
     axes.set_title(plain(title), fontsize=10, loc="left")
     return picture
 
 
-def _look_at_the_end(axes: Axes, ranked: list[Standing], best: float) -> None:
+def chart_of(ranked: list[Standing], target: float) -> Chart:
+    """Validation of each model at its best settings."""
+    metric = ranked[0].first.metric
+    curves = []
+    for standing in ranked:
+        several = len(standing.runs) > 1
+        for run in standing.runs:
+            steps, values = run.curve()
+            x = {SECONDS: [math.nan] * len(steps)} | along([run], steps, "valid")
+            name = run.subject.model_title
+            curves.append(
+                chart.Curve(
+                    name, x, values, colour(run.model), note=f"seed {run.seed}" if several else "",
+                    legend=name if run is standing.first else None, width=0.9 if several else 1.6,
+                )
+            )  # fmt: skip
+    best = metric.best(standing.valid for standing in ranked)
+    return Chart(
+        [Panel(f"validation {metric.label}", curves, decimals=metric.decimals,
+               limits=_limits(ranked, best), level=target)],
+        SECONDS,
+    )  # fmt: skip
+
+
+def _limits(ranked: list[Standing], best: float) -> tuple[float, float] | None:
     """Leave the steep beginning out: a quarter of all validations may lie outside."""
     values = sorted(
         value for found in ranked for run in found.runs for value in run.curve()[1]
         if math.isfinite(value)
     )  # fmt: skip
     if len(values) < 8:
-        return
+        return None
     lower_is_better = ranked[0].first.metric.lower_is_better
     edge = values[3 * len(values) // 4] if lower_is_better else values[len(values) // 4]
     margin = 0.08 * abs(edge - best)
-    if margin > 0:
-        axes.set_ylim(*sorted((best + (margin if best > edge else -margin), edge)))
+    low, high = sorted((best + (margin if best > edge else -margin), edge))
+    return (low, high) if margin > 0 else None
 
 
-__all__ = ["Standing", "blocks", "figure", "standings", "table", "target"]
+__all__ = ["Standing", "blocks", "chart_of", "figure", "standings", "table", "target"]

@@ -18,6 +18,7 @@ from bnrnn.report.document import (
     Bullets,
     Code,
     Figure,
+    Folded,
     Heading,
     Inline,
     Paragraph,
@@ -27,7 +28,7 @@ from bnrnn.report.document import (
     to_markdown,
     to_text,
 )
-from bnrnn.report.figures import gamma_sweep, validation_curves
+from bnrnn.report.figures import gamma_chart, gamma_sweep, validation_chart, validation_curves
 from bnrnn.report.groups import (
     MEASURED,
     Group,
@@ -159,15 +160,16 @@ def document(
         Heading(1, title),
         Paragraph(introduction),
         Paragraph(_counts(found)),
+        *_overview(found.runs),
         Paragraph(_HOW_TO_READ),
         *_results(found.runs),
         *laurent.speech(found.runs),
         *leaderboard.blocks(found.runs),
-        *_not_run(found.runs),
         *_analyses(furthest(found.analyses)),
         *_unfinished(found, name, resume),
         *_all_runs(found.runs, name),
         *_same_step(found.runs, name),
+        *_not_run(found.runs),
     ])  # fmt: skip
 
 
@@ -188,6 +190,26 @@ def _counts(found: Found) -> str:
     states = [run.state for run in found.runs] + ["unreadable"] * len(found.unreadable)
     counts = [f"{states.count(state)} {state}" for state in _STATES if state in states]
     return f"{len(states)} run{'s' * (len(states) != 1)}: " + (", ".join(counts) or "none") + "."
+
+
+def _overview(runs: list[Run]) -> list[Block]:
+    """What was run, a row for each data set, where there are several."""
+    rows: list[list[Text]] = []
+    all_groups = groups(runs)
+    for data, grouped in itertools.groupby(sorted(runs, key=order), key=lambda run: run.data):
+        members = list(grouped)
+        of_data = [group for group in all_groups if group.first.data == data]
+        means = {group.mean: group for group in of_data if math.isfinite(group.mean)}
+        best = "-" if of_data else "no run is finished"
+        if means:
+            group = means[of_data[0].metric.best(means)]
+            best = f"{group.metric.show(group.mean)}, {group.split}: "
+            best += group.first.subject.model_title
+        models = dict.fromkeys(run.subject.model_title for run in members)
+        rows.append([
+            members[0].subject.data_title, str(len(members)), "; ".join(models), best,
+        ])  # fmt: skip
+    return [Table(["data", "runs", "models", "the best"], "wrww", rows)] if len(rows) > 1 else []
 
 
 def _results(runs: list[Run]) -> list[Block]:
@@ -287,6 +309,7 @@ def _figures(runs: list[Run]) -> list[Block]:
             f"Validation against training steps, {data_title}{of}",
             _curve_caption(members),
             functools.partial(validation_curves, members, data_title + of, last),
+            functools.partial(validation_chart, members, last),
         )
         for suffix, of, members, last in drawn
     ]
@@ -299,6 +322,7 @@ def _figures(runs: list[Run]) -> list[Block]:
                 f"Training and validation from several initial γ, {data_title}, {title}",
                 "From several initial values of γ, as in figure 6.",
                 functools.partial(gamma_sweep, by_gamma, title),
+                functools.partial(gamma_chart, by_gamma, title),
             )
         )
     return blocks
@@ -342,11 +366,8 @@ def _not_run(runs: list[Run]) -> list[Block]:
         )
     if not items:
         return []
-    return [
-        Heading(2, "Not run"),
-        Paragraph("Results of the papers without a finished run here:"),
-        Bullets(items),
-    ]
+    listed = [Paragraph("Without a finished run here:"), Bullets(items)]
+    return [Folded(Heading(2, f"Not run: {len(items)} of the papers' results"), listed)]
 
 
 def _finished(run: Run) -> bool:

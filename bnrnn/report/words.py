@@ -6,12 +6,13 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bnrnn.plots.style import colour, entry, plt, tidy
-from bnrnn.report import document, paper
+from bnrnn.plots.style import colour, plt, tidy
+from bnrnn.report import chart, document, paper
+from bnrnn.report.chart import EPOCHS, STEPS, Chart, Panel, along, papers_epoch
 from bnrnn.report.document import Block, Paragraph, Table, Text
+from bnrnn.report.figures import plot
 from bnrnn.report.groups import MEASURED, cluster, kind, label, one_a_seed, order, percent
 from bnrnn.runs.record import Run
 from bnrnn.settings.schema import SIZES
@@ -19,6 +20,7 @@ from bnrnn.settings.schema import SIZES
 Curve = dict[float, float]  # epoch -> perplexity
 _HIGHEST = 300  # of the paper's axis
 _MOST_EPOCHS = 11  # columns of a table
+_SPLITS = {"train": "training", "valid": "validation"}
 
 
 def blocks(runs: list[Run]) -> list[Block]:
@@ -31,7 +33,8 @@ def blocks(runs: list[Run]) -> list[Block]:
         if members := [run for run in shown if f"words_{size}" in run.model]:
             title = f"Perplexity against epochs, Penn Treebank, words, {size}"
             draw = functools.partial(curves, members, title)
-            found.append(document.Figure(f"ptb_words-{size}", title, _FIGURE, draw))
+            make = functools.partial(chart_of, members)
+            found.append(document.Figure(f"ptb_words-{size}", title, _FIGURE, draw, make))
             found += _same_epoch(members)
     return found
 
@@ -118,15 +121,29 @@ def _steps_per_epoch(run: Run) -> int:
 
 
 def curves(runs: list[Run], title: str) -> Figure:
-    """Training and validation of runs of one size by epoch, the paper's curves behind."""
+    """`chart_of` as a picture, the paper's curves behind."""
     figure, axes = plt.subplots(figsize=(7.2, 4.5), layout="constrained")
+    (panel,) = chart_of(runs).panels
+    plot(axes, panel.curves, EPOCHS)
+    tidy(axes, "epochs", panel.y_label)
+    if panel.limits is not None:
+        axes.set_ylim(*panel.limits)
+    axes.legend(frameon=False, loc="best", fontsize=9)
+    axes.set_title(title, fontsize=10, loc="left")
+    return figure
+
+
+def chart_of(runs: list[Run]) -> Chart:
+    """Training and validation of runs of one size, and the paper's curves."""
     longest = max(max(validation(run)) for run in runs)
+    found: list[chart.Curve] = []
     for model, by_split in paper.words().items():
         if model in {run.model for run in runs}:
             for split, points in by_split.items():
                 shown = {epoch: v for epoch, v in by_epoch(points).items() if epoch <= longest}
-                style: dict[str, Any] = {"linestyle": ":"} if split == "train" else {}
-                _draw(axes, shown, color=colour(model), alpha=0.3, linewidth=4, **style)
+                name = f"{paper.MODELS[model]}, the paper, {_SPLITS[split]}"
+                dash = ":" if split == "train" else "-"
+                found.append(papers(name, shown, papers_epoch(runs, model), model, dash))
     clusters = cluster(runs, MEASURED)
     for k, members in enumerate(clusters):
         siblings = [c[0] for c in clusters if kind(c[0]) == kind(members[0])]
@@ -135,29 +152,48 @@ def curves(runs: list[Run], title: str) -> Figure:
         )
         seeds = one_a_seed(members)
         for run in seeds:
-            first = run is seeds[0]
-            style = {"color": colour(run.model), "linewidth": 1.5 if len(seeds) == 1 else 0.9}
             marker = "os^Dv"[k % 5] if len(validation(run)) < 20 else None
-            _draw(axes, validation(run), label=entry(name) if first else None, marker=marker,
-                  markersize=3.5, **style)  # fmt: skip
-            _draw(axes, training(run), linestyle=":", **style)
+            style: dict[str, Any] = {
+                "width": 1.5 if len(seeds) == 1 else 0.9,
+                "note": f"seed {run.seed}" if len(seeds) > 1 else "",
+            }
+            found += [
+                by_epochs(f"{name}, validation", run, validation(run), marker=marker,
+                          legend=name if run is seeds[0] else None, **style),
+                by_epochs(f"{name}, training", run, training(run), dash=":", **style),
+            ]  # fmt: skip
             if run.curve("batch")[0]:
-                _draw(axes, validation(run, "population"), linestyle="--", **style)
-    tidy(axes, "epochs", "perplexity")
+                population = validation(run, "population")
+                of = f"{name}, population statistics"
+                found.append(by_epochs(of, run, population, dash="--", **style))
     values = [value for run in runs for value in validation(run).values()]
-    if min(values) < _HIGHEST:
-        axes.set_ylim(0, _HIGHEST)
-    axes.legend(frameon=False, loc="best", fontsize=9)
-    axes.set_title(title, fontsize=10, loc="left")
-    return figure
+    limits = (0.0, float(_HIGHEST)) if min(values) < _HIGHEST else None
+    return Chart([Panel("perplexity", found, decimals=2, limits=limits)], EPOCHS)
+
+
+def by_epochs(name: str, run: Run, points: Curve, **style: Any) -> chart.Curve:
+    """Of our values at the steps of validations; x on the axis of epochs as in `points`."""
+    each = _steps_per_epoch(run)
+    x = along([run], [round(epoch * each) for epoch in points], "valid")
+    return chart.Curve(
+        name, x | {EPOCHS: list(points)}, list(points.values()), colour(run.model), **style
+    )
+
+
+def papers(name: str, points: Curve, each: int | None, model: str, dash: str = "-") -> chart.Curve:
+    """The paper's, wide and pale.
+
+    Args:
+        each: its steps an epoch, where they are known.
+    """
+    x: dict[str, Sequence[float]] = {EPOCHS: list(points)}
+    if each is not None:
+        x[STEPS] = [epoch * each for epoch in points]
+    return chart.Curve(name, x, list(points.values()), colour(model), dash=dash, width=4, alpha=0.3)
 
 
 def by_epoch(points: paper.Points) -> Curve:
     return {point[0]: point[1] for point in points}
-
-
-def _draw(axes: Axes, curve: Curve, **style: Any) -> None:
-    axes.plot(list(curve), list(curve.values()), **style)
 
 
 def _same_epoch(runs: list[Run]) -> list[Block]:
@@ -172,7 +208,7 @@ def _same_epoch(runs: list[Run]) -> list[Block]:
         epochs = epochs[:: -(-len(epochs) // _MOST_EPOCHS)]
         rows: list[list[Text]] = [
             [f"{name}, {of}", *(f"{values[k]:.1f}" if k in values else "-" for k in epochs)]
-            for split, name in (("train", "training"), ("valid", "validation"))
+            for split, name in _SPLITS.items()
             for of, values in (("ours", ours[split]), ("the paper", theirs[split]))
         ]
         header = ["epoch", *(f"{epoch:g}" for epoch in epochs)]
@@ -183,4 +219,7 @@ def _same_epoch(runs: list[Run]) -> list[Block]:
     return found
 
 
-__all__ = ["blocks", "by_epoch", "curves", "means_in_training", "table", "training", "validation"]
+__all__ = [
+    "blocks", "by_epoch", "by_epochs", "chart_of", "curves", "means_in_training", "papers", "table",
+    "training", "validation",
+]  # fmt: skip
