@@ -38,6 +38,8 @@ def lstm_info():
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         patch.setattr("sys.argv", ["pytest"])  # common_utils parses it
         warnings.simplefilter("ignore")  # from packages that only PyTorch's other tests use
+        # It forbids later changes of torch's flags, which other tests in this process make.
+        patch.setattr("torch.backends.disable_global_flags", lambda: None)
         from torch.testing._internal import common_modules
     (info,) = (m for m in common_modules.module_db if m.module_cls is nn.LSTM)
     return info

@@ -93,8 +93,9 @@ def set_precision(config: Config, device: torch.device) -> None:
     tf32 = config.precision == "tf32"
     if tf32 and device.type != "cuda" and config.mode == "train":
         raise ConfigError("precision=tf32 is for GPUs: set precision=float32, or device=cuda")
-    # cuDNN's default is TF32, that of matrix products is not.
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+    if device.type == "cuda":
+        # TF32 is the default of cuDNN, but not of matrix products.
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
 
 
 def check_kernel(name: str, device: torch.device) -> None:
