@@ -116,7 +116,7 @@ def test_of_long_curves_points_are_left_out_but_no_extreme():
     assert steps == sorted(set(steps))
     assert {0, 1, 77, 4999} <= set(steps)
     np.testing.assert_allclose(found, values[steps], rtol=1e-6)
-    # Within 51 points of every window of 51, a point at least as extreme is kept.
+    # For every window of 51 points, a point at least as extreme is kept within 51 points of it.
     for start in range(0, 4900, 100):
         inside = [v for s, v in zip(steps, found, strict=True) if start <= s < start + 153]
         stretch = values[start + 51 : start + 102]

@@ -91,7 +91,7 @@ def test_the_paper_and_the_tasks_have_one_title_for_one_data_set():
     of_tasks = TITLES | {name: title for name, title, _ in ORDERS.values()}
     for data, entry in paper.DATA.items():
         assert of_tasks.get(data, entry.title) == entry.title
-    # For these, the paper has only a training curve: no validation and no test result.
+    # For stacked layers, the paper has only training curves: no validation and no test result.
     assert {data for data, _ in paper.RESULTS} == paper.DATA.keys() - {"ptb_characters"}
     assert {model for _, model in paper.RESULTS} == paper.MODELS.keys() - paper.sums().keys()
 
@@ -538,7 +538,7 @@ def test_names_tell_settings_apart(tmp_path):
         make_run(outputs / str(k), "bnlstm", [3.0], **changes)
     make_run(outputs / "map", "bnlstm", [0.5], task="pmnist_official")
     make_run(outputs / "true", "bnlstm", [0.5], task="pmnist")
-    # For data that are not in the paper, only later runs are named by their differences.
+    # For data that are not in the paper, later runs are named by their differences from the first.
     make_run(outputs / "own1", "lstm", [3.0], task="pydocs")
     make_run(outputs / "own2", "lstm", [3.0], task="pydocs", model__dropout=0.5)
     make_run(outputs / "own3", "lstm", [3.0], task="pydocs", model__dropout=0.25)

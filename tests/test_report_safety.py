@@ -38,7 +38,8 @@ DAMAGE = {
     "many-digits": b'{"step": 1e999999, "split": "valid"}\n',
 }  # fmt: skip
 FILES = ["config.yaml", "run.json", "metrics.jsonl", "result.json", "failed.json", "analysis"]
-# No errors: a truncated last line, an empty file, none of these keys, the result of mode=evaluate.
+# Not errors: a truncated last line, an empty file, a file without the keys that "unset" damages,
+# and the result of mode=evaluate.
 HARMLESS = {
     ("metrics.jsonl", "truncated"), ("metrics.jsonl", "empty"), ("failed.json", "unset"),
     ("analysis", "object"),
@@ -195,7 +196,7 @@ def test_names_of_a_run_reach_no_other_file_and_no_reader_raw(bnrnn_here, tmp_pa
     for k in range(len(names)):
         assert f"\n| `failed{k}` | failed |" in text
 
-    # The copies' folders are named after the hostile names too.
+    # Copies of the runs are in folders named after the hostile names.
     results.collect(outputs, tmp_path / "results")
     made = everything(tmp_path).keys() - before.keys()
     roots = {folder, tmp_path / "results"}

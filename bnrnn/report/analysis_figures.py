@@ -22,7 +22,7 @@ from bnrnn.report.chart import LARGEST
 from bnrnn.runs.analysis import Analysed, GradientFlow, Lengths, Population, TanhDerivative
 
 _MARKERS = "os^Dv"  # one for each group of settings of a model
-_LONG = 100  # characters; longer legend entries do not fit in two columns
+_LONG = 100  # characters, in both legend columns together; a wider legend has one column
 _LOWEST, _HIGHEST = -25, 15  # limits of the y axis, powers of ten
 _MATRICES = {"identity": "$W_h = I$, as in the authors' code", "orthogonal": "$W_h$ orthogonal"}
 _PAPERS_DATA = "ptb"  # the data of figures 3b and 5
@@ -202,7 +202,7 @@ class Entry:
     beside_the_paper: str = ""  # added to the caption if the paper has curves on these data
 
     def caption_on(self, data: str | None) -> str:
-        """The caption for models trained on `data`; None if the analysis has no trained model."""
+        """The caption for models trained on `data`; `data` is None if there is no trained model."""
         return self.caption + (self.beside_the_paper if data == _PAPERS_DATA else "")
 
 

@@ -237,9 +237,9 @@ def plot(axes: Axes, curves: Sequence[chart.Curve], axis: str) -> None:
 
 
 def _averaged(runs: list[Run]) -> list[Run]:
-    """The runs to average: the longest of the finished runs, or of all if none is finished.
+    """The runs to average: those with the most steps, of the finished runs if there are any.
 
-    A shorter run would cut the mean short.
+    The mean ends with the shortest run, so that shorter runs are left out.
     """
     finished = [run for run in runs if run.result is not None] or runs
     furthest = max((run.step for run in finished), default=0)

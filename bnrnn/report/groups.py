@@ -40,7 +40,7 @@ _WITHOUT_VALUE = {
 MEASURED = frozenset([
     "validate_every", "calibration_batches", "test_calibration_batches", "selection",
 ])  # fmt: skip
-# Runs that differ from the paper in these settings still repeat its experiment.
+# A run that differs from the paper only in these settings still repeats its experiment.
 _AS_GOOD = MEASURED - {"test_calibration_batches"}
 
 Curve = tuple[list[int], list[float]]  # steps, values
@@ -195,7 +195,7 @@ def how_far(run: Run) -> tuple[bool, int]:
 
 
 def one_a_seed(runs: list[Run]) -> list[Run]:
-    """The longest run of each seed, sorted by seed; a finished run wins over an unfinished one."""
+    """The longest run of each seed, sorted by seed; finished runs are preferred."""
     furthest = sorted(runs, key=lambda run: (*how_far(run), str(run.path)))
     kept = {run.seed: run for run in furthest}
     return [kept[seed] for seed in sorted(kept)]

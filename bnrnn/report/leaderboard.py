@@ -15,7 +15,7 @@ from bnrnn.report.figures import plot
 from bnrnn.report.groups import BASELINES, cluster, kind, label, mean, one_a_seed, order
 from bnrnn.runs.record import Run
 
-FEWEST = 3  # models that make a leaderboard
+FEWEST = 3  # models; with fewer, there is no leaderboard
 _HOW_TO_READ = (
     "Each model at the settings with its best validation, of those that were run: compared on the "
     "seeds that all its settings have. Validation with population statistics. Steps and seconds "
@@ -82,7 +82,7 @@ def _best(settings: list[list[Run]]) -> list[Run]:
 def target(found: Sequence[Standing]) -> tuple[float, str]:
     """The target validation and whose it is.
 
-    The target is the baseline's best validation, or the worst model's if there is no baseline.
+    The target is the baseline's best validation; without a baseline, the worst model's best.
     """
     for standing in found:
         if standing.first.model in BASELINES:

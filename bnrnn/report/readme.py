@@ -104,7 +104,10 @@ def _speed(file: Path) -> str:
 
 
 def _gpu(file: Path) -> str:
-    """The same on a GPU, with the kernel that is chosen for the size and the precision."""
+    """A table of GPU times per training step, as multiples of `nn.LSTM`'s.
+
+    BNLSTM uses the kernel that it chooses for the size and the precision.
+    """
     rows: dict[str, list[Text]] = {}
     for shape in json.loads(file.read_text(encoding="utf-8"))["shapes"]:
         rounding = "ieee" if shape["products"] == "float32" else shape["products"]

@@ -175,7 +175,7 @@ def chart_of(runs: list[Run]) -> Chart:
 
 
 def by_epochs(name: str, run: Run, points: Curve, **style: Any) -> chart.Curve:
-    """A curve of our values at validation steps, on every axis; `points` has the epochs."""
+    """A curve of our values at validation steps, with its points on every axis."""
     each = _steps_per_epoch(run)
     x = along([run], [round(epoch * each) for epoch in points], "valid")
     return chart.Curve(
