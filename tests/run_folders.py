@@ -1,4 +1,4 @@
-"""Hand-made run directories with exact numbers, for the tests of the report."""
+"""Make run directories with exact numbers, for the tests of the report."""
 
 import copy
 import functools
@@ -10,7 +10,7 @@ from hydra.core.global_hydra import GlobalHydra
 from bnrnn.settings.compose import compose_config
 from bnrnn.settings.same import free_settings, to_dict
 
-# The same output ten times as fast, if PyYAML has it.
+# The C dumper, if PyYAML has it, has the same output and is ten times as fast.
 DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 ACCURACY = {
     "name": "accuracy", "title": "accuracy", "lower_is_better": False, "unit": "%",
@@ -35,7 +35,7 @@ def make_run(
     folder, model, values, finished=True, task="ptb", seed=0, steps=None, test=None, data=None,
     data_title=None, **changes,
 ):  # fmt: skip
-    """Make a run with validations 100 steps apart; with batch statistics they are higher by 1/4.
+    """Make a run with validations 100 steps apart; with batch statistics, values are 1/4 higher.
 
     `changes` are settings, with two underscores for a dot.
     """

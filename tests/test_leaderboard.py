@@ -1,4 +1,4 @@
-"""The leaderboard: best settings, how soon a validation is reached, files and terminal."""
+"""Test the leaderboard: best settings, time to reach a target, files and terminal output."""
 
 import pytest
 
@@ -11,14 +11,14 @@ from tests.run_folders import make_run
 
 @pytest.fixture
 def outputs(tmp_path):
-    """Validations 100 steps and a second apart; the test is the last one less 1/8."""
+    """Runs with validations 100 steps and one second apart; test = last validation - 1/8."""
 
     def run(name, model, values, **options):
         make_run(tmp_path / "ptb" / model / name, model, values, **options)
 
     run("a", "lstm", [3.0, 2.0, 1.75, 1.5])
     run("b", "lstm", [3.0, 2.5, 1.75, 1.5], seed=1)
-    # 1e-3 is the better rate for seed 0, which both have: seed 1 is left out of the choice.
+    # The choice uses only seed 0, which both learning rates have; there, 1e-3 is better.
     run("a", "bnlstm", [2.0, 1.5, 1.25, 1.125])
     run("b", "bnlstm", [2.0, 1.5, 1.25, 1.0], optimizer__lr=1e-3)
     run("c", "bnlstm", [2.0, 1.75, 1.5, 1.5], optimizer__lr=1e-3, seed=1)
@@ -97,7 +97,7 @@ def test_a_figure_that_shows_the_end_of_long_curves(tmp_path):
 
 
 def test_what_other_papers_report(composed, tmp_path):
-    """Their numbers and settings; how long they trained is not known, so there is no verdict."""
+    """Check their numbers and settings. There is no verdict if the training steps are unknown."""
     for (data, model), (reported, experiment) in paper.FAMILY.items():
         config = composed(f"task={data}", f"model={model}", f"experiment={experiment}")
         theirs = paper.settings(data, model)

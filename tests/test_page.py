@@ -1,4 +1,4 @@
-"""The report's page: its numbers without a browser, and what it does in headless Chromium."""
+"""Test the report's HTML page: its numbers, and its behaviour in headless Chromium."""
 
 import base64
 import hashlib
@@ -41,7 +41,7 @@ ODD = Table(
 
 
 def of(found):
-    """What a page is given, by the names of the curves; of seeds the last."""
+    """The curves embedded in a page, by name; of curves with the same name, the last."""
     content = json.loads(chart.embedded(found))
     return {curve["name"]: curve for panel in content["panels"] for curve in panel["curves"]}
 
@@ -77,7 +77,7 @@ def test_seeds_have_one_switch_and_their_mean_a_mean_time(tmp_path):
     assert [curve.note for curve in panel.curves] == ["seed 0", "seed 1", "seed 2", ""]
     *seeds, mean = panel.curves
     np.testing.assert_allclose(mean.y, np.mean(LSTM, axis=0))
-    assert list(mean.x[SECONDS]) == [2 * k for k in range(1, 11)]  # of k, k and 4k
+    assert list(mean.x[SECONDS]) == [2 * k for k in range(1, 11)]  # the mean of k, k and 4k
     assert [curve.x[SECONDS][0] for curve in seeds] == [1, 1, 4]
 
 
@@ -116,7 +116,7 @@ def test_of_long_curves_points_are_left_out_but_no_extreme():
     assert steps == sorted(set(steps))
     assert {0, 1, 77, 4999} <= set(steps)
     np.testing.assert_allclose(found, values[steps], rtol=1e-6)
-    # Of any stretch as long as two of those that are thinned, the extremes are near.
+    # For every window of 51 points, a point at least as extreme is kept within 51 points of it.
     for start in range(0, 4900, 100):
         inside = [v for s, v in zip(steps, found, strict=True) if start <= s < start + 153]
         stretch = values[start + 51 : start + 102]
@@ -174,7 +174,7 @@ def test_a_sweep_has_the_numbers_of_training_and_validation(outputs):
 
 
 def shipped(name):
-    """A shipped run, and its validations with population statistics as they are in its file."""
+    """A shipped run, and its raw validation records with population statistics, by step."""
     folder = ROOT / "results" / "runs" / name
     lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
     valid = {
@@ -214,7 +214,7 @@ def test_the_leaderboard_begins_with_seconds_and_has_the_target():
 
 @pytest.fixture(scope="module")
 def outputs(tmp_path_factory):
-    """Three seeds of an LSTM, a BN-LSTM, and a sweep over γ by a model with a hostile name."""
+    """Three seeds of an LSTM, a BN-LSTM, and a sweep over γ with a hostile model name."""
     folder = tmp_path_factory.mktemp("page") / "outputs"
     for seed, values in enumerate(LSTM):
         make_run(folder / f"lstm{seed}", "lstm", values, seed=seed)
@@ -260,7 +260,7 @@ def window(browser):
 
 @pytest.fixture
 def page(window, file):
-    """The report; a test fails by what the console has, and by any use of the network."""
+    """The report in the browser; any console message or network request fails the test."""
     page = window.new_page()
     seen, asked = [], []
     for event in ("console", "pageerror", "dialog", "requestfailed"):
@@ -282,7 +282,7 @@ def plot(page):
 
 
 def drawn(area):
-    """The names of the curves that are drawn."""
+    """Names of the curves drawn in the plots."""
     groups = area.locator(".curve[data-name]").evaluate_all(
         "found => found.filter(one => one.closest('.plot')).map(one => one.dataset.name)"
     )
@@ -330,7 +330,7 @@ def test_a_curve_is_switched_off_and_on(page):
 
 
 def ticks(area):
-    """The numbers below the x axis, and its label."""
+    """The tick values of the x axis, and its label."""
     *numbers, label = area.locator(".plot .x").all_text_contents()
     return [float(number.replace(",", "")) for number in numbers], label
 
@@ -341,7 +341,7 @@ def test_the_axis_is_switched(page):
     area.get_by_role("radio", name="steps").focus()
     page.keyboard.press("ArrowRight")
     numbers, label = ticks(area)
-    assert (label, max(numbers)) == ("epochs", 20)  # 50 steps each
+    assert (label, max(numbers)) == ("epochs", 20)  # 50 steps per epoch
     assert "against epochs" in plot(page).get_attribute("aria-label")
     assert drawn(area) == NAMES
     page.keyboard.press("ArrowRight")
@@ -355,7 +355,7 @@ def test_the_axis_is_switched(page):
 
 
 def places(area, name):
-    """Where the points of a curve are on the screen."""
+    """Screen coordinates of the points of a curve."""
     return area.locator(f'.plot [data-name="{name}"] .line').last.evaluate(
         """line => {
           const inner = line.ownerSVGElement;
@@ -385,7 +385,7 @@ def test_a_value_is_read_off_with_the_mouse(page):
     step, value = paper.validation("ptb")["lstm"][1]
     expected = f"LSTM, the paper: {value:.3f} at step {step:g}, epoch {step / 50:.2f}"
     assert reading.text_content() == expected
-    # What is off is not read.
+    # A curve that is switched off cannot be read.
     area.get_by_role("button", name="LSTM, the paper", exact=True).first.click()
     page.mouse.move(x + 1, y)
     assert not reading.text_content().startswith("LSTM, the paper")
@@ -484,7 +484,7 @@ def test_what_a_reader_can_act_on_has_a_name(page):
 
 
 def luminance(colour):
-    """Of `rgb(r, g, b)` or `color(srgb r g b)`, as WCAG has it."""
+    """Relative luminance of `rgb(r, g, b)` or `color(srgb r g b)`, as WCAG defines it."""
     parts = [float(part) for part in re.findall(r"[\d.]+", colour)[:3]]
     if not colour.startswith("color"):
         parts = [part / 255 for part in parts]
@@ -520,7 +520,7 @@ def test_dark_mode(page):
 def test_a_narrow_screen(page):
     before = plot(page).get_attribute("viewBox")
     page.set_viewport_size({"width": 420, "height": 900})
-    for _ in range(50):  # until a frame has drawn it anew
+    for _ in range(50):  # until the chart is redrawn
         if plot(page).get_attribute("viewBox") != before:
             break
         page.wait_for_timeout(100)

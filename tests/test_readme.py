@@ -1,4 +1,4 @@
-"""The commands in the README and docs/ work, and their numbers are those of `results/`."""
+"""Test the commands in the README and docs/, and their numbers against `results/`."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""Reports from run directories written by hand, with exact numbers, and the shipped results."""
+"""Test reports on hand-made run directories with exact numbers, and the shipped results."""
 
 import json
 import re
@@ -36,7 +36,7 @@ HOSTILE = 'the loss is nan; see /home/someone/outputs/a/last.pt <script>alert("x
 
 
 def rows(blocks, *first):
-    """The cells of the table rows that begin so."""
+    """The remaining cells of the table rows that start with the cells `first`."""
     found = [row for block in blocks if isinstance(block, Table) for row in block.rows]
     n = len(first)
     return [list(row[n:]) for row in found if tuple(row[:n]) == first]
@@ -91,14 +91,14 @@ def test_the_paper_and_the_tasks_have_one_title_for_one_data_set():
     of_tasks = TITLES | {name: title for name, title, _ in ORDERS.values()}
     for data, entry in paper.DATA.items():
         assert of_tasks.get(data, entry.title) == entry.title
-    # Of these there is a figure of the training, and neither a validation nor a test.
+    # For stacked layers, the paper has only training curves: no validation and no test result.
     assert {data for data, _ in paper.RESULTS} == paper.DATA.keys() - {"ptb_characters"}
     assert {model for _, model in paper.RESULTS} == paper.MODELS.keys() - paper.sums().keys()
 
 
 @pytest.mark.parametrize(
     ("data", "model"),
-    [  # By default a third of them.
+    [  # A third of them by default.
         pytest.param(*key, marks=[] if number % 3 == 0 else pytest.mark.slow)
         for number, key in enumerate(paper.RESULTS)
     ],
@@ -127,7 +127,7 @@ def test_three_seeds_have_a_mean_a_standard_deviation_and_a_verdict(tmp_path):
     for seed, bpc in enumerate([1.36, 1.37, 1.365]):
         make_run(tmp_path / f"l{seed}", "lstm", [bpc], seed=seed, steps=39_500, test=bpc)
     lstm, bnlstm = groups(find_runs(tmp_path))
-    # Deviations from the mean 1.33 are -0.03, 0.01, 0.02: (9 + 1 + 4) / 2 = 7 (of 1e-4).
+    # Deviations from the mean 1.33 are -0.03, 0.01, 0.02; the variance is (9 + 1 + 4) / 2 * 1e-4.
     assert bnlstm.mean == pytest.approx(1.33)
     assert bnlstm.deviation == pytest.approx(7e-4**0.5)
     assert bnlstm.difference == pytest.approx(0.01)
@@ -337,7 +337,7 @@ def test_every_run_is_listed_regardless_of_its_state(all_states):
     for name, reason in reasons.items():
         ((_, _, found),) = rows(made, Code(name), "unreadable")
         assert reason in found, name
-    # The best of a run with a NaN in it is its best number.
+    # NaN is ignored when the best validation is chosen.
     assert rows(made, "2-failed", "failed", "3.000")[0][:3] == ["-", "100", "200"]
 
 
@@ -350,7 +350,7 @@ def test_what_was_not_run_is_listed(all_states):
     (folded,) = [block for block in document(all_states) if isinstance(block, Folded)]
     assert folded == document(all_states)[-1]
     (not_run,) = [block.items for block in folded.blocks if isinstance(block, Bullets)]
-    assert len(not_run) == 14 + 6  # of the first paper's fifteen results, and the other's six
+    assert len(not_run) == 14 + 6  # of 15 results in the first paper and 6 in the second
     assert folded.heading == Heading(2, "Not run: 20 of the papers' results")
     assert (
         "Penn Treebank, characters, LSTM: Cooijmans et al. have 1.38 bits per character (test, "
@@ -372,7 +372,7 @@ def test_the_same_step_of_the_papers_curve(tmp_path):
 
 
 class Page(HTMLParser):
-    """Its tags, balanced; what it refers to; its text."""
+    """A parser that collects tags, references and text, and asserts that tags are balanced."""
 
     def __init__(self, text):
         super().__init__()
@@ -401,7 +401,7 @@ def test_the_page_is_whole_by_itself_and_escapes_what_it_shows(all_states, tmp_p
     text = (tmp_path / "report" / "report.html").read_text()
     page = Page(text)
     assert page.open == []
-    assert page.scripts == ["application/json", None]  # numbers, and the page's own
+    assert page.scripts == ["application/json", None]  # the numbers of a chart, page.js
     assert "link" not in page.tags
     assert HOSTILE in page.text
     assert page.tags.count("img") == 2  # Penn Treebank, the derivative of tanh
@@ -538,7 +538,7 @@ def test_names_tell_settings_apart(tmp_path):
         make_run(outputs / str(k), "bnlstm", [3.0], **changes)
     make_run(outputs / "map", "bnlstm", [0.5], task="pmnist_official")
     make_run(outputs / "true", "bnlstm", [0.5], task="pmnist")
-    # Of data that the paper has not, what differs is named of the second.
+    # For data that are not in the paper, later runs are named by their differences from the first.
     make_run(outputs / "own1", "lstm", [3.0], task="pydocs")
     make_run(outputs / "own2", "lstm", [3.0], task="pydocs", model__dropout=0.5)
     make_run(outputs / "own3", "lstm", [3.0], task="pydocs", model__dropout=0.25)

@@ -1,4 +1,4 @@
-"""The report on folders of strangers: damaged files, hostile names, odd numbers."""
+"""Test the report on untrusted folders: damaged files, hostile names, extreme numbers."""
 
 import json
 import os
@@ -38,7 +38,8 @@ DAMAGE = {
     "many-digits": b'{"step": 1e999999, "split": "valid"}\n',
 }  # fmt: skip
 FILES = ["config.yaml", "run.json", "metrics.jsonl", "result.json", "failed.json", "analysis"]
-# A line that was cut short; a file that has none of these keys; the result of mode=evaluate.
+# Not errors: a truncated last line, an empty file, a file without the keys that "unset" damages,
+# and the result of mode=evaluate.
 HARMLESS = {
     ("metrics.jsonl", "truncated"), ("metrics.jsonl", "empty"), ("failed.json", "unset"),
     ("analysis", "object"),
@@ -64,7 +65,7 @@ def damage(file, kind):
 
 @pytest.mark.parametrize("every", [3, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_damaged_run_or_analysis_is_a_row_of_its_own(bnrnn_here, tmp_path, every):
-    """Each file by each kind of damage; by default by a third of them, which differs by file."""
+    """Damage each file in each way; by default in a third of the ways, different for each file."""
     kinds = [*DAMAGE, "truncated", "folder", "fifo", "loop", "unset"]
     outputs, expected, harmless = tmp_path / "outputs", [], 0
     for number, file in enumerate(FILES):
@@ -137,7 +138,7 @@ def everything(folder):
 
 
 def check_markdown(text):
-    """Returns: the names of its pictures."""
+    """Check that the Markdown is well formed and safe, and return the names of its pictures."""
     assert readable(text) == text
     lines = text.splitlines()
     for line in lines:
@@ -153,7 +154,7 @@ def check_markdown(text):
     return pictures
 
 
-# A path, nothing, mathematics, HTML, Markdown, a table, a terminal, and too many letters.
+# A path, an empty name, mathtext, HTML, Markdown, a table bar, a terminal escape, a long name.
 SOME_NAMES = [
     "../../../X", "", "$x^{$<script>alert(1)</script>](javascript:alert(1))a|b\x1b[31mred",
     "a" * 300,
@@ -188,21 +189,21 @@ def test_names_of_a_run_reach_no_other_file_and_no_reader_raw(bnrnn_here, tmp_pa
     page = Page(page_text)
     assert page.open == []
     assert "a" not in page.tags
-    # Beside the page's own script only numbers, which the browser does not run.
+    # Every script except the page's own, the last, is JSON, which the browser does not run.
     assert set(page.scripts[:-1]) == {"application/json"}
     assert page.scripts[-1] is None
     assert page.tags.count("img") == len(pictures)
     for k in range(len(names)):
         assert f"\n| `failed{k}` | failed |" in text
 
-    # And as copies, in folders that are named by them.
+    # Copies of the runs are in folders named after the hostile names.
     results.collect(outputs, tmp_path / "results")
     made = everything(tmp_path).keys() - before.keys()
     roots = {folder, tmp_path / "results"}
     assert {path for path in made if not roots & set(path.parents)} == set()
     copies = find_runs(tmp_path / "results")
     assert len(copies) == 2 * len(names)
-    # Made again, all take their folders.
+    # Copied again, every run gets the same folder.
     results.collect(outputs, tmp_path / "results")
     assert len(find_runs(tmp_path / "results")) == 2 * len(names)
     check_markdown(results.write(tmp_path / "results", figures=False))

@@ -1,4 +1,4 @@
-"""Which analyses count, and what each is called."""
+"""Select the analyses that a report shows, and name them."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ from bnrnn.runs.text import slug
 
 
 def analysis_name(found: Analysis) -> str:
-    """A unique name, also of a folder."""
+    """A unique name for an analysis; it is also the name of its folder."""
     if found.of is None:
         return found.analysis
     of = found.of
@@ -19,29 +19,32 @@ def analysis_name(found: Analysis) -> str:
 
 
 def furthest(analyses: Iterable[tuple[Path, Analysis]]) -> dict[str, Analysis]:
-    """By name. If several share it: the one of the longest-trained model, then the newest."""
+    """The analyses by name.
+
+    If several share a name, keep the one of the longest-trained model, then the newest.
+    """
     ranked = sorted(analyses, key=lambda found: (trained(found[1]), found[0].name))
     return {analysis_name(analysis): analysis for _, analysis in ranked}
 
 
 def trained(found: Analysis) -> int:
-    """Steps behind the model of an analysis; 0 where there is no trained model."""
+    """Training steps of the analysed model; 0 if the analysis has no trained model."""
     return 0 if found.of is None else found.of.step
 
 
 def departures(of: Analysed) -> list[str]:
-    """What tells a model from the usual one of its task."""
+    """Labels of the settings in which a model differs from the defaults of its task."""
     usual = paper.usual(of.task, of.model)
     settings = {GAMMA: of.gamma_init, "model.hidden_size": of.hidden_size}
     return [part(key, value) for key, value in settings.items() if value != usual.get(key)]
 
 
 def made(models: Sequence[Analysed], several: bool, steps: str = "steps") -> str:
-    """`3,160 steps`, and what else tells these models from others.
+    """A label such as `3,160 steps`, with everything else that distinguishes these models.
 
     Args:
-        models: alike but for their seeds.
-        several: there are other seeds in the figure.
+        models: models that differ only in their seed.
+        several: whether the figure has several seeds.
     """
     at = list(dict.fromkeys(f"{model.step:,}" for model in models))
     seeds = [str(model.seed) for model in models]

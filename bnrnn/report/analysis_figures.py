@@ -1,6 +1,6 @@
-"""The figures of `bnrnn.runs.analysis`: from its results, with the paper's curves behind ours.
+"""Figures of analyses (`bnrnn.runs.analysis`), with the paper's curves behind ours.
 
-`FIGURES` is the table of them. Each is drawn from one or more results, all of the same data.
+`FIGURES` lists them. Each figure shows one or more results on the same data.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,15 +21,15 @@ from bnrnn.report.analyses import departures, made
 from bnrnn.report.chart import LARGEST
 from bnrnn.runs.analysis import Analysed, GradientFlow, Lengths, Population, TanhDerivative
 
-_MARKERS = "os^Dv"  # of one model, for each of its settings
-_LONG = 100  # letters beyond which two legend entries do not fit side by side
-_LOWEST, _HIGHEST = -25, 15  # powers of ten that are shown
+_MARKERS = "os^Dv"  # one for each group of settings of a model
+_LONG = 100  # characters, in both legend columns together; a wider legend has one column
+_LOWEST, _HIGHEST = -25, 15  # limits of the y axis, powers of ten
 _MATRICES = {"identity": "$W_h = I$, as in the authors' code", "orthogonal": "$W_h$ orthogonal"}
-_PAPERS_DATA = "ptb"  # of figures 3b and 5
+_PAPERS_DATA = "ptb"  # the data of figures 3b and 5
 
 
 def gradient_flow(results: Sequence[GradientFlow]) -> Figure:
-    """A panel for each matrix; the first result."""
+    """Draw the first result, with a panel for each recurrent matrix."""
     found = results[0]
     matrices = [matrix for matrix in _MATRICES if matrix in found.matrices]
     gammas = list(dict.fromkeys(band.gamma for band in found.curves))
@@ -89,7 +89,7 @@ def tanh_derivative(results: Sequence[TanhDerivative]) -> Figure:
 
 
 def lengths(results: Sequence[Lengths]) -> Figure:
-    """All results in one panel; the paper's curves behind Penn Treebank's."""
+    """Draw all results in one panel; on Penn Treebank, the paper's curves are behind ours."""
     alike: dict[Any, list[Lengths]] = {}
     for found in sorted(results, key=lambda found: _of(found).seed):
         of = _of(found)
@@ -103,7 +103,7 @@ def lengths(results: Sequence[Lengths]) -> Figure:
                 normalizes = "batch" in by_statistics
                 style = _line(model, paper.MODELS[model], statistics, normalizes, "the paper")
                 axes.plot(x, y, alpha=0.3, linewidth=4, **style)
-    drawn: dict[str, int] = {}  # how many kinds of each model
+    drawn: dict[str, int] = {}  # number of groups of settings drawn, per model
     for key in sorted(alike, key=lambda key: (paper.order("", key[0]), key)):
         members = alike[key]
         models = [_of(found) for found in members]
@@ -114,7 +114,7 @@ def lengths(results: Sequence[Lengths]) -> Figure:
                 models[0].model, models[0].model_title, statistics, "batch" in members[0].bpc,
                 made(models, several),
             )  # fmt: skip
-            for found in members:  # its seeds
+            for found in members:  # one per seed
                 values = _numbers(found.bpc.get(statistics, [np.nan] * len(found.lengths)))
                 axes.plot(found.lengths, values, marker=marker, markersize=3.5, **style)
                 style.pop("label", None)
@@ -131,7 +131,7 @@ def lengths(results: Sequence[Lengths]) -> Figure:
 
 
 def _line(model: str, title: str, statistics: str, normalizes: bool, note: str) -> dict[str, Any]:
-    """Solid: batch statistics, or a model without any; dashed: population statistics."""
+    """Dashed for population statistics; solid for batch statistics and for models without BN."""
     name = title + (f", {statistics} statistics" if normalizes else "")
     return {
         "color": colour(model),
@@ -141,7 +141,7 @@ def _line(model: str, title: str, statistics: str, normalizes: bool, note: str) 
 
 
 def population(results: Sequence[Population]) -> Figure:
-    """Two rows a result: recurrent term and cell."""
+    """Draw two rows of panels per result: the recurrent term and the cell state."""
     ordered = sorted(
         results, key=lambda found: (_of(found).model, departures(_of(found)), _of(found).seed)
     )
@@ -169,7 +169,7 @@ def _population_panels(part: SubFigure, found: Population) -> None:
                 axes.plot(t, np.median(curves, axis=0), color="black", linewidth=1.8)
             axes.set_title(f"{statistic} of the {name}", fontsize=11, loc="left")
             tidy(axes, "time step" if units is found.cell else "", "")
-            axes.set_xscale("log")  # what there is to see is in the first steps
+            axes.set_xscale("log")  # the statistics change mostly in the first time steps
             _limit(axes, 1, t[-1])
             axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
@@ -179,12 +179,12 @@ def _population_panels(part: SubFigure, found: Population) -> None:
 
 
 def _of(found: Lengths | Population) -> Analysed:
-    """Its model; without one, as before the command has finished, a nameless one."""
+    """The analysed model, or an unnamed one: a result has none until the command finishes."""
     return found.of or Analysed("", "", "", "", "", 0, 0, 0, 0, None)
 
 
 def _numbers(values: Sequence[float | None]) -> np.ndarray:
-    """NaN where there is none, and where no axis has room for it."""
+    """The values as an array; NaN for None and for magnitudes too large to draw."""
     found = np.array(values, dtype=float)
     return np.where(np.abs(found) < LARGEST, found, np.nan)
 
@@ -198,11 +198,11 @@ def _limit(axes: Axes, low: float, high: float) -> None:
 class Entry:
     title: str
     caption: str
-    draw: Callable[[Any], Figure]  # of results of this kind
-    beside_the_paper: str = ""  # what the caption adds where the paper has curves on these data
+    draw: Callable[[Any], Figure]  # takes a list of results of this kind
+    beside_the_paper: str = ""  # added to the caption if the paper has curves on these data
 
     def caption_on(self, data: str | None) -> str:
-        """data: of the models that were analysed, if any."""
+        """The caption for models trained on `data`; `data` is None if there is no trained model."""
         return self.caption + (self.beside_the_paper if data == _PAPERS_DATA else "")
 
 

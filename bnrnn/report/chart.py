@@ -1,6 +1,6 @@
-"""Curves of training as data: a figure draws them, and the page lets a reader switch and read them.
+"""Training curves as data: matplotlib draws them, and the HTML page makes them interactive.
 
-A curve knows its points on each axis that its records have: training steps, epochs, seconds.
+A curve has its points on every x axis that its records allow: training steps, epochs, seconds.
 """
 
 import json
@@ -16,22 +16,22 @@ from bnrnn.runs.record import Run
 
 STEPS, EPOCHS, SECONDS = "steps", "epochs", "seconds"
 LABELS = {STEPS: "training steps", EPOCHS: "epochs", SECONDS: "seconds, validation included"}
-MOST_POINTS = 200  # of a curve in the page
-LARGEST = 1e30  # beyond which no axis has room for a number
-_LONGEST = 160  # letters of a name
+MOST_POINTS = 200  # per curve in the page
+LARGEST = 1e30  # larger magnitudes are not drawn
+_LONGEST = 160  # characters of a name
 
 
 @dataclass(frozen=True)
 class Curve:
-    """`name` is that of its switch: curves of the same name are switched together."""
+    """A curve. One switch in the page shows and hides all curves with the same `name`."""
 
     name: str
-    x: Mapping[str, Sequence[float]]  # by axis; NaN where a record has none
+    x: Mapping[str, Sequence[float]]  # per axis; NaN if a record has no value
     y: Sequence[float]
     colour: str
-    note: str = ""  # what tells it from others of its name, as "seed 1"
-    legend: str | None = None  # its entry in the legend of the picture
-    dash: str = "-"  # as matplotlib has it: "-", "--", ":"
+    note: str = ""  # distinguishes curves with the same name, such as "seed 1"
+    legend: str | None = None  # the label in the picture's legend
+    dash: str = "-"  # a matplotlib line style: "-", "--", ":"
     width: float = 2.0
     alpha: float | None = None
     marker: str | None = None
@@ -42,24 +42,24 @@ class Panel:
     y_label: str
     curves: Sequence[Curve]
     title: str = ""
-    decimals: int = 3  # of a value that is read off
-    limits: tuple[float, float] | None = None  # of the y axis; None: as the curves are
-    level: float | None = None  # a dotted horizontal line
+    decimals: int = 3  # of a value shown to the reader
+    limits: tuple[float, float] | None = None  # of the y axis; None: fit the curves
+    level: float | None = None  # the height of a dotted horizontal line
 
 
 @dataclass(frozen=True)
 class Chart:
     panels: Sequence[Panel]
-    axis: str = STEPS  # at first
+    axis: str = STEPS  # shown first
 
 
 def along(runs: Sequence[Run], steps: Sequence[int], split: str) -> dict[str, Sequence[float]]:
-    """The axes of a curve at these steps; of several seeds their mean time.
+    """The x coordinates of a curve on each axis, at these steps; seconds are a mean over the runs.
 
     Args:
-        split: of the records whose seconds count.
+        split: the split whose records supply the seconds.
     """
-    each = max(runs[0].subject.steps_per_epoch, 1)  # 0 only where somebody wrote it
+    each = max(runs[0].subject.steps_per_epoch, 1)  # 0 only in a file edited by hand
     x: dict[str, Sequence[float]] = {STEPS: steps, EPOCHS: [step / each for step in steps]}
     clocks = [
         {r.step: r.values[SECONDS] for r in run.records if r.split == split and SECONDS in r.values}
@@ -70,8 +70,10 @@ def along(runs: Sequence[Run], steps: Sequence[int], split: str) -> dict[str, Se
 
 
 def papers_epoch(runs: Sequence[Run], model: str) -> int | None:
-    """The steps of an epoch in the paper's run of a model, where one of `runs` has the same batches
-    of the same data; None where that is not known."""
+    """Steps per epoch in the paper's run of a model.
+
+    Known only if one of `runs` has the same data and batches as the paper; otherwise None.
+    """
     for run in runs:
         if (
             run.model == model
@@ -85,10 +87,10 @@ def papers_epoch(runs: Sequence[Run], model: str) -> int | None:
 
 
 def embedded(chart: Chart) -> str:
-    """The chart as JSON that may stand in a script element of a page.
+    """The chart as JSON that is safe inside a script element.
 
-    Of a curve with more than `MOST_POINTS` points that many stay: the first, the last, and of each
-    stretch between them the lowest and the highest. Numbers have seven digits.
+    Curves are thinned to at most `MOST_POINTS` points: the first, the last, and the minimum and
+    maximum of each interval between them. Numbers have seven significant digits.
     """
     content = {
         "axis": chart.axis,
@@ -136,7 +138,7 @@ def _limits(limits: tuple[float, float] | None) -> list[float] | None:
 
 
 def thinned(values: Sequence[float], most: int) -> list[int]:
-    """Which points stay: see `embedded`."""
+    """Indices of the points that remain after thinning; see `embedded`."""
     if len(values) <= most:
         return list(range(len(values)))
     stretches = most // 2 - 1
@@ -150,7 +152,7 @@ def thinned(values: Sequence[float], most: int) -> list[int]:
 
 
 def _number(value: float) -> float | int | None:
-    if not abs(value) < LARGEST:  # NaN neither
+    if not abs(value) < LARGEST:  # true for NaN as well
         return None
     return int(value) if value == int(value) else float(f"{value:.7g}")
 

@@ -1,4 +1,4 @@
-"""Runs side by side: a table on the terminal and a figure.
+"""Compare runs: a table on the terminal and a figure.
 
 python -m bnrnn.report.compare FOLDER [FIGURE.png]
 """
@@ -13,7 +13,10 @@ from bnrnn.runs.record import Run
 
 
 def table(runs: list[Run]) -> str:
-    """One line a run: validation at a quarter, half and the end of its steps, test, time."""
+    """A table with one line per run: validation at up to three steps, test and time.
+
+    The steps are at a quarter, half and the end of the first run.
+    """
     metric, steps = runs[0].metric, runs[0].curve()[0]
     shown = sorted({steps[len(steps) // 4], steps[len(steps) // 2], steps[-1]})
     header = ["", *(f"step {step}" for step in shown), "test", "seconds", "ms a step"]

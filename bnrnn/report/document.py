@@ -1,4 +1,4 @@
-"""A document as a list of blocks, and the same blocks as Markdown and as one HTML page."""
+"""A document as a list of blocks, rendered as Markdown, as text or as one HTML page."""
 
 import base64
 import hashlib
@@ -22,7 +22,7 @@ class Code:
 
 @dataclass(frozen=True)
 class Link:
-    """target: a relative path."""
+    """A link; `target` is a relative path."""
 
     text: str
     target: str
@@ -50,7 +50,7 @@ class Bullets:
 
 @dataclass(frozen=True)
 class Table:
-    """`align` has a letter a column: l left, r right, w left and wrapped where it is long."""
+    """A table. `align` has one letter per column: l left, r right, w left and wrapped."""
 
     header: Sequence[Text]
     align: str
@@ -59,8 +59,10 @@ class Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """`draw` makes the picture (a matplotlib Figure); who renders the document calls it. `chart`,
-    if there is one, makes the same as data, for the page to draw."""
+    """A figure. `draw` returns the picture, a matplotlib Figure.
+
+    `chart`, if any, returns the same curves as data, for the HTML page to draw.
+    """
 
     name: str
     alt: str
@@ -71,7 +73,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Folded:
-    """In a page only the heading shows until a reader opens it."""
+    """A collapsed section: the HTML page shows only the heading until the reader opens it."""
 
     heading: Heading
     blocks: Sequence[Paragraph | Bullets | Table]
@@ -81,7 +83,7 @@ Block = Heading | Paragraph | Bullets | Table | Figure | Folded
 
 
 def to_markdown(blocks: Sequence[Block], pictures: str = "figures") -> str:
-    """Figures are linked as `pictures`/NAME.png."""
+    """The blocks as Markdown; figures are linked as `pictures`/NAME.png."""
     parts = []
     for block in blocks:
         match block:
@@ -108,7 +110,10 @@ def to_markdown(blocks: Sequence[Block], pictures: str = "figures") -> str:
 
 
 def to_text(blocks: Sequence[Block]) -> str:
-    """For a terminal, of 100 columns or so: a table without its wrapped columns, no figures."""
+    """The blocks as text for a terminal of about 100 columns.
+
+    Tables lose their wrapped columns; figures are omitted.
+    """
     parts = []
     for block in blocks:
         match block:
@@ -148,7 +153,10 @@ def _aligned(header: Sequence[Text], align: str, rows: Sequence[Sequence[Text]])
 
 
 def _shown(text: str) -> str:
-    """On one line; spaces at the ends matter between the parts of a tuple."""
+    """The text on one line.
+
+    Spaces at the ends remain: they separate the parts of a tuple.
+    """
     return printable(re.sub(r"\s+", " ", text))
 
 
@@ -163,10 +171,10 @@ def _markdown(text: Text, in_table: bool = False) -> str:
         return f"[{_markdown(text.text, in_table)}]({_target(text)})"
     if isinstance(text, str):
         line = re.sub(r"[\\`*\[\]<>|~$]", r"\\\g<0>", _shown(text))
-        # An underscore within a word is one; elsewhere it is emphasis.
+        # Markdown takes an underscore as emphasis unless it is inside a word.
         return re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", line.replace("&", "&amp;"))
     line = _shown(text.text).strip()
-    if not line or (in_table and "\\|" in line):  # of which a table cannot have code
+    if not line or (in_table and "\\|" in line):  # a table cell cannot contain this as code
         return _markdown(line, in_table)
     fence = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
     pad = " " if "`" in line else ""
@@ -175,13 +183,14 @@ def _markdown(text: Text, in_table: bool = False) -> str:
 
 
 def to_html(title: str, blocks: Sequence[Block], pictures: dict[str, bytes]) -> str:
-    """One file that needs no other and no network.
+    """One self-contained HTML file; it needs no network.
 
-    Its script, page.js, draws the charts in place of their pictures and sorts the tables; without
-    JavaScript the pictures stay. No other script runs, whatever a run is called.
+    Its script, page.js, replaces the pictures with interactive charts and sorts the tables. Without
+    JavaScript, the pictures remain. The content security policy blocks every other script, so that
+    the name of a run cannot inject one.
 
     Args:
-        pictures: the name of each `Figure` -> its SVG.
+        pictures: the SVG of each `Figure`, by its name.
     """
     body = "\n".join(_block(block, pictures) for block in blocks)
     script = _resource("page.js")
@@ -220,7 +229,7 @@ def _block(block: Block, pictures: dict[str, bytes]) -> str:
                 ]
                 return "<tr>" + "".join(found) + "</tr>"
 
-            # The focus lets a keyboard scroll it.
+            # With focus, the table can be scrolled by keyboard.
             return (
                 '<div class="table" tabindex="0" role="group" aria-label="table"><table>\n'
                 f"<thead>{row('th', header)}</thead>\n"

@@ -1,6 +1,6 @@
-"""Figures of runs: curves of validation, sweeps over γ, steps beside seconds.
+"""Figures of runs: validation curves, sweeps over γ, validation against steps and seconds.
 
-Needs matplotlib (`pip install bnrnn[plot]`). Numbers that no axis has room for are left out.
+Needs matplotlib (`pip install bnrnn[plot]`). Numbers too large to draw are left out.
 """
 
 import math
@@ -37,18 +37,18 @@ from bnrnn.report.groups import (
 )
 from bnrnn.runs.record import Run
 
-_MARKERS = "os^Dv"  # of one model, for each of its settings
-_LONG = 50  # letters beyond which labels stand below the curves, not over them
-_DOTTED = 40  # points of a curve beyond which its dots run into each other
-_FEW = 4  # curves below which each is labelled in full, with both kinds of statistics
+_MARKERS = "os^Dv"  # one for each group of settings of a model
+_LONG = 50  # characters; with a longer label, the legend is below the axes
+_DOTTED = 40  # points; the markers of a longer curve would overlap
+_FEW = 4  # with fewer groups, each is labelled in full, with both kinds of statistics
 
 
 def validation_curves(runs: list[Run], title: str = "", last: float = math.inf) -> Figure:
-    """`validation_chart` as a picture, the paper's curves lightly behind.
+    """`validation_chart` as a picture, with the paper's curves pale behind ours.
 
-    Solid: batch statistics where there are some, as the paper's curves (an LSTM has no such
-    choice). Dashed: population statistics, up to three curves. Several seeds are thin, their mean
-    is thick.
+    Solid: batch statistics if the model normalises, as in the paper. Dashed: population statistics,
+    shown only for up to three groups of settings. The curves of several seeds are thin, and their
+    mean is thick.
     """
     figure, axes = plt.subplots(figsize=(7.2, 4.5), layout="constrained")
     (panel,) = validation_chart(runs, last).panels
@@ -65,10 +65,10 @@ def validation_curves(runs: list[Run], title: str = "", last: float = math.inf) 
 
 
 def validation_chart(runs: list[Run], last: float = math.inf) -> Chart:
-    """Validation of runs on the same data, and the paper's curves.
+    """Validation curves of runs on the same data, and the paper's curves.
 
     Args:
-        last: the last step that is drawn.
+        last: the last step to draw.
     """
     clusters = sorted(cluster(runs, MEASURED), key=lambda members: order(members[0]))
     few = len(clusters) < _FEW
@@ -92,7 +92,7 @@ def _papers_curves(runs: list[Run], last: float, few: bool) -> list[chart.Curve]
             if (each := papers_epoch(runs, model)) is not None:
                 x[EPOCHS] = [step / each for step in steps]
             name = f"{titles[model]}, the paper"
-            # The colours of many are explained once; the caption explains what is wide and pale.
+            # With many curves, the legend lists only ours; the caption explains the pale ones.
             found.append(
                 chart.Curve(
                     name, x, values, colour(model), legend=name if few else None, width=4, alpha=0.3
@@ -104,7 +104,7 @@ def _papers_curves(runs: list[Run], last: float, few: bool) -> list[chart.Curve]
 def _settings_curves(
     members: list[Run], siblings: list[Run], last: float, few: bool
 ) -> list[chart.Curve]:
-    """The curves of runs that differ in their seed only."""
+    """The curves of runs that differ only in their seed."""
     run = members[0]
     seeds = one_a_seed([run for run in members if run.curve()[0]])
     n = len(_averaged(seeds))
@@ -125,7 +125,7 @@ def _settings_curves(
 
 
 def gamma_sweep(by_gamma: dict[float, list[Run]], title: str = "") -> Figure:
-    """`gamma_chart` as a picture, as the paper's figure 6."""
+    """`gamma_chart` as a picture, like figure 6 of the paper."""
     figure, panels = plt.subplots(1, 2, figsize=(8, 3.8), layout="constrained", sharey=True)
     shown = gamma_chart(by_gamma, title).panels
     for axes, panel in zip(panels, shown, strict=True):
@@ -138,18 +138,18 @@ def gamma_sweep(by_gamma: dict[float, list[Run]], title: str = "") -> Figure:
 
 
 def gamma_chart(by_gamma: dict[float, list[Run]], title: str = "") -> Chart:
-    """Training and validation from several initial γ.
+    """Training and validation curves for several initial γ; validation uses batch statistics.
 
-    A metric that rises is shown by its loss, the cross-entropy. Validation with batch statistics.
+    If a higher metric is better, the cross-entropy is drawn instead.
 
     Args:
-        by_gamma: γ -> a run of each seed, all of the same data and model; two γ or more.
+        by_gamma: γ -> one run per seed, on the same data and model; at least two values of γ.
     """
     metric = next(iter(by_gamma.values()))[0].metric
     key, factor, name = metric.name, metric.factor, metric.label
     if not metric.lower_is_better:
         key, factor, name = "cross_entropy", 1.0, "cross-entropy, nats"
-    # The run from the usual γ often went on for long: what the others have is compared.
+    # The run with the default γ is often much longer: then stop where the next longest ends.
     *_, second, longest = sorted(max(run.step for run in runs) for runs in by_gamma.values())
     last = second if longest > 2 * second else longest
 
@@ -163,7 +163,7 @@ def gamma_chart(by_gamma: dict[float, list[Run]], title: str = "") -> Chart:
     training, validation = values("train", None), values("valid", "batch")
     curves: tuple[list[chart.Curve], list[chart.Curve]] = ([], [])
     for k, (gamma, runs) in enumerate(by_gamma.items()):
-        # Yellow, the last of viridis, is too pale on white, and too dark when a page inverts it.
+        # The yellow end of viridis is too pale on white, and too dark when the page inverts it.
         shade = to_hex(colormaps["viridis"](0.78 * k / (len(by_gamma) - 1)))
         start = f"γ = {gamma:g}"
         curves[0].extend(_seeds(start, runs, training, "train", colour=shade))
@@ -175,7 +175,7 @@ def gamma_chart(by_gamma: dict[float, list[Run]], title: str = "") -> Chart:
 
 
 def steps_and_seconds(runs: list[Run]) -> Figure:
-    """Validation against steps and against time, side by side: a step of one model costs more."""
+    """Draw validation against steps and against seconds: models differ in the cost of a step."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 4), layout="constrained", sharey=True)
     for run in runs:
         steps, values = run.curve()
@@ -205,7 +205,7 @@ def _until(last: float, curve: Callable[[Run], Curve]) -> Callable[[Run], Curve]
 def _seeds(
     name: str, runs: list[Run], curve: Callable[[Run], Curve], split: str = "valid", **style: Any
 ) -> list[chart.Curve]:
-    """One run: its curve. Several: a thin line each, and the mean at the steps all have."""
+    """The curve of one run; for several, a thin curve each and their mean at the shared steps."""
     found = []
     if len(runs) > 1:
         thin = style | {"marker": None, "width": 0.7, "alpha": 0.5}
@@ -223,7 +223,7 @@ def _seeds(
 
 
 def plot(axes: Axes, curves: Sequence[chart.Curve], axis: str) -> None:
-    """Those that have values on this axis; of long ones the points that the page has too."""
+    """Plot the curves that have values on this axis, thinned as in the HTML page."""
     for curve in curves:
         if axis in curve.x:
             kept = thinned(curve.y, MOST_POINTS)
@@ -237,8 +237,10 @@ def plot(axes: Axes, curves: Sequence[chart.Curve], axis: str) -> None:
 
 
 def _averaged(runs: list[Run]) -> list[Run]:
-    """Those that went as far as the furthest, of the finished ones if any: one that stopped early
-    would cut their mean short."""
+    """The runs to average: those with the most steps, of the finished runs if there are any.
+
+    The mean ends with the shortest run, so that shorter runs are left out.
+    """
     finished = [run for run in runs if run.result is not None] or runs
     furthest = max((run.step for run in finished), default=0)
     return [run for run in finished if run.step == furthest]

@@ -1,4 +1,4 @@
-"""Laurent et al., 2015: figure 1, the sum of both terms normalised; cross entropy in training."""
+"""Figure 1 of Laurent et al., 2015: training cross entropy with BN on the sum of both terms."""
 
 import functools
 import math
@@ -16,12 +16,12 @@ from bnrnn.report.words import by_epoch, by_epochs, means_in_training, papers
 from bnrnn.runs.record import Run
 
 Curve = dict[float, float]  # epoch -> nats
-_EPOCHS = (1, 2, 5, 10, 15, 20)  # columns of the table, of those that a run has reached
-_RANGE = (1.5, 4.5)  # of the paper's axis
+_EPOCHS = (1, 2, 5, 10, 15, 20)  # columns of the table, if a run has reached them
+_RANGE = (1.5, 4.5)  # of the paper's y axis, nats
 
 
 def blocks(runs: list[Run]) -> list[Block]:
-    """What stands below the results of runs with stacked layers on Penn Treebank by characters."""
+    """A table and a figure for runs with stacked layers on character-level Penn Treebank."""
     shown = [run for run in sorted(runs, key=order) if training(run)]
     if not shown:
         return []
@@ -46,7 +46,7 @@ _FIGURE = (
 
 
 def training(run: Run) -> Curve:
-    """At each validation: the mean cross entropy since the one before, in nats."""
+    """Mean training cross entropy since the previous validation, at each validation, in nats."""
     bits = means_in_training(run, "bpc")
     return {epoch: value * math.log(2) for epoch, value in bits.items()}
 
@@ -79,7 +79,7 @@ def _cells(curve: Curve, epochs: Sequence[float]) -> list[Text]:
 
 
 def figure(runs: list[Run], title: str) -> Figure:
-    """`chart_of` as a picture, the paper's curves behind."""
+    """`chart_of` as a picture, with the paper's curves behind ours."""
     picture, axes = plt.subplots(figsize=(7.2, 4.5), layout="constrained")
     (panel,) = chart_of(runs).panels
     plot(axes, panel.curves, EPOCHS)
@@ -92,7 +92,7 @@ def figure(runs: list[Run], title: str) -> Figure:
 
 
 def chart_of(runs: list[Run]) -> Chart:
-    """Cross entropy in training, and the paper's curves."""
+    """Training cross entropy against epochs, and the paper's curves."""
     found = [
         papers(f"{paper.MODELS[model]}, the paper", by_epoch(points), None, model)
         for model, points in paper.sums().items()

@@ -1,4 +1,4 @@
-"""Runs that differ in seed only, taken together: mean, spread, and how far the paper is."""
+"""Groups of runs that differ only in their seed: mean, spread and difference from the paper."""
 
 import math
 from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -11,10 +11,10 @@ from bnrnn.report import paper
 from bnrnn.runs.record import Metric, Run
 from bnrnn.settings.same import flatten
 
-# The models that normalise nothing and have no noise, one for each kind of task.
+# The models without normalisation and without noise, one for each kind of task.
 BASELINES = ("lstm", "attentive_lstm", "characters_lstm", "speech_lstm")
 GAMMA = "model.gamma_init"
-# The settings that a reader knows best come first, in words of their own.
+# Labels of the best-known settings, in the order in which they are shown.
 _NAMES = {
     GAMMA: "γ {}",
     "model.hidden_size": "{} units",
@@ -40,7 +40,7 @@ _WITHOUT_VALUE = {
 MEASURED = frozenset([
     "validate_every", "calibration_batches", "test_calibration_batches", "selection",
 ])  # fmt: skip
-# Those that make no other experiment than the paper's.
+# A run that differs from the paper only in these settings still repeats its experiment.
 _AS_GOOD = MEASURED - {"test_calibration_batches"}
 
 Curve = tuple[list[int], list[float]]  # steps, values
@@ -48,10 +48,10 @@ Curve = tuple[list[int], list[float]]  # steps, values
 
 @dataclass(frozen=True)
 class Group:
-    """Finished runs of the same data, model, settings and steps; one of each seed."""
+    """Finished runs with the same data, model, settings and steps; one per seed."""
 
     runs: list[Run]
-    label: str  # what tells it from the other groups of these data and this model
+    label: str  # distinguishes it from other groups with the same data and model
 
     @property
     def first(self) -> Run:
@@ -67,13 +67,13 @@ class Group:
 
     @property
     def split(self) -> str:
-        """The paper's, so that the numbers compare."""
+        """The split of the paper's number, so that ours is comparable."""
         return self.reported.split if self.reported else "test"
 
     @property
     def values(self) -> list[float]:
         if self.split == "valid":
-            # The paper's are the best of its curves, which are with batch statistics.
+            # The paper's numbers are the best of its curves, which use batch statistics.
             return [_best(run.metric, run.paper_like_curve()[1]) for run in self.runs]
         return [run.final(self.split) for run in self.runs]
 
@@ -83,19 +83,19 @@ class Group:
 
     @property
     def deviation(self) -> float:
-        """Over three seeds or more: the standard deviation, by n - 1."""
+        """The sample standard deviation over the seeds (divisor n - 1), for three seeds or more."""
         with np.errstate(all="ignore"):
             return float(np.std(self.values, ddof=1))
 
     @property
     def steps(self) -> tuple[int, int]:
-        """Fewest and most, where runs stop early by themselves."""
+        """The fewest and the most steps of a run; they differ if runs stop early."""
         steps = [run.result.steps for run in self.runs if run.result is not None]
         return min(steps), max(steps)
 
     @property
     def share(self) -> float | None:
-        """Of the paper's steps; None where the paper has no such run, or says no number."""
+        """Our steps as a fraction of the paper's; None if the paper's are not known."""
         if self.reported is None or self.reported.steps is None:
             return None
         return self.steps[0] / self.reported.steps
@@ -105,7 +105,7 @@ class Group:
         return self.mean - self.reported.value if self.reported else None
 
     def verdict(self) -> str:
-        """Whether the paper's number is within the seeds' spread, where that can be said."""
+        """State whether the paper's number is within the seeds' spread, or why it is not known."""
         if self.reported is None or self.difference is None:
             return "-"
         if self.share is not None and self.share < 0.995:
@@ -141,7 +141,7 @@ def _best(metric: Metric, values: Iterable[float]) -> float:
 
 
 def comparable(run: Run) -> dict[str, Any]:
-    """The settings, flat, that make a run another run but for its seed."""
+    """The flat settings that distinguish runs, without the seed."""
     others = {"seed", "model.name", "task.name", "model.title", *run.subject.free_settings}
     return {key: value for key, value in flatten(run.settings).items() if key not in others}
 
@@ -155,24 +155,24 @@ def order(run: Run) -> tuple[Any, ...]:
 
 
 def differing(ours: Run, other: Run) -> set[str]:
-    """Keys of the settings that differ."""
+    """Keys of the settings in which two runs differ."""
     return {key for key, _ in _items(ours) ^ _items(other)}
 
 
 def _items(run: Run, ignored: frozenset[str] = frozenset()) -> frozenset[tuple[str, str]]:
-    """`comparable`, to compare by: a list is no element of a set."""
+    """`comparable` as a set; values become strings because a list is not hashable."""
     return frozenset(
         (key, repr(value)) for key, value in comparable(run).items() if key not in ignored
     )
 
 
 def unlike_the_paper(run: Run) -> set[str]:
-    """Keys of the settings that are not those of the paper's run on these data."""
+    """Keys of the settings in which a run differs from the paper's run on the same data."""
     return unlike(run, paper.settings(run.data, run.model))
 
 
 def unlike(run: Run, theirs: dict[str, Any]) -> set[str]:
-    """Keys of the settings that have another value in `theirs`, and make another experiment."""
+    """Keys of the settings whose value differs from `theirs`, without those in `_AS_GOOD`."""
     return {
         key
         for key, value in comparable(run).items()
@@ -181,7 +181,7 @@ def unlike(run: Run, theirs: dict[str, Any]) -> set[str]:
 
 
 def cluster(runs: Iterable[Run], ignored: frozenset[str] = frozenset()) -> list[list[Run]]:
-    """Runs of the same data, model and settings, however long, in the order of the runs."""
+    """Lists of runs with the same data, model and settings, of any length, in the order given."""
     clusters: dict[Hashable, list[Run]] = {}
     for run in runs:
         key = (kind(run), run.metric, _items(run, ignored))
@@ -190,19 +190,19 @@ def cluster(runs: Iterable[Run], ignored: frozenset[str] = frozenset()) -> list[
 
 
 def how_far(run: Run) -> tuple[bool, int]:
-    """To sort by: a finished run is further than any other."""
+    """A sort key for progress: every finished run is after every unfinished one."""
     return run.result is not None, run.step
 
 
 def one_a_seed(runs: list[Run]) -> list[Run]:
-    """Of each seed the run that went furthest, a finished one before others; by seed."""
+    """The longest run of each seed, sorted by seed; finished runs are preferred."""
     furthest = sorted(runs, key=lambda run: (*how_far(run), str(run.path)))
     kept = {run.seed: run for run in furthest}
     return [kept[seed] for seed in sorted(kept)]
 
 
 def groups(runs: list[Run]) -> list[Group]:
-    """All finished runs, by model as the paper lists them, then by what differs."""
+    """Groups of all finished runs, sorted by data and model as in the paper, then by settings."""
     found = []
     clusters = cluster(runs)
     for members in clusters:
@@ -210,7 +210,7 @@ def groups(runs: list[Run]) -> list[Group]:
         planned: dict[Any, list[Run]] = {}
         for run in members:
             if run.result is not None:
-                # Where patience ends runs, seeds stop at steps of their own.
+                # With early stopping, seeds stop at different steps: group by the planned steps.
                 patience, result = run.settings.get("patience"), run.result
                 steps = result.steps if patience is None else result.max_steps
                 planned.setdefault((repr(patience), steps), []).append(run)
@@ -220,7 +220,7 @@ def groups(runs: list[Run]) -> list[Group]:
 
 
 def _natural(run: Run) -> list[tuple[str, str, Any]]:
-    """The settings, so that γ 0.1 comes before γ 0.3 and nothing depends on the folders' names."""
+    """A sort key from the settings: γ 0.1 comes before γ 0.3, regardless of folder names."""
     return [
         (key, type(value).__name__, value if isinstance(value, (int, float)) else str(value))
         for key, value in sorted(comparable(run).items())
@@ -228,9 +228,10 @@ def _natural(run: Run) -> list[tuple[str, str, Any]]:
 
 
 def label(run: Run, siblings: list[Run], ignored: frozenset[str] = frozenset()) -> str:
-    """The settings that differ from those of `siblings` or of the paper, each with its value.
+    """The settings that differ from `siblings` or from the paper, each with its value.
 
-    Less known ones only where they are not as usual; all of the released code as one.
+    Less known settings are included only if they differ from the defaults. If a run has all the
+    settings of the released code, they are shown as `experiment=official_code`.
     """
     task, values = run.subject.task, comparable(run)
     usual = paper.usual(task, run.model)
@@ -250,7 +251,7 @@ def label(run: Run, siblings: list[Run], ignored: frozenset[str] = frozenset()) 
 
 
 def part(key: str, value: Any) -> str:
-    """`model.gamma_init`, 0.3 -> "γ 0.3"."""
+    """The label of a setting: `model.gamma_init`, 0.3 -> "γ 0.3"."""
     if value is None and key in _WITHOUT_VALUE:
         return _WITHOUT_VALUE[key]
     name = key.rpartition(".")[2].replace("_", " ")
@@ -264,13 +265,13 @@ def part(key: str, value: Any) -> str:
 
 
 def rank(key: str) -> tuple[int, str]:
-    """To sort settings by: those a reader knows best first."""
+    """A sort key for settings: the best-known ones come first."""
     named = list(_NAMES)
     return (named.index(key) if key in named else len(named)), key
 
 
 def sweeps(runs: list[Run]) -> list[dict[float, list[Run]]]:
-    """Runs of one data set and model that differ in the initial γ only: γ -> a run of each seed."""
+    """Runs on one data set and model that differ only in the initial γ: γ -> one run per seed."""
     found = []
     for members in cluster(runs, ignored=frozenset({GAMMA})):
         by_gamma: dict[float, list[Run]] = {}
@@ -284,7 +285,7 @@ def sweeps(runs: list[Run]) -> list[dict[float, list[Run]]]:
 
 
 def mean_curve(runs: list[Run], curve: Callable[[Run], Curve]) -> Curve:
-    """The mean over the seeds, at the steps that all of them have."""
+    """The mean over the runs, at the steps that all of them have."""
     each = [dict(zip(*curve(run), strict=True)) for run in runs]
     shared = sorted(set.intersection(*(set(values) for values in each))) if each else []
     return shared, [mean([values[step] for values in each]) for step in shared]

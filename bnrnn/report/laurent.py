@@ -1,8 +1,8 @@
-"""What Laurent et al. report on speech, and our runs on frames in the same form.
+"""The speech results of Laurent et al., and our runs on frames in the same form.
 
 Laurent, Pereyra, Brakel, Zhang, Bengio, "Batch Normalized Recurrent Neural Networks", ICASSP 2016
-(arXiv 1510.01378): table 1 and figure 2, on WSJ. No run here is on WSJ, so no number of theirs
-stands in a column or panel with one of ours.
+(arXiv 1510.01378): table 1 and figure 2, on WSJ. None of our runs is on WSJ, so their numbers and
+ours are never in the same column or panel.
 """
 
 import functools
@@ -22,8 +22,8 @@ from bnrnn.report.figures import plot
 from bnrnn.report.groups import cluster, label, mean, mean_curve, one_a_seed
 from bnrnn.runs.record import Run
 
-METRIC = "fer"  # of the runs that this part of the report is about
-# Model, training FCE and FER, dev FCE and FER: each the best over the run.
+METRIC = "fer"  # the metric of the runs in this part of the report
+# Model, training FCE and FER, dev FCE and FER; each number is the best over the run.
 TABLE_1 = [
     ("BiRNN", 0.95, 0.28, 1.11, 0.33),
     ("BiRNN (BN)", 0.73, 0.22, 1.19, 0.34),
@@ -33,7 +33,7 @@ COLUMNS = ["training FCE", "training FER, %", "dev FCE", "dev FER, %"]
 
 
 def speech(runs: list[Run]) -> list[Block]:
-    """Table 1 and figure 2 of all runs on frames; nothing where there are none."""
+    """Table 1 and figure 2 from all runs on frames; empty if there are none."""
     found = [run for run in runs if run.metric.name == METRIC and run.curve()[0]]
     if not found:
         return []
@@ -129,7 +129,7 @@ def figure_2(runs: list[Run], title: str) -> Picture:
 
 
 def chart_2(runs: list[Run], title: str) -> Chart:
-    """Theirs at the left, ours at the right."""
+    """A chart with their curves on the left and ours on the right."""
     theirs, ours = [], []
     for model, curves in curves_of_figure_2().items():
         for split, points in curves.items():
@@ -163,6 +163,6 @@ def _curve(run: Run, split: str) -> tuple[list[int], list[float]]:
 
 @functools.cache
 def curves_of_figure_2() -> dict[str, dict[str, list[tuple[int, float]]]]:
-    """Model -> "train" or "valid" -> [(batches, FCE in nats)]."""
+    """The curves of figure 2: model -> "train" or "valid" -> [(batches, FCE in nats)]."""
     file = resources.files("bnrnn.report").joinpath("laurent_figure2.json")
     return json.loads(file.read_text(encoding="utf-8"))["curves"]

@@ -1,4 +1,4 @@
-"""Which model when: every model on the same data at its best settings, by test and by speed."""
+"""The leaderboard: each model at its best settings on the same data, by test and by speed."""
 
 import functools
 import math
@@ -15,7 +15,7 @@ from bnrnn.report.figures import plot
 from bnrnn.report.groups import BASELINES, cluster, kind, label, mean, one_a_seed, order
 from bnrnn.runs.record import Run
 
-FEWEST = 3  # models, below which there is nothing to rank
+FEWEST = 3  # models; with fewer, there is no leaderboard
 _HOW_TO_READ = (
     "Each model at the settings with its best validation, of those that were run: compared on the "
     "seeds that all its settings have. Validation with population statistics. Steps and seconds "
@@ -29,8 +29,8 @@ _HOW_TO_READ = (
 class Standing:
     """A model at its best settings."""
 
-    runs: list[Run]  # finished, one of each seed
-    tried: int  # settings
+    runs: list[Run]  # finished, one per seed
+    tried: int  # number of settings compared
 
     @property
     def first(self) -> Run:
@@ -45,13 +45,13 @@ class Standing:
         return [run.final("test") for run in self.runs]
 
     def reached(self, target: float) -> list[tuple[int, float]]:
-        """Steps and seconds until a validation as good as the target, of runs that get there."""
+        """Steps and seconds until validation reaches the target, for the runs that reach it."""
         found = (_first_at(run, target) for run in self.runs)
         return [point for point in found if point is not None]
 
 
 def standings(runs: Sequence[Run]) -> list[Standing]:
-    """Of runs on the same data: one a model, the best test first."""
+    """One standing per model from runs on the same data, the best test result first."""
     finished = [run for run in runs if run.state == "finished"]
     by_model: dict[str, list[list[Run]]] = {}
     for members in cluster(sorted(finished, key=order)):
@@ -63,7 +63,13 @@ def standings(runs: Sequence[Run]) -> list[Standing]:
 
 
 def _best(settings: list[list[Run]]) -> list[Run]:
-    """The settings with the best validation, on the seeds that all have; one run a seed each."""
+    """The runs of the settings with the best validation.
+
+    Settings are compared on the seeds that all of them have.
+
+    Args:
+        settings: for each group of settings, one run per seed.
+    """
     shared = set.intersection(*({run.seed for run in runs} for runs in settings))
 
     def score(runs: list[Run]) -> float:
@@ -74,7 +80,10 @@ def _best(settings: list[list[Run]]) -> list[Run]:
 
 
 def target(found: Sequence[Standing]) -> tuple[float, str]:
-    """A validation to reach, and whose it is: the baseline's best, so that what beats it shows."""
+    """The target validation and whose it is.
+
+    The target is the baseline's best validation; without a baseline, the worst model's best.
+    """
     for standing in found:
         if standing.first.model in BASELINES:
             return standing.valid, "the best of the LSTM"
@@ -94,7 +103,7 @@ def _first_at(run: Run, target: float) -> tuple[int, float] | None:
 
 
 def blocks(runs: list[Run]) -> list[Block]:
-    """A table and a figure for each data set on which enough models have been run."""
+    """A table and a figure for each data set with finished runs of enough models."""
     found: list[Block] = []
     for data in dict.fromkeys(run.data for run in sorted(runs, key=order)):
         of_data = [run for run in runs if run.data == data]
@@ -168,7 +177,7 @@ def figure(ranked: list[Standing], target: float, title: str) -> Figure:
 
 
 def chart_of(ranked: list[Standing], target: float) -> Chart:
-    """Validation of each model at its best settings."""
+    """Validation curves of each model at its best settings."""
     metric = ranked[0].first.metric
     curves = []
     for standing in ranked:
@@ -192,7 +201,7 @@ def chart_of(ranked: list[Standing], target: float) -> Chart:
 
 
 def _limits(ranked: list[Standing], best: float) -> tuple[float, float] | None:
-    """Leave the steep beginning out: a quarter of all validations may lie outside."""
+    """Limits of the y axis that cut off the worst quarter of validations, the steep start."""
     values = sorted(
         value for found in ranked for run in found.runs for value in run.curve()[1]
         if math.isfinite(value)

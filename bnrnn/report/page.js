@@ -1,5 +1,5 @@
-// What a report's page does by itself: tables that sort, and charts in place of their pictures.
-// Each chart's numbers are in a JSON element within its figure, see bnrnn/report/chart.py.
+// The script of a report's page: makes tables sortable and replaces pictures with charts.
+// The numbers of a chart are in a JSON script element inside its figure; see bnrnn/report/chart.py.
 "use strict";
 (() => {
 
@@ -30,8 +30,8 @@ const SECONDS = { ms: 0.001, s: 1, min: 60, h: 3600 };
 const NUMBER = /^[+-]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?:e[+-]?\d+)?(?=$|[\s%,;:)])/i;
 const letters = new Intl.Collator("en", { numeric: true, sensitivity: "base" });
 
-// "1,500 of 100,000" is 1500, "−0.05" negative, "3 min" 180. Text comes behind numbers, and what
-// is empty behind both, in either direction.
+// "1,500 of 100,000" sorts as 1500, "−0.05" as a negative number, "3 min" as 180. In either
+// direction, numbers come first, then text, then empty cells.
 function sortKey(cell) {
   const text = cell.textContent.trim().replace(/−/g, "-");
   const found = text.match(NUMBER);
@@ -48,7 +48,7 @@ function compared(a, b, sign) {
   return sign * (a.rank === 0 ? a.value - b.value : letters.compare(a.value, b.value));
 }
 
-// A header sorts upwards, then downwards, then as the report has the rows.
+// Clicks on a header sort ascending, then descending, then restore the report's order.
 function sortable(table) {
   const body = table.tBodies[0];
   const rows = [...body.rows];
@@ -83,7 +83,7 @@ const grouped = (number) => number.toLocaleString("en-US", { maximumFractionDigi
 const shown = (value, decimals) =>
   Math.abs(value) < 1e9 ? value.toFixed(decimals) : value.toPrecision(3);
 
-// About so many round numbers from low to high, as text that tells them apart.
+// About `most` round numbers from low to high, each with its label.
 function ticks(low, high, most) {
   const rough = (high - low) / Math.max(most, 1);
   const power = 10 ** Math.floor(Math.log10(rough));
@@ -171,7 +171,7 @@ function chart(figure, number) {
     root.addEventListener("pointermove", (event) => point(view, event));
     root.addEventListener("pointerdown", (event) => point(view, event));
     root.addEventListener("pointerleave", (event) => {
-      if (event.pointerType !== "touch") read(view, null); // a finger that lifts has not left
+      if (event.pointerType !== "touch") read(view, null); // lifting a finger keeps the reading
     });
     root.addEventListener("blur", () => read(view, null));
     root.addEventListener("keydown", (event) => key(view, event));
@@ -211,7 +211,7 @@ function chart(figure, number) {
     const marks = ticks(low, high, (height - top) / 45);
     const start = 14 + 7 * Math.max(...marks.map(([, text]) => text.length));
     const widest = grouped(Math.round(right)).length;
-    const end = Math.max(14, 2 + 3.5 * widest); // half of a number under the axis
+    const end = Math.max(14, 2 + 3.5 * widest); // half the width of a tick label
     const inner = { width: width - start - end, height: height - top - 44 };
     view.place = (x, y) => [
       (x - left) / (right - left) * inner.width, (high - y) / (high - low) * inner.height,
@@ -231,7 +231,7 @@ function chart(figure, number) {
     content.append(svg("text", {
       x: start + inner.width / 2, y: height - 6, class: "x label",
     }, data.labels[axis]));
-    // An svg within an svg cuts off what lies outside.
+    // A nested svg clips its content.
     const inside = svg("svg", { x: start, y: top, width: inner.width, height: inner.height });
     if (panel.level !== null && panel.level !== undefined) {
       const at = round(view.place(left, panel.level)[1]);

@@ -1,4 +1,4 @@
-"""What the papers report: their tables, and their curves read off the figures.
+"""The papers' results: their tables, and curves read off their figures.
 
 Cooijmans et al., "Recurrent Batch Normalization", ICLR 2017; Laurent et al., "Batch Normalized
 Recurrent Neural Networks", ICASSP 2016.
@@ -31,17 +31,17 @@ class Data(NamedTuple):
 
 
 class Reported(NamedTuple):
-    """One number of the paper, in the metric's unit."""
+    """One number from a paper, in the metric's unit."""
 
     value: float
     split: str  # "test" or "valid"
     source: str
-    steps: int | None  # of training behind it: as far as the paper's curve goes; None: unknown
+    steps: int | None  # training steps: the length of the paper's curve; None: unknown
 
 
 COOIJMANS = Paper("Recurrent Batch Normalization", "Cooijmans et al., ICLR 2017")
 LAURENT = Paper("Batch Normalized Recurrent Neural Networks", "Laurent et al., ICASSP 2016")
-# In the papers' order.
+# In the order of the papers.
 DATA = {
     "mnist": Data("MNIST, a pixel a step", ACCURACY, COOIJMANS),
     "pmnist_official": Data(
@@ -96,7 +96,7 @@ RESULTS: dict[tuple[str, str], Reported] = {
     ("ptb_words", "words_large"): Reported(81.8, "valid", "table 2", 72_985),
     ("ptb_words", "words_large_bn_input"): Reported(97.4, "valid", "table 2", 72_985),
 }
-# Other papers' numbers for other models of the same tasks, and the experiment with their settings.
+# Results of other papers' models on the same tasks, and the experiment with their settings.
 FAMILY: dict[tuple[str, str], tuple[Reported, str]] = {
     ("pmnist_official", "bn_zoneout"): (
         Reported(95.9, "test", "Krueger et al. 2017", None), "zoneout_paper",
@@ -104,29 +104,29 @@ FAMILY: dict[tuple[str, str], tuple[Reported, str]] = {
     ("ptb", "zoneout"): (Reported(1.27, "test", "Krueger et al. 2017", None), "zoneout_paper"),
     ("ptb", "lnlstm"): (Reported(1.267, "test", "Ha et al. 2017, table 3", None), "ln_paper"),
 }  # fmt: skip
-# Laurent et al., table 2: perplexity in training.
+# Laurent et al., table 2: training perplexity.
 WORDS_TRAINING = {
     "words_small": 78.5, "words_small_bn_input": 62.5, "words_medium": 49.1,
     "words_medium_bn_input": 41.0, "words_large": 49.3, "words_large_bn_input": 35.0,
 }  # fmt: skip
 # Zaremba et al., 2014, table 1: test perplexity.
 WORDS_TEST = {"words_small": 114.5, "words_medium": 82.7, "words_large": 78.4}
-GAMMA = 0.1  # its initial value in all of them
+GAMMA = 0.1  # the initial γ in all experiments of the papers
 
 
 def family(data: str) -> str:
-    """What data have in common with the paper's: "text8-part" -> "text8"."""
+    """The family of a data set, shared with the paper's data: "text8-part" -> "text8"."""
     named = {"ptb_words": "words", "ptb_characters": "sum"}.get(data.partition("-")[0])
     return named or re.split("[-_]", data, maxsplit=1)[0]
 
 
 def paper_of(data: str) -> Paper | None:
-    """The paper that has these data, or others of their family."""
+    """The paper that uses this data set or another of its family; None if no paper does."""
     return next((d.paper for name, d in DATA.items() if family(name) == family(data)), None)
 
 
 def order(data: str, model: str) -> tuple[int, bool, str, int, str]:
-    """To sort by: as the paper has them; data like its own come behind those, others at the end."""
+    """A sort key: the papers' order; related data follow the papers' own, other data are last."""
     families, models = [family(name) for name in DATA], list(MODELS)
     return (
         families.index(family(data)) if family(data) in families else len(families),
@@ -138,7 +138,7 @@ def order(data: str, model: str) -> tuple[int, bool, str, int, str]:
 
 
 def reported(data: str, model: str) -> Reported | None:
-    """What a paper has for a model on these data."""
+    """The number that a paper reports for a model on these data; None if there is none."""
     if (data, model) in FAMILY:
         return FAMILY[data, model][0]
     return RESULTS.get((data, model))
@@ -146,8 +146,10 @@ def reported(data: str, model: str) -> Reported | None:
 
 @functools.cache
 def settings(data: str, model: str) -> dict[str, Any]:
-    """The settings of the paper's run, flat, as `reproduce=`, or for `FAMILY` `experiment=`, has
-    them; {} where there is none."""
+    """The flat settings of the paper's run; {} if the paper has no such run.
+
+    They come from `reproduce=`, or from `experiment=` for the results in `FAMILY`.
+    """
     data = data.removesuffix("-part")
     if (data, model) in FAMILY:
         return defaults(f"experiment={FAMILY[data, model][1]}", f"task={data}", f"model={model}")
@@ -158,13 +160,13 @@ def settings(data: str, model: str) -> dict[str, Any]:
 
 @functools.cache
 def usual(task: str, model: str) -> dict[str, Any]:
-    """The settings of `task=` and `model=` alone, flat; {} where `conf/` has no such."""
+    """The flat settings of `task=` and `model=` alone; {} if `conf/` does not have both."""
     return _defaults(task, model)
 
 
 @functools.cache
 def official_code(task: str, model: str) -> dict[str, Any]:
-    """What `experiment=official_code` sets for a task and model, flat; {} where it has nothing."""
+    """The flat settings that `experiment=official_code` changes for a task and model."""
     ours, theirs = usual(task, model), _defaults(task, model, "experiment=official_code")
     return {key: value for key, value in theirs.items() if value != ours[key]}
 
@@ -187,8 +189,8 @@ def _curves() -> dict[str, Any]:
 def validation(data: str) -> dict[str, Points]:
     """Figures 2, 3a, 4: model -> [[training step, value]], batch statistics.
 
-    Values are as recorded in a run's metrics: a share for accuracy and error. {} where the paper
-    has no curve on these data.
+    Values have the unit of a run's records: a fraction for accuracy and error. {} if the paper has
+    no curve on these data.
     """
     return _curves()["validation"].get(data, {})
 
@@ -199,12 +201,12 @@ def words() -> dict[str, dict[str, Points]]:
 
 
 def sums() -> dict[str, Points]:
-    """Laurent et al., figure 1: model -> [[epoch, cross entropy in training, nats]]."""
+    """Laurent et al., figure 1: model -> [[epoch, training cross entropy in nats]]."""
     return _curves()["sums"]
 
 
 def gradient_flow() -> dict[float, Points]:
-    """Figure 1a: γ -> [[t, log10 of the gradient's norm]]."""
+    """Figure 1a: γ -> [[t, log10 of the gradient norm]]."""
     return {float(gamma): points for gamma, points in _curves()["gradient_flow"].items()}
 
 

@@ -1,7 +1,7 @@
-"""The numbers in README.md and docs/: our results, and what a training step costs.
+"""The numbers in README.md and docs/: our results and the cost of a training step.
 
-They stand between `<!-- results: NAME -->` and `<!-- end of results -->`, NAME being "experiments"
-(a table of commands, of which one column is ours), "speed" or "gpu". `make results` writes them.
+They are between `<!-- results: NAME -->` and `<!-- end of results -->`. NAME is "experiments" (a
+table of commands with a column for our results), "speed" or "gpu". `make results` writes them.
 """
 
 import json
@@ -19,7 +19,7 @@ from bnrnn.runs.record import Run
 
 _BLOCK = re.compile(r"(<!-- results: (\w+) -->\n)(.*?)(<!-- end of results -->)", re.DOTALL)
 _COMMAND = re.compile(r"\| `bnrnn task=(\w+) model=(\w+)` \|")
-_OURS = 3  # the column; what is before the first bar counts
+_OURS = 3  # index of our column; index 0 is the text before the first bar
 _GPU = "gpu-nvidia-h200.json"  # written by `make gpu-check`
 _SHAPES = {
     "pMNIST": "permuted MNIST",
@@ -31,15 +31,15 @@ _SIZES = {"T": "steps", "B": "batch", "H": "hidden"}
 
 
 def pages(root: Path) -> list[Path]:
-    """What has such numbers, or could: README.md and the pages of docs/."""
+    """The pages that may contain such numbers: README.md and the pages of docs/."""
     return [root / "README.md", *sorted((root / "docs").glob("*.md"))]
 
 
 def refreshed(text: str, results: Path, to_results: str = "results") -> str:
-    """A page with the numbers that are in `results`.
+    """The text of a page, updated with the numbers in `results`.
 
     Args:
-        to_results: how a link from the page gets there.
+        to_results: the relative path from the page to `results`.
     """
     blocks: dict[str, Callable[[str], str]] = {
         "experiments": lambda block: _experiments(block, find_runs(results / "runs"), to_results),
@@ -50,7 +50,7 @@ def refreshed(text: str, results: Path, to_results: str = "results") -> str:
 
 
 def _experiments(block: str, runs: list[Run], to_results: str) -> str:
-    """The same table, with our results in the rows that have the command of a task and a model."""
+    """The same table, with our results in each row whose command has a task and a model."""
     rows = []
     for row in block.splitlines():
         if found := _COMMAND.match(row):
@@ -62,7 +62,7 @@ def _experiments(block: str, runs: list[Run], to_results: str) -> str:
 
 
 def ours(runs: list[Run], data: str, model: str, to_results: str = "results") -> str:
-    """`90.4 % (LSTM 81.2) after 20 epochs`: of runs that differ from the paper's in length only."""
+    """`90.4 % (LSTM 81.2) after 20 epochs`, from runs with the paper's settings, of any length."""
     if model.startswith("words_"):
         baseline = model.removesuffix("_bn_input")
     else:
@@ -90,7 +90,7 @@ def _usual(run: Run) -> bool:
 
 
 def _speed(file: Path) -> str:
-    """Multiples of what `nn.LSTM` takes."""
+    """A table of times per training step, as multiples of `nn.LSTM`'s."""
     rows = []
     for name, shape in json.loads(file.read_text(encoding="utf-8"))["shapes"].items():
         steps = {subject: row["step"] for subject, row in shape["subjects"].items()}
@@ -104,7 +104,10 @@ def _speed(file: Path) -> str:
 
 
 def _gpu(file: Path) -> str:
-    """Multiples of what `nn.LSTM` takes, by the kernel that the size and the products choose."""
+    """A table of GPU times per training step, as multiples of `nn.LSTM`'s.
+
+    BNLSTM uses the kernel that it chooses for the size and the precision.
+    """
     rows: dict[str, list[Text]] = {}
     for shape in json.loads(file.read_text(encoding="utf-8"))["shapes"]:
         rounding = "ieee" if shape["products"] == "float32" else shape["products"]

@@ -1,4 +1,4 @@
-"""The report on all runs under a folder: tables and figures, as Markdown and as one HTML page."""
+"""The report on all runs in a folder: tables and figures, as Markdown and as one HTML page."""
 
 import functools
 import itertools
@@ -61,10 +61,12 @@ _STATES = ("finished", "running", "stopped", "unfinished", "failed", "unreadable
 
 
 def write_report(outputs: Path, target: Path) -> None:
-    """All runs and analyses under `outputs` into `target`: report.md, report.html and figures/.
+    """Write a report on all runs and analyses under `outputs` to `target`.
+
+    The files are report.md, report.html and figures/.
 
     Raises:
-        CheckpointError: there is nothing to report on.
+        CheckpointError: there are no runs or analyses under `outputs`.
         OutputError: the files cannot be written.
     """
     found = find(outputs)
@@ -83,13 +85,13 @@ def write_report(outputs: Path, target: Path) -> None:
 
 
 def write_leaderboard(outputs: Path, target: Path) -> str:
-    """The leaderboards of all runs under `outputs` into `target`, as one HTML page and as Markdown.
+    """Write the leaderboards of all runs under `outputs` to `target`, as HTML and as Markdown.
 
     Returns:
-        the same for a terminal.
+        the leaderboards as text for a terminal.
 
     Raises:
-        CheckpointError: no data set has enough models.
+        CheckpointError: no data set has finished runs of enough models.
         OutputError: the files cannot be written.
     """
     found = leaderboard.blocks(find(outputs).runs)
@@ -103,20 +105,20 @@ def write_leaderboard(outputs: Path, target: Path) -> str:
 
 
 def _write_document(name: str, title: str, blocks: list[Block], target: Path) -> None:
-    """NAME.md, NAME.html and the figures of both; figures of runs that are gone are removed."""
+    """Write NAME.md, NAME.html and their figures, and remove figures that are no longer used."""
     blocks, pictures = draw(blocks, ("png", "svg"))
     figures = target / "figures"
     write_pictures(figures, pictures)
     for picture in figures.glob("*.*"):
         if picture.stem not in pictures and picture.suffix in (".png", ".svg"):
-            picture.unlink()  # of runs that are gone, or have another name by now
+            picture.unlink()
     vectors = {name: kinds["svg"] for name, kinds in pictures.items()}
     write_atomic(target / f"{name}.md", to_markdown(blocks).encode())
     write_atomic(target / f"{name}.html", to_html(title, blocks, vectors).encode())
 
 
 def draw(blocks: Sequence[Block], kinds: Sequence[str]) -> tuple[list[Block], Pictures]:
-    """The pictures of the figures of a document; a figure that cannot be drawn becomes a line."""
+    """The document and its pictures; a figure that cannot be drawn becomes a line of text."""
     drawn: list[Block] = []
     pictures: Pictures = {}
     for block in blocks:
@@ -124,7 +126,7 @@ def draw(blocks: Sequence[Block], kinds: Sequence[str]) -> tuple[list[Block], Pi
             try:
                 figure = block.draw()
                 pictures[block.name] = {kind: encode(figure, kind) for kind in kinds}
-            # matplotlib has no error of its own for numbers that it cannot place.
+            # matplotlib raises various errors for numbers that it cannot draw.
             except (ValueError, ArithmeticError, MemoryError, RuntimeError) as error:
                 block = Paragraph(f"{block.alt}: no figure, its numbers cannot be drawn ({error}).")
             finally:
@@ -151,10 +153,11 @@ def document(
     name: Callable[[Run], Inline],
     resume: Callable[[Run], str] | None = None,
 ) -> list[Block]:
-    """
+    """The report as blocks.
+
     Args:
-        name: what a run is called in the tables.
-        resume: the command to go on with a stopped run.
+        name: returns the name of a run in the tables.
+        resume: returns the command that resumes a stopped run; None: show no command.
     """
     return _named_apart([
         Heading(1, title),
@@ -174,7 +177,7 @@ def document(
 
 
 def _named_apart(blocks: list[Block]) -> list[Block]:
-    """The figures with names that are file names, each another."""
+    """The blocks, with a unique file name for each figure."""
     taken: set[str] = set()
     named: list[Block] = []
     for block in blocks:
@@ -193,7 +196,7 @@ def _counts(found: Found) -> str:
 
 
 def _overview(runs: list[Run]) -> list[Block]:
-    """What was run, a row for each data set, where there are several."""
+    """A table with one row per data set: runs, models, best result; empty for a single data set."""
     rows: list[list[Text]] = []
     all_groups = groups(runs)
     for data, grouped in itertools.groupby(sorted(runs, key=order), key=lambda run: run.data):
@@ -213,7 +216,7 @@ def _overview(runs: list[Run]) -> list[Block]:
 
 
 def _results(runs: list[Run]) -> list[Block]:
-    """A section for each data set, by paper: the results, and the curves behind them."""
+    """A section per data set, ordered by paper: a table of results, and figures of their curves."""
     blocks: list[Block] = []
     all_groups = groups(runs)
     heading = ""
@@ -283,7 +286,7 @@ def _as_in_the_paper(run: Run, reported: paper.Reported) -> str:
 
 
 def _figures(runs: list[Run]) -> list[Block]:
-    """Of runs on the same data: the curves, and the sweeps over the initial γ."""
+    """Figures of runs on the same data: validation curves and sweeps over the initial γ."""
     data, data_title = runs[0].data, runs[0].subject.data_title
     found_sweeps = sweeps(runs)
     own_figure = {
@@ -328,7 +331,7 @@ def _figures(runs: list[Run]) -> list[Block]:
     return blocks
 
 
-# Of these data the paper's figure has another form.
+# Families of data for which the paper's figure has another form.
 _OWN_FIGURES: dict[str, Callable[[list[Run]], list[Block]]] = {
     "sum": first_attempt.blocks, "words": words.blocks,
 }  # fmt: skip
@@ -375,7 +378,7 @@ def _finished(run: Run) -> bool:
 
 
 def _analyses(found: dict[str, Analysis]) -> list[Block]:
-    """A figure for each analysis and data set; the paper's, Penn Treebank, first."""
+    """A figure for each analysis and data set; Penn Treebank, the paper's data, comes first."""
     by_figure: dict[tuple[str, str | None], list[Analysis]] = {}
     for name in sorted(found, key=lambda name: ("-ptb-" not in name, name)):
         analysis = found[name]
@@ -477,7 +480,7 @@ def _duration(seconds: float) -> str:
 
 
 def _same_step(runs: list[Run], name: Callable[[Run], Inline]) -> list[Block]:
-    """Our validation at the steps where the paper's curve has a value."""
+    """Tables of our validation and the paper's at the same steps."""
     blocks: list[Block] = []
     for run in _ordered(runs):
         points = paper.validation(run.data).get(run.model, [])
@@ -511,7 +514,7 @@ def _same_step(runs: list[Run], name: Callable[[Run], Inline]) -> list[Block]:
 
 
 def interpolate(points: paper.Points, step: float) -> float | None:
-    """The paper's value at a step; None beyond its curve."""
+    """The paper's value at a step, interpolated linearly; None outside its curve."""
     for (s0, v0), (s1, v1) in itertools.pairwise(points):
         if s0 <= step <= s1:
             return v0 + (step - s0) / (s1 - s0) * (v1 - v0) if s1 > s0 else v0
@@ -519,6 +522,6 @@ def interpolate(points: paper.Points, step: float) -> float | None:
 
 
 def thinned(items: Sequence[Any], most: int) -> list[Any]:
-    """At most so many of them, evenly, the last among them."""
+    """At most `most` evenly spaced items, including the last."""
     stride = math.ceil(len(items) / most)
     return list(items[::-1][::stride][::-1]) if items else []

@@ -1,11 +1,11 @@
-"""`results/` from run directories: copies without weights, and the report on them.
+"""Make `results/` from run directories: copies without weights, and a report on them.
 
 python -m bnrnn.report.results OUTPUTS RESULTS
 
 Runs under OUTPUTS are copied (settings, records, result; no weights) to RESULTS/runs, analyses to
-RESULTS/analyses; then RESULTS/README.md and RESULTS/figures are made from RESULTS alone, so that
-anyone can make them again without the runs, and the numbers in the README.md and docs/ beside
-RESULTS.
+RESULTS/analyses. Then RESULTS/README.md and RESULTS/figures are made from RESULTS alone, so that
+anyone can make them again without the runs. The numbers in the README.md and docs/ beside RESULTS
+are updated too.
 """
 
 import itertools
@@ -45,16 +45,19 @@ from bnrnn.runs.record import (
 from bnrnn.runs.text import slug
 
 MOST_TRAINING_RECORDS = 400
-# Where things were on one machine is of no use on another.
+# Overrides that depend on the machine; a copied command omits them.
 _ELSEWHERE = ("data_dir", "outputs", "resume", "threads")
 
 
 def collect(outputs: Path, results: Path) -> None:
-    """Copy the runs under `outputs`; one gives way to one of its kind that went further."""
+    """Copy the runs and analyses under `outputs` to `results`.
+
+    Of several runs with the same settings and seed, keep the longest finished one, if any.
+    """
     found = find(outputs)
     kept = {run.path.name: run for run in find_runs(results / "runs")}
     for run in sorted(found.runs, key=how_far):
-        # A validation on a part of the data is a trial, unless it is what `reproduce=` asked for.
+        # A run that validates on part of the data is only a trial, unless `reproduce=` set that.
         part_only = run.settings.get("max_valid_batches") is not None and run.scale is None
         if part_only or "demo" in run.path.relative_to(outputs).parts or not run.records:
             continue
@@ -73,10 +76,10 @@ def collect(outputs: Path, results: Path) -> None:
 
 
 def folder_name(run: Run, kept: dict[str, Run]) -> str:
-    """What tells a run from the others: data, model, how it departs from the paper, and seed.
+    """A unique name from data, model, differences from the paper's settings, and seed.
 
     Args:
-        kept: the runs there are, by folder; the same run again takes its folder.
+        kept: the runs already copied, by folder. A repeated run gets the folder of the first.
     """
     for name, other in kept.items():
         same = (run.seed, run.scale) == (other.seed, other.scale)
@@ -93,7 +96,7 @@ def folder_name(run: Run, kept: dict[str, Run]) -> str:
         if not (more := differing(run, kept[name]) - keys):
             break
         keys.add(min(more, key=rank))
-    # Their names are alike but for letters that a file name cannot have.
+    # The names differ only in characters that a file name cannot contain.
     return next(f"{name}-{k}" for k in itertools.count(2) if f"{name}-{k}" not in kept)
 
 
@@ -117,7 +120,7 @@ def _copy(run: Run, target: RunDirectory) -> None:
 
 
 def thin(records: list[Record]) -> list[Record]:
-    """All validations and tests; of the training at most 400 records, evenly, with the last."""
+    """The records, with the training records thinned evenly to at most 400 (the last one stays)."""
     training = [record for record in records if record.split == "train"]
     steps = {record.step for record in report.thinned(training, MOST_TRAINING_RECORDS)}
     return [record for record in records if record.split != "train" or record.step in steps]
@@ -140,8 +143,8 @@ def _without_paths(text: str) -> str:
 
 
 def command(result: Result | Analysis) -> str:
-    """What makes this result elsewhere."""
-    # Stopped on the way to more, and then tested by asking for fewer.
+    """The command that makes this result on another machine."""
+    # The run was stopped early, then resumed with fewer steps to test its model.
     cut_short = isinstance(result, Result) and result.steps > result.max_steps
     words = []
     for word in result.command.split():
@@ -157,7 +160,11 @@ def command(result: Result | Analysis) -> str:
 
 
 def write(results: Path, figures: bool = True) -> str:
-    """The text of README.md, from the runs and analyses in `results`; the figures too, if asked."""
+    """The text of README.md, made from the runs and analyses in `results`.
+
+    Args:
+        figures: whether to draw and write the figures too.
+    """
     runs, analyses = find(results / "runs"), find(results / "analyses")
     found = Found(
         results, runs.runs, analyses.analyses, [*runs.unreadable, *analyses.unreadable]

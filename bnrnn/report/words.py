@@ -1,4 +1,4 @@
-"""Laurent et al., 2015: table 2 and figure 3, perplexity in training and validation by epoch."""
+"""Table 2 and figure 3 of Laurent et al., 2015: training and validation perplexity by epoch."""
 
 import functools
 import itertools
@@ -18,13 +18,13 @@ from bnrnn.runs.record import Run
 from bnrnn.settings.schema import SIZES
 
 Curve = dict[float, float]  # epoch -> perplexity
-_HIGHEST = 300  # of the paper's axis
-_MOST_EPOCHS = 11  # columns of a table
+_HIGHEST = 300  # of the paper's y axis, perplexity
+_MOST_EPOCHS = 11  # columns of a table, at most
 _SPLITS = {"train": "training", "valid": "validation"}
 
 
 def blocks(runs: list[Run]) -> list[Block]:
-    """What stands below the results of runs on Penn Treebank by words."""
+    """Tables and figures for runs on word-level Penn Treebank."""
     shown = [run for run in sorted(runs, key=order) if validation(run)]
     if not shown:
         return []
@@ -89,9 +89,10 @@ def _row(run: Run, firsts: list[Run]) -> list[Text]:
 
 
 def validation(run: Run, statistics: str | None = None) -> Curve:
-    """
+    """Validation perplexity by epoch.
+
     Args:
-        statistics: None: batch statistics where the model normalises.
+        statistics: None: batch statistics if the model normalises.
     """
     points = run.paper_like_curve() if statistics is None else run.curve(statistics)
     each = _steps_per_epoch(run)
@@ -99,14 +100,16 @@ def validation(run: Run, statistics: str | None = None) -> Curve:
 
 
 def training(run: Run) -> Curve:
-    """At each validation: the perplexity of the mean loss since the one before."""
+    """Training perplexity at each validation, from the mean loss since the previous validation."""
     losses = means_in_training(run, "cross_entropy")
     return {epoch: math.exp(mean) for epoch, mean in losses.items() if mean < 700}
 
 
 def means_in_training(run: Run, name: str) -> Curve:
-    """At each validation: the mean of what was recorded since the one before. Where validation is
-    at the end of each epoch, that is the mean over the epoch."""
+    """The mean of the training records since the previous validation, at each validation.
+
+    With a validation at the end of each epoch, this is the mean over the epoch.
+    """
     recorded = run.values(name, "train", None)
     each, found = _steps_per_epoch(run), {}
     for before, step in itertools.pairwise([0, *run.paper_like_curve()[0]]):
@@ -117,11 +120,11 @@ def means_in_training(run: Run, name: str) -> Curve:
 
 
 def _steps_per_epoch(run: Run) -> int:
-    return max(run.subject.steps_per_epoch, 1)  # 0 only where somebody wrote it
+    return max(run.subject.steps_per_epoch, 1)  # 0 only in a file edited by hand
 
 
 def curves(runs: list[Run], title: str) -> Figure:
-    """`chart_of` as a picture, the paper's curves behind."""
+    """`chart_of` as a picture, with the paper's curves behind ours."""
     figure, axes = plt.subplots(figsize=(7.2, 4.5), layout="constrained")
     (panel,) = chart_of(runs).panels
     plot(axes, panel.curves, EPOCHS)
@@ -134,7 +137,7 @@ def curves(runs: list[Run], title: str) -> Figure:
 
 
 def chart_of(runs: list[Run]) -> Chart:
-    """Training and validation of runs of one size, and the paper's curves."""
+    """Training and validation curves of runs of one size, and the paper's curves."""
     longest = max(max(validation(run)) for run in runs)
     found: list[chart.Curve] = []
     for model, by_split in paper.words().items():
@@ -172,7 +175,7 @@ def chart_of(runs: list[Run]) -> Chart:
 
 
 def by_epochs(name: str, run: Run, points: Curve, **style: Any) -> chart.Curve:
-    """Of our values at the steps of validations; x on the axis of epochs as in `points`."""
+    """A curve of our values at validation steps, with its points on every axis."""
     each = _steps_per_epoch(run)
     x = along([run], [round(epoch * each) for epoch in points], "valid")
     return chart.Curve(
@@ -181,10 +184,10 @@ def by_epochs(name: str, run: Run, points: Curve, **style: Any) -> chart.Curve:
 
 
 def papers(name: str, points: Curve, each: int | None, model: str, dash: str = "-") -> chart.Curve:
-    """The paper's, wide and pale.
+    """A curve from the paper, wide and pale.
 
     Args:
-        each: its steps an epoch, where they are known.
+        each: the paper's steps per epoch; None if they are not known.
     """
     x: dict[str, Sequence[float]] = {EPOCHS: list(points)}
     if each is not None:
@@ -197,7 +200,7 @@ def by_epoch(points: paper.Points) -> Curve:
 
 
 def _same_epoch(runs: list[Run]) -> list[Block]:
-    """Ours and the paper's at the same epochs, where the paper has curves."""
+    """Tables of our perplexity and the paper's at the same epochs, if the paper has curves."""
     found: list[Block] = []
     for run in runs:
         theirs = {split: by_epoch(p) for split, p in paper.words().get(run.model, {}).items()}
