@@ -187,7 +187,7 @@ def shipped(name):
 
 def test_curves_by_epochs_have_steps_and_seconds_too():
     run, valid = shipped("ptb_words-words_small-seed0")
-    curves = of(words.chart_of([run]))
+    curves = of(words.chart_of([run], "A title"))
     assert list(curves) == ["Small LSTM, validation", "Small LSTM, training"]
     found = curves["Small LSTM, validation"]
     np.testing.assert_allclose(found["y"], [v["perplexity"] for v in valid.values()], rtol=1e-6)
@@ -200,7 +200,7 @@ def test_curves_by_epochs_have_steps_and_seconds_too():
 
 def test_the_leaderboard_begins_with_seconds_and_has_the_target():
     runs = [shipped(f"pydocs-{name}-seed0") for name in ("lstm", "bnlstm", "lnlstm")]
-    made = leaderboard.chart_of(leaderboard.standings([run for run, _ in runs]), 2.0)
+    made = leaderboard.chart_of(leaderboard.standings([run for run, _ in runs]), 2.0, "A title")
     assert (made.axis, made.panels[0].level) == (SECONDS, 2.0)
     for run, valid in runs:
         found = of(made)[run.subject.model_title]
@@ -474,8 +474,7 @@ def test_what_a_reader_can_act_on_has_a_name(page):
     assert page.get_by_role("group", name="x axis").count() == 3
     label = plot(page).get_attribute("aria-label")
     assert label == (
-        "Validation against training steps, Penn Treebank, characters: validation bits per "
-        "character against training steps, 8 curves"
+        "Penn Treebank, characters: validation bits per character against training steps, 8 curves"
     )
     described = plot(page).get_attribute("aria-describedby")
     assert "arrow keys" in page.locator(f"#{described}").inner_text()

@@ -51,7 +51,7 @@ def validation_curves(runs: list[Run], title: str = "", last: float = math.inf) 
     mean is thick.
     """
     figure, axes = plt.subplots(figsize=(7.2, 4.5), layout="constrained")
-    (panel,) = validation_chart(runs, last).panels
+    (panel,) = validation_chart(runs, title, last).panels
     plot(axes, panel.curves, STEPS)
     _tidy(axes, panel.y_label)
     if max(map(len, axes.get_legend_handles_labels()[1]), default=0) > _LONG:
@@ -64,7 +64,7 @@ def validation_curves(runs: list[Run], title: str = "", last: float = math.inf) 
     return figure
 
 
-def validation_chart(runs: list[Run], last: float = math.inf) -> Chart:
+def validation_chart(runs: list[Run], title: str = "", last: float = math.inf) -> Chart:
     """Validation curves of runs on the same data, and the paper's curves.
 
     Args:
@@ -77,7 +77,7 @@ def validation_chart(runs: list[Run], last: float = math.inf) -> Chart:
         siblings = [c[0] for c in clusters if kind(c[0]) == kind(members[0])]
         curves += _settings_curves(members, siblings, last, few)
     metric = runs[0].metric
-    return Chart([Panel(f"validation {metric.label}", curves, decimals=metric.decimals)])
+    return Chart([Panel(f"validation {metric.label}", curves, title, metric.decimals)])
 
 
 def _papers_curves(runs: list[Run], last: float, few: bool) -> list[chart.Curve]:

@@ -28,7 +28,7 @@ def blocks(runs: list[Run]) -> list[Block]:
     title = f"Cross entropy in training against epochs, {shown[0].subject.data_title}"
     draw = functools.partial(figure, shown, title)
     name = f"{shown[0].data}-laurent-figure-1"
-    make = functools.partial(chart_of, shown)
+    make = functools.partial(chart_of, shown, title)
     return [Paragraph(_TABLE), table(shown), document.Figure(name, title, _FIGURE, draw, make)]
 
 
@@ -81,7 +81,7 @@ def _cells(curve: Curve, epochs: Sequence[float]) -> list[Text]:
 def figure(runs: list[Run], title: str) -> Figure:
     """`chart_of` as a picture, with the paper's curves behind ours."""
     picture, axes = plt.subplots(figsize=(7.2, 4.5), layout="constrained")
-    (panel,) = chart_of(runs).panels
+    (panel,) = chart_of(runs, title).panels
     plot(axes, panel.curves, EPOCHS)
     tidy(axes, "epochs", panel.y_label)
     if panel.limits is not None:
@@ -91,7 +91,7 @@ def figure(runs: list[Run], title: str) -> Figure:
     return picture
 
 
-def chart_of(runs: list[Run]) -> Chart:
+def chart_of(runs: list[Run], title: str) -> Chart:
     """Training cross entropy against epochs, and the paper's curves."""
     found = [
         papers(f"{paper.MODELS[model]}, the paper", by_epoch(points), None, model)
@@ -115,7 +115,7 @@ def chart_of(runs: list[Run]) -> Chart:
         ]  # fmt: skip
     values = [value for run in runs for value in training(run).values()]
     limits = _RANGE if _RANGE[0] < min(values) < _RANGE[1] else None
-    return Chart([Panel("cross entropy, nats", found, limits=limits)], EPOCHS)
+    return Chart([Panel("cross entropy, nats", found, title, limits=limits)], EPOCHS)
 
 
 __all__ = ["blocks", "chart_of", "figure", "table", "training"]

@@ -126,7 +126,7 @@ def _of_data(ranked: list[Standing], runs: list[Run]) -> list[Block]:
             f"Validation against seconds, {title}",
             "Each model at its best settings; thin lines are single seeds. Dotted: the target.",
             functools.partial(figure, ranked, value, title),
-            functools.partial(chart_of, ranked, value),
+            functools.partial(chart_of, ranked, value, title),
         ),
     ]
 
@@ -165,7 +165,7 @@ def _row(found: Standing, target: float, runs: list[Run]) -> list[Text]:
 def figure(ranked: list[Standing], target: float, title: str) -> Figure:
     """`chart_of` as a picture."""
     picture, axes = plt.subplots(figsize=(7.2, 4.5), layout="constrained")
-    (panel,) = chart_of(ranked, target).panels
+    (panel,) = chart_of(ranked, target, title).panels
     plot(axes, panel.curves, SECONDS)
     axes.axhline(target, color="0.5", linestyle=":", linewidth=1)
     tidy(axes, "seconds", panel.y_label)
@@ -176,7 +176,7 @@ def figure(ranked: list[Standing], target: float, title: str) -> Figure:
     return picture
 
 
-def chart_of(ranked: list[Standing], target: float) -> Chart:
+def chart_of(ranked: list[Standing], target: float, title: str) -> Chart:
     """Validation curves of each model at its best settings."""
     metric = ranked[0].first.metric
     curves = []
@@ -193,11 +193,8 @@ def chart_of(ranked: list[Standing], target: float) -> Chart:
                 )
             )  # fmt: skip
     best = metric.best(standing.valid for standing in ranked)
-    return Chart(
-        [Panel(f"validation {metric.label}", curves, decimals=metric.decimals,
-               limits=_limits(ranked, best), level=target)],
-        SECONDS,
-    )  # fmt: skip
+    y_label, limits = f"validation {metric.label}", _limits(ranked, best)
+    return Chart([Panel(y_label, curves, title, metric.decimals, limits, target)], SECONDS)
 
 
 def _limits(ranked: list[Standing], best: float) -> tuple[float, float] | None:

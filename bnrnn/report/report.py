@@ -312,7 +312,7 @@ def _figures(runs: list[Run]) -> list[Block]:
             f"Validation against training steps, {data_title}{of}",
             _curve_caption(members),
             functools.partial(validation_curves, members, data_title + of, last),
-            functools.partial(validation_chart, members, last),
+            functools.partial(validation_chart, members, data_title + of, last),
         )
         for suffix, of, members, last in drawn
     ]

@@ -33,7 +33,7 @@ def blocks(runs: list[Run]) -> list[Block]:
         if members := [run for run in shown if f"words_{size}" in run.model]:
             title = f"Perplexity against epochs, Penn Treebank, words, {size}"
             draw = functools.partial(curves, members, title)
-            make = functools.partial(chart_of, members)
+            make = functools.partial(chart_of, members, title)
             found.append(document.Figure(f"ptb_words-{size}", title, _FIGURE, draw, make))
             found += _same_epoch(members)
     return found
@@ -126,7 +126,7 @@ def _steps_per_epoch(run: Run) -> int:
 def curves(runs: list[Run], title: str) -> Figure:
     """`chart_of` as a picture, with the paper's curves behind ours."""
     figure, axes = plt.subplots(figsize=(7.2, 4.5), layout="constrained")
-    (panel,) = chart_of(runs).panels
+    (panel,) = chart_of(runs, title).panels
     plot(axes, panel.curves, EPOCHS)
     tidy(axes, "epochs", panel.y_label)
     if panel.limits is not None:
@@ -136,7 +136,7 @@ def curves(runs: list[Run], title: str) -> Figure:
     return figure
 
 
-def chart_of(runs: list[Run]) -> Chart:
+def chart_of(runs: list[Run], title: str) -> Chart:
     """Training and validation curves of runs of one size, and the paper's curves."""
     longest = max(max(validation(run)) for run in runs)
     found: list[chart.Curve] = []
@@ -171,7 +171,7 @@ def chart_of(runs: list[Run]) -> Chart:
                 found.append(by_epochs(of, run, population, dash="--", **style))
     values = [value for run in runs for value in validation(run).values()]
     limits = (0.0, float(_HIGHEST)) if min(values) < _HIGHEST else None
-    return Chart([Panel("perplexity", found, decimals=2, limits=limits)], EPOCHS)
+    return Chart([Panel("perplexity", found, title, 2, limits)], EPOCHS)
 
 
 def by_epochs(name: str, run: Run, points: Curve, **style: Any) -> chart.Curve:
