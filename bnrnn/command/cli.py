@@ -179,7 +179,10 @@ def _announce(config: Config) -> None:
 
 
 def _run_mode() -> Callable[[Config], None]:
-    """Import torch only to run a mode: it takes seconds, and --help and errors do not need it."""
+    """Import torch and return the function that runs a mode.
+
+    The import takes seconds, and --help and wrong settings do not need it.
+    """
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     if limit != resource.RLIM_INFINITY and limit < _SMALLEST:
         # Below this limit, importing torch fails without even raising an exception.
@@ -197,7 +200,7 @@ def _config(cfg: DictConfig) -> Config:
         return compose.from_hydra(cfg)
     except BnrnnError:
         raise
-    except Exception as error:  # OmegaConf raises many classes
+    except Exception as error:  # OmegaConf raises many classes of exceptions
         raise ConfigError(explain(error, sys.argv[1:])) from error
 
 
@@ -205,9 +208,9 @@ _composed_mode = Hydra.get_mode
 
 
 def _mode(self: Hydra, config_name: str | None, overrides: list[str]) -> RunMode | None:
-    """Replace `Hydra.get_mode`, which composes all settings again to find the mode.
+    """Replace `Hydra.get_mode`, which composes all settings again to find `hydra.mode`.
 
-    Call it only if an argument may set the mode.
+    This function calls the original only if an argument may set `hydra.mode`.
     """
     words = (*sys.argv[1:], *overrides)
     may_sweep = ("reproduce=", "experiment=", "hydra.searchpath", "-cd", "--config-dir")

@@ -46,7 +46,7 @@ def launched() -> Launch:
 
 
 def hand_over(signum: int) -> None:
-    """Pass a scheduler's signal to submitit, which requeues the job; the run must be saved before.
+    """Pass a scheduler's signal to submitit, which requeues the job; the run must be saved first.
     Without submitit, do nothing."""
     handler = signal.getsignal(signum)
     if "SUBMITIT_EXECUTOR" in os.environ and callable(handler):

@@ -98,7 +98,7 @@ def _train(config: Config) -> None:
 
 
 def _no_path() -> Path | None:
-    """Return None: only the first process knows the folder of the run."""
+    """Return None, because there is nothing to train or another process chooses the folder."""
 
 
 def _lead(config: Config, device: torch.device) -> None:
