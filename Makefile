@@ -9,7 +9,7 @@ JOBS ?= 2
 help:  ## this list
 	@sed -nE 's/^([a-z0-9-]+):.*## */\1 /p' $(MAKEFILE_LIST) | while read -r name text; do printf '  make %-24s %s\n' "$$name" "$$text"; done
 
-# Installed again when the list of packages changes.
+# Install again when the list of packages changes.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip -c constraints.txt
@@ -62,15 +62,15 @@ release-check: dist  ## wheel and sdist in new environments of PYTHONS="python3.
 	$(BIN)/python -m tests.release $(RELEASE) $(PYTHONS)
 
 # The papers' tables and figures: SCALE=minutes|hour|full, SEEDS=0,1,2, ARGS="data_dir=DIR ...".
-# The cost and the expected results are at the head of each file in conf/reproduce, and below for
-# analyses. They are printed first.
+# Each target first prints its cost and expected results. They are at the head of each file in
+# conf/reproduce, and below for the analyses.
 SCALE ?= full
 SEEDS ?= 0
 ARGS ?=
 SWEEPS := mnist pmnist ptb text8 cnn4 cnn gamma sum words frames
 TRAINED := lengths population
 ALONE := gradient-flow tanh
-# The report takes no settings of runs. Write it also after a failed run, because it lists that run.
+# The report takes no settings of runs. Write it even if a run failed, because it lists failed runs.
 MAKE_REPORT = $(BIN)/bnrnn mode=report $(filter outputs=%,$(ARGS))
 REPORT = status=$$?; $(MAKE_REPORT) && exit $$status
 
@@ -140,8 +140,8 @@ GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 gpu-check:  ## on a GPU, at most nine minutes: tests and the cost of a step; results/bench/gpu-NAME.json
 	$(GPU_PYTHON) -m bench.gpu results/bench
 
-# One sweep after the other. Ctrl-C stops it, or GPU_MINUTES after a sweep began (0: never). Run it
-# again to resume.
+# Run the sweeps one after the other. The target stops at Ctrl-C, or when a sweep has run for
+# GPU_MINUTES (0: no limit). Run it again to resume.
 GPU_MINUTES ?= 0
 GPU_SWEEPS ?= pmnist ptb words mnist text8 cnn4
 gpu-evidence:  ## on a GPU: the papers' runs at full length, in parts of GPU_MINUTES=60; SEEDS=0,1,2

@@ -1,4 +1,4 @@
-"""`python -m bnrnn`."""
+"""Run the command with `python -m bnrnn`."""
 
 from bnrnn.command.cli import main
 

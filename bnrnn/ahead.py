@@ -1,6 +1,6 @@
-"""Prefetching of training batches, which lets the training loop run ahead of a GPU.
+"""Prefetch training batches, so that the training loop can run ahead of a GPU.
 
-The other half, reading metrics with a delay, is `Job.measured` and `Job.settle` in `train.py`.
+For the same purpose, `Job.measured` and `Job.settle` in `train.py` read the metrics with a delay.
 """
 
 import torch
@@ -11,7 +11,7 @@ from bnrnn.tasks import Batch, Task
 
 
 class TrainingBatches:
-    """The training batches of a task on a device, by step."""
+    """The training batches of a task on a device, indexed by step."""
 
     def __init__(self, task: Task, device: torch.device) -> None:
         self.task, self.device = task, device
@@ -29,16 +29,16 @@ class TrainingBatches:
         stream.wait_stream(self._stream)
 
         def hand_over(x: Tensor) -> Tensor:
-            x.record_stream(stream)  # keeps the memory until this stream is done with it
+            x.record_stream(stream)  # keep the memory until this stream has used it
             return x
 
         return self._next[1].map(hand_over)
 
     def prepare(self, step: int) -> None:
-        """On a GPU: start copying the batch of `step` while the GPU computes."""
+        """Start copying the batch of `step` to a GPU while it computes; do nothing on a CPU."""
         if self._stream is None:
             return
-        batch = self._load(step).map(lambda x: x.pin_memory())  # for an asynchronous copy
+        batch = self._load(step).map(lambda x: x.pin_memory())  # required for an asynchronous copy
         with torch.cuda.stream(self._stream):
             self._next = step, batch.map(lambda x: x.to(self.device, non_blocking=True))
 

@@ -1,4 +1,4 @@
-"""Validation while training, and the test of a finished model."""
+"""Validation during training, and the test of a finished model."""
 
 import contextlib
 import logging
@@ -31,13 +31,13 @@ def normalizes(model: nn.Module) -> bool:
 def validate(
     model: nn.Module, task: Task, config: Config, device: torch.device, stop: Interruption
 ) -> dict[str, Metrics]:
-    """Metrics on the validation set with population statistics and with batch statistics.
+    """Return the validation metrics with population statistics and with batch statistics.
 
-    The population statistics are averaged afresh over a sample of training batches. A model that
-    normalises nothing has one kind only, reported as "population".
+    First average the population statistics again over a sample of training batches. A model without
+    normalisation has only one kind of metrics, reported as "population".
 
     Raises:
-        Interrupted: the model's statistics are then as before.
+        Interrupted: by a signal; the model's statistics are then unchanged.
     """
     batches = task.valid_batches()[: config.max_valid_batches]
     with _evaluation(model, config.seed):
@@ -63,11 +63,12 @@ def final_test(
     """Calibrate over the training set, then validate and test by the task's protocol.
 
     Args:
-        calibrated: over how many batches the model's statistics were averaged already, if so.
+        calibrated: the number of batches that the model's statistics are already averaged over;
+            None if they must be calibrated.
 
     Returns:
-        {"valid": metrics, "test": metrics}, both with population statistics, and how many
-        training batches are behind those (None: nothing is normalised).
+        {"valid": metrics, "test": metrics}, both with population statistics, and the number of
+        training batches that these are averaged over (None: the model does not normalise).
     """
     with _evaluation(model, config.seed):
         if normalizes(model) and calibrated is None:
@@ -82,10 +83,10 @@ def final_test(
 
 
 def evaluate(config: Config, run: Path, task: Task, device: torch.device) -> dict[str, Any]:
-    """Test the best model of the run in `run` again.
+    """Test the best model of `run` again.
 
     Raises:
-        CheckpointError: there is none, or it is of another model or other data.
+        CheckpointError: there is no best model, or it belongs to another model or other data.
     """
     model, content = load_best(config, run, task, device)
     with Interruption() as stop:
@@ -107,7 +108,7 @@ def load_best(
     path = run / "best.pt"
     content = processes.from_first(lambda: _best(run, path, device))
     task.load_state(content["task"])
-    with torch.random.fork_rng():  # its first weights are drawn, and overwritten
+    with torch.random.fork_rng():  # building draws initial weights, which are then overwritten
         model = build_model(config, task, device)
     task.kernel(model)
     checkpoint.load_model(model, content, path)
@@ -123,8 +124,8 @@ def _best(run: Path, path: Path, device: torch.device) -> dict[str, Any]:
 def load_calibrated(
     config: Config, run: Path, task: Task, device: torch.device, stop: Interruption
 ) -> tuple[nn.Module, int, int | None]:
-    """The best model of the run in `run`, in evaluation mode; its training step, and how many
-    training batches are behind its population statistics."""
+    """Return the best model of `run` in evaluation mode, its training step, and the number of
+    training batches that its population statistics are averaged over."""
     model, content = load_best(config, run, task, device)
     calibrated = content["calibrated"]
     if normalizes(model) and calibrated is None:
@@ -151,8 +152,8 @@ def _calibrate(
 
 @contextlib.contextmanager
 def _evaluation(model: nn.Module, seed: int) -> Iterator[None]:
-    """Evaluation mode, with random numbers of its own: noise on h_0 is the same every time, and
-    how often a run is validated does not change what it learns."""
+    """Set evaluation mode and a separate random state: the noise on h_0 is the same in every
+    evaluation, and the number of validations does not affect training."""
     training = model.training
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -166,6 +167,6 @@ def _evaluation(model: nn.Module, seed: int) -> Iterator[None]:
 def _bar(
     items: Iterable[Any], stop: Interruption, name: str, total: int | None = None
 ) -> Iterable[Any]:
-    """`items` under a progress bar (none where the output is no terminal), stopping if asked."""
+    """Return `items` with a progress bar, if stderr is a terminal; stop on a signal."""
     bar = progress.bar(items, name, shown=processes.is_first(), total=total, leave=False)
     return stop.guard(bar)

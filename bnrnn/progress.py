@@ -1,4 +1,4 @@
-"""What a run shows while it goes on: bars on a terminal, and a line for each validation."""
+"""The output of a run in progress: bars on a terminal, and a line for each validation."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -13,22 +13,23 @@ def bar(
     shown: bool = True,
     **options: Any,
 ) -> tqdm:
-    """A progress bar over `items`, or one to update by hand; none where stderr is no terminal.
+    """Return a bar over `items`, or one to update by hand; it is hidden if stderr is no terminal.
 
     Args:
-        shown: False in all but the first of the processes that train one model.
-        options: tqdm's.
+        shown: whether to show the bar; False in all processes of a run except the first.
+        options: passed to tqdm.
     """
     return tqdm(items, desc=name, **_where(shown), **options)
 
 
 class TrainingBar(tqdm):
-    """Epoch, training metric, steps, steps a second and time left of a run.
+    """A bar with the epoch, training metric, steps, steps per second and remaining time of a run.
 
-    The rate is the mean since the start of the bar, validations included: the time left holds.
+    The rate is the mean since the start of the bar. It includes validations, so that the remaining
+    time includes them too.
     """
 
-    metric = ""  # name and value, once they have been measured
+    metric = ""  # name and value, empty before the first measurement
 
     def __init__(self, step: int, total: int, steps_per_epoch: int, *, shown: bool = True) -> None:
         self._steps_per_epoch = steps_per_epoch
@@ -44,7 +45,7 @@ class TrainingBar(tqdm):
 
     @property
     def format_dict(self) -> dict[str, Any]:
-        """tqdm's hook for what `bar_format` names."""
+        """Return the values of the fields in `bar_format`; tqdm reads this property."""
         found = dict(super().format_dict)
         epochs = -(-found["total"] // self._steps_per_epoch)
         epoch = min(found["n"] // self._steps_per_epoch + 1, epochs)
@@ -63,11 +64,11 @@ def validation_line(
     values: dict[str, float],
     is_best: bool | None,
 ) -> str:
-    """A line as wide as those of the run's other validations, of 100 columns at most.
+    """Return a line of the same width for all validations of a run, at most 100 columns.
 
     Args:
-        values: of the metric, by kind of statistics.
-        is_best: None where no model is chosen by its validation.
+        values: the metric for each kind of statistics.
+        is_best: None if no model is selected by its validation.
     """
     parts = [
         f"step {step:{max(6, len(str(total)))}}",
@@ -81,7 +82,7 @@ def validation_line(
 
 
 def number(value: float) -> str:
-    """Eight columns: `  1.3871`, `12345.68`, ` 1.2e+06`."""
+    """Format a number in eight columns: `  1.3871`, `12345.68`, ` 1.2e+06`."""
     for decimals in (4, 2):
         if len(text := f"{value:8.{decimals}f}") <= 8:
             return text
@@ -89,5 +90,5 @@ def number(value: float) -> str:
 
 
 def _where(shown: bool) -> dict[str, Any]:
-    # tqdm's disable=None: no bar where stderr is no terminal.
+    # With disable=None, tqdm shows no bar if stderr is not a terminal.
     return {"disable": None if shown else True, "dynamic_ncols": True}

@@ -35,22 +35,23 @@ log = logging.getLogger(__name__)
 
 Metrics = MetricsWriter | NoMetrics
 
-# A mean gradient norm beyond which float32, of seven digits, loses parts of the usual size.
+# Warn above this mean gradient norm: float32 has seven digits, so a sum this large loses terms of
+# ordinary size.
 ROUNDING_ERRORS = 1e6
-# So many steps of a GPU at most are unread.
+# Read the losses and gradient norms from a GPU at the latest after this number of steps.
 MOST_UNREAD = 1000
 
 
 def train(config: Config, task: Task, run: RunDirectory, device: torch.device) -> Result:
-    """Train, choose a model on validation, test it; go on if `run` has a checkpoint.
+    """Train, select a model on the validation set and test it; resume if `run` has a checkpoint.
 
     Args:
-        run: entered.
+        run: the run's folder, locked by `with`.
 
     Raises:
         Interrupted: by a signal, after saving a checkpoint.
         NonFiniteError: the loss or the gradient is not finite.
-        ConfigError: fewer steps are asked for than `run` has done.
+        ConfigError: `config` allows fewer steps than `run` has done.
         CheckpointError: `run` was trained on other data, or is damaged.
         OutputError: the disk is full.
     """
@@ -103,7 +104,7 @@ def train(config: Config, task: Task, run: RunDirectory, device: torch.device) -
 
 @dataclass
 class LoopState:
-    """All that the loop remembers from step to step; plain data, saved in checkpoints."""
+    """The state of the training loop from step to step: plain data, saved in checkpoints."""
 
     step: int = 0
     validated: int = -1  # the step of the last validation
@@ -111,17 +112,17 @@ class LoopState:
     best_step: int = 0
     stale: int = 0  # validations since the best one
     seconds: float = 0.0
-    train_seconds: float = 0.0  # of those, in training steps
-    # Since the last line of metrics, so that a resumed run writes the same lines.
+    train_seconds: float = 0.0  # the part of `seconds` spent in training steps
+    # Sums since the last line of metrics, kept so that a resumed run writes the same lines.
     sums: dict[str, float] = field(default_factory=dict)
     grad_norm: float = 0.0
     logged: int = 0  # the step of that line
-    records: int = 0  # of the run's metrics, when the checkpoint was saved
-    commits: list[str] = field(default_factory=list)  # of the source, one after the other
+    records: int = 0  # number of the run's metrics records when the checkpoint was saved
+    commits: list[str] = field(default_factory=list)  # of the source, in order of use
 
 
 class Measured(NamedTuple):
-    """What a step has found: tensors of one number, on the device."""
+    """The results of one step: scalar tensors on the device."""
 
     step: int
     loss: Tensor
@@ -130,7 +131,7 @@ class Measured(NamedTuple):
 
 
 class Job:
-    """What belongs to one training run, and how far it is."""
+    """One training run: its model, optimizer and progress."""
 
     def __init__(
         self,
@@ -143,12 +144,12 @@ class Job:
     ) -> None:
         self.config, self.task, self.run, self.device = config, task, run, device
         self.model, self.state = model, state
-        self.parallel = model  # with gradients averaged over processes: see `join`
+        self.parallel = model  # the model that averages gradients over processes; set in `begin`
         self.optimizer = build_optimizer(config.optimizer, model)
         self.total = config.total_steps(task.steps_per_epoch)
-        self.carry: Any = None  # the task's, from one batch to the next
-        self.share = WHOLE  # of the batch that it was carried from
-        # As it was after the last step: a checkpoint may be saved in the middle of a validation.
+        self.carry: Any = None  # the task's state, carried from one batch to the next
+        self.share = WHOLE  # this process's share of the batch that `carry` comes from
+        # The state after the last step, because a checkpoint may be saved during a validation.
         self.random = checkpoint.random_state(self.device)
         self._began = time.monotonic() - state.seconds
         self._saved_at = time.monotonic()
@@ -178,13 +179,15 @@ class Job:
         return end_of_epoch or bool(processes.largest(late))
 
     def tick(self) -> float:
-        """Seconds of the run so far, over all its processes."""
+        """Update and return the seconds of the run, including those before it was resumed."""
         self.state.seconds = time.monotonic() - self._began
         return round(self.state.seconds, 2)
 
     def measured(self, loss: Tensor, grad_norm: Tensor, sums: Sums) -> None:
-        """Read and check what this step found: at once on the CPU; on a GPU, which would have to
-        be waited for, with that of other steps, and before anything is logged or saved.
+        """Keep the results of this step; on a CPU, read and check them immediately.
+
+        On a GPU, reading waits for the device. The results of several steps are therefore read
+        together, before anything is logged or saved.
 
         Raises:
             NonFiniteError: see `settle`.
@@ -194,10 +197,10 @@ class Job:
             self.settle()
 
     def settle(self) -> None:
-        """Read what steps have found since the last time.
+        """Read and check the results of all steps since the last call.
 
         Raises:
-            NonFiniteError: a loss or gradient norm is not finite; the first of them is reported.
+            NonFiniteError: a loss or gradient norm is not finite; the first such value is reported.
         """
         began, state = time.monotonic(), self.state
         unread, self._unread = self._unread, []
@@ -218,7 +221,7 @@ class Job:
             state.train_seconds += time.monotonic() - began
 
     def advance(self, carry: Any, share: Share, seconds: float) -> None:
-        """A step is done."""
+        """Record that a step is done."""
         self.state.step += 1
         self.state.train_seconds += seconds
         self.carry, self.share, self.random = carry, share, checkpoint.random_state(self.device)
@@ -227,7 +230,7 @@ class Job:
         self.tick()
 
     def averages(self) -> dict[str, float]:
-        """Over the steps since the last line of metrics; begins anew."""
+        """Return the means over the steps since the last line of metrics, and reset the sums."""
         self.settle()
         state = self.state
         values = self.task.metrics(state.sums) | {
@@ -246,9 +249,10 @@ class Job:
         return values
 
     def check_finite(self, name: str, value: float, step: int) -> None:
-        """
+        """Check that a loss, gradient norm or metric is finite.
+
         Raises:
-            NonFiniteError: it is not.
+            NonFiniteError: it is not finite.
         """
         if not math.isfinite(value):
             raise NonFiniteError(
@@ -270,14 +274,14 @@ class Job:
         )  # fmt: skip
 
     def save_last(self, metrics: Metrics | None = None) -> None:
-        """By the first process; all of them call it.
+        """Save the last checkpoint in the first process; all processes must call this.
 
         Raises:
-            NonFiniteError: see `settle`; nothing is saved then.
+            NonFiniteError: see `settle`; then nothing is saved.
         """
         self.settle()
         if metrics is not None:
-            metrics.sync()  # the checkpoint counts on these records
+            metrics.sync()  # the checkpoint refers to these records
             self.state.records = metrics.count
         training = {
             "optimizer": self.optimizer.state_dict(),
@@ -311,7 +315,7 @@ class Job:
 
 
 def begin(config: Config, task: Task, run: RunDirectory, device: torch.device) -> Job:
-    """Build the model, or load the checkpoint of `run`; nothing is written before all is checked.
+    """Build the model or load the checkpoint of `run`; check everything before writing anything.
 
     Raises:
         CheckpointError, ConfigError: see `train`.
@@ -328,7 +332,7 @@ def begin(config: Config, task: Task, run: RunDirectory, device: torch.device) -
             )
     torch.manual_seed(config.seed)
     model = build_model(config, task, device)
-    kernel = task.kernel(model)  # refused before anything is written
+    kernel = task.kernel(model)  # raises before anything is written
     job = Job(config, task, run, device, model, LoopState())
     if resumed is not None:
         job = restore(job, resumed)
@@ -368,10 +372,10 @@ def begin(config: Config, task: Task, run: RunDirectory, device: torch.device) -
 
 
 def restore(job: Job, resumed: dict[str, Any]) -> Job:
-    """The job where its checkpoint was saved.
+    """Return the job in the state that its checkpoint saved.
 
     Raises:
-        CheckpointError: a part is missing, or of another model.
+        CheckpointError: a part is missing or belongs to another model.
     """
     path = job.run.last
     if not isinstance(training := resumed.get("training"), dict):
@@ -389,7 +393,7 @@ def restore(job: Job, resumed: dict[str, Any]) -> Job:
 
 
 def describe(job: Job) -> Subject:
-    """What the run is, for everybody who reads it later."""
+    """Describe the run for the commands that read it later."""
     config, task = job.config, job.task
     return Subject(
         task=config.task.name,
@@ -411,7 +415,8 @@ def validate_and_select(job: Job, metrics: Metrics, stop: Interruption) -> None:
     config, task, model, state = job.config, job.task, job.model, job.state
     name = task.metric.name
     job.settle()
-    # What is best is decided in one place: processors may round differently.
+    # All processes use the metrics of the first: processors round differently, and could otherwise
+    # disagree on the best model.
     found = validate(model, task, config, job.device, stop)
     found = processes.from_first(lambda: found)
     state.validated, seconds = state.step, job.tick()
@@ -437,7 +442,7 @@ def validate_and_select(job: Job, metrics: Metrics, stop: Interruption) -> None:
 
 
 def test_best(job: Job, metrics: Metrics, stop: Interruption) -> Result:
-    """Test the best model, keep it with the statistics it was tested with, write the result."""
+    """Test the best model, save it with the statistics used in the test, and write the result."""
     config, task, state = job.config, job.task, job.state
     model, content = load_best(config, job.run.path, task, job.device)
     step = content["step"]
@@ -485,7 +490,7 @@ def draw(job: Job) -> dict[str, Any]:
 
 @contextmanager
 def training_bar(job: Job) -> Iterator[TrainingBar]:
-    """What is logged meanwhile stands above the bar."""
+    """Show a progress bar and print log messages above it."""
     step, steps_per_epoch = job.state.step, job.task.steps_per_epoch
     with (
         logging_redirect_tqdm(),

@@ -1,4 +1,4 @@
-"""Shared by all tests: real data, seeds, and the command in this process."""
+"""Fixtures shared by all tests: real data, seeds, and the command in this process."""
 
 import copy
 import functools
@@ -26,7 +26,7 @@ QUESTIONS = "cnn_qa/questions"
 
 
 def missing_data(*names: str) -> str:
-    """Name the data sets that are not in DATA, and how to get them; empty if none is missing.
+    """Return which data sets are not in DATA and how to get them; empty if none is missing.
 
     Args:
         names: folders of DATA: "mnist", "ptb", "text8", or `QUESTIONS`, the genuine questions,
@@ -70,7 +70,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def _read_conf_once() -> None:
-    """Cache conf/: Hydra parses it for every command, a third of the time of a small run."""
+    """Cache conf/: parsing it takes Hydra a third of the time of a small run."""
     Plugins.instance()  # registers the sources
     of_packages = SourcesRegistry.instance().resolve("pkg")
     load = of_packages.load_config
@@ -102,7 +102,7 @@ def pytest_generate_tests(metafunc):
 
 @pytest.fixture(autouse=True)
 def seed(request) -> int:
-    """The seed of everything a test draws from torch: 0, and those that --seeds adds."""
+    """Seed the random numbers of torch: with 0, and with the seeds that --seeds adds."""
     import torch
 
     number = getattr(request, "param", 0)
@@ -124,7 +124,7 @@ def composed():
 
 @dataclass
 class InProcess:
-    """The same command in this process: no second import of torch."""
+    """The result of a command that ran in this process, which avoids another import of torch."""
 
     returncode: int
     stdout: str

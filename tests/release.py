@@ -1,7 +1,7 @@
-"""The wheel and the sdist at work in new environments: `make release-check`.
+"""Install and use the wheel and the sdist in new environments: `make release-check`.
 
-For each Python the wheel is installed with every extra and the sdist with none, each into an
-environment and a home folder of its own; then the module and the command are used there.
+For each Python, install the wheel with every extra and the sdist with none. Each has its own
+environment and home folder. Then use the module and the command there.
 """
 
 import argparse
@@ -31,7 +31,7 @@ VERSIONS = "import platform, torch; print(platform.python_version(), torch.__ver
 
 
 class Environment:
-    """A virtual environment, and a home folder to use it from."""
+    """A virtual environment, and a home folder for the programs that run in it."""
 
     def __init__(self, python: str, folder: Path, own_torch: bool) -> None:
         self.folder, self.bin, self.home = folder, folder / "venv" / "bin", folder / "home"
@@ -43,7 +43,7 @@ class Environment:
         self.variables = variables | {"HOME": str(self.home), "OMP_NUM_THREADS": "1"}
 
     def install(self, what: str, constraints: Path) -> float:
-        """Seconds taken."""
+        """Install a package and return the seconds that it took."""
         began = time.monotonic()
         pip = [str(self.bin / "python"), "-m", "pip", "install", "--quiet", "-c", str(constraints)]
         _call([*pip, what], self.folder, os.environ)
@@ -54,9 +54,10 @@ class Environment:
 
 
 def _call(command: list[str], folder: Path, variables: "os._Environ[str] | dict[str, str]") -> str:
-    """
+    """Run a command and return its standard output.
+
     Raises:
-        RuntimeError: it fails, with the end of what it printed.
+        RuntimeError: the command fails; the message ends with the end of its output.
     """
     done = subprocess.run(command, cwd=folder, env=dict(variables), capture_output=True, text=True)
     if done.returncode:
@@ -69,11 +70,11 @@ def check(python: str, package: Path, extras: str, own_torch: bool) -> str:
     """Install and use the package.
 
     Args:
-        own_torch: with the PyTorch that `python` has, and the newest of everything else: the
-            versions in constraints.txt go with another PyTorch.
+        own_torch: use the PyTorch that `python` has, and the newest version of everything else,
+            because the versions in constraints.txt go with another PyTorch.
 
     Returns:
-        How it went, in a line.
+        one line with the versions and the times.
     """
     with tempfile.TemporaryDirectory() as name:
         here = Environment(python, Path(name).resolve(), own_torch)

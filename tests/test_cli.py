@@ -1,4 +1,4 @@
-"""The command as a person types it: every task, every mode, resuming, and what goes wrong."""
+"""Test the command: every task, every mode, resuming, and wrong input."""
 
 import json
 import os
@@ -33,7 +33,7 @@ TINY = [
 
 
 def write_text(folder):
-    """A corpus of our own, the same everywhere."""
+    """Write a small corpus, the same on every machine, and return its path."""
     words = "the cell keeps what its gates let in and forgets what they let go"
     words = words.split()
     lines = (" ".join(words[(i * k) % len(words)] for k in range(1, 9)) for i in range(150))
@@ -48,14 +48,14 @@ def text(tmp_path):
 
 
 def forked(tmp_path, *arguments, **kwargs):
-    """The command in a process of its own: where a signal, a limit or a lock is the subject."""
+    """Run the command in a separate process, to test a signal, a limit or a lock."""
     environment = {"BNRNN_CACHE_DIR": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
     return Forked(tmp_path, *arguments, environment=environment, **kwargs)
 
 
 @pytest.fixture
 def bnrnn(bnrnn_here):
-    """The command in this process, which succeeds unless `check` is False."""
+    """Return a function that runs the command in this process; it must succeed if `check`."""
 
     def run(*arguments, check=True):
         done = bnrnn_here(*arguments)
@@ -72,7 +72,7 @@ def only_run(folder):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A text, and a finished run of it with TINY settings."""
+    """Return a text and a finished run on it, with the TINY settings."""
     folder = tmp_path_factory.mktemp("trained")
     text = write_text(folder)
     process = forked(folder, "task=text", f"task.path={text}", *TINY)
@@ -83,8 +83,7 @@ def trained(tmp_path_factory):
 
 @pytest.fixture
 def run(trained, tmp_path, bnrnn):
-    """A copy of that run, where a command without `outputs=` would have put it; the text is where
-    it was."""
+    """Copy that run to the default output folder of this test; the text stays where it was."""
     _, original = trained
     copied = tmp_path / "outputs" / "text" / "bnlstm" / original.name
     shutil.copytree(original, copied)
@@ -92,13 +91,13 @@ def run(trained, tmp_path, bnrnn):
 
 
 def records(run):
-    """Without the clock, which no two runs share."""
+    """Return the metrics records without the time, which differs between runs."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
 
 
 def assert_same_run(ours, theirs):
-    """The same numbers and the same weights, bit for bit."""
+    """Check that the metrics, the weights and the results are bit-identical."""
     assert records(ours) == records(theirs)
     a, b = (torch.load(run / "last.pt", weights_only=True) for run in (ours, theirs))
     for part in ("model", "task"):
@@ -114,7 +113,7 @@ def assert_same_run(ours, theirs):
 
 
 def assert_error(done, exit_code, *fragments):
-    """One line that says all of it, and no traceback."""
+    """Check the exit code, and that the error is one line without a traceback."""
     lines = [line for line in done.stderr.splitlines() if line.startswith("bnrnn: error: ")]
     assert len(lines) == 1, done.stderr
     assert "Traceback" not in done.stderr
@@ -134,14 +133,14 @@ def test_a_run_directory_holds_what_it_should(bnrnn, tmp_path, text):
         "result.json",
     }  # fmt: skip
     assert "test  bpc" in done.stdout
-    assert "\r" not in done.stderr  # no progress bar where nobody watches
+    assert "\r" not in done.stderr  # no progress bar, because stderr is not a terminal
     assert "valid bpc" in (run / "bnrnn.log").read_text()
 
     result = json.loads((run / "result.json").read_text())
     assert result["steps"] == 6
     assert (result["data"].partition(":")[0], result["whole_data"]) == (str(text), True)
     assert result["kernel"] == "cpu"
-    assert result["calibrated"] > 2  # the whole training set, not the sample of a validation
+    assert result["calibrated"] > 2  # the whole training set, not the sample used in a validation
     assert set(result) >= {"seed", "torch", "bnrnn", "commit", "machine", "wall_seconds", "command"}
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert config["optimizer"] == {
@@ -179,11 +178,12 @@ def test_tensorboard_has_curves_gammas_and_settings(run):
 @pytest.mark.numeric(repeat=False)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_golden_losses(bnrnn, tmp_path, text, monkeypatch, dtype):
-    """A change of these numbers is a change of what is computed: say why in the commit.
+    """Check the losses of short runs; explain in the commit message why they change.
 
-    They are of training in float64 from weights drawn in float32. Processors differ in the last
-    digits of those weights, and in float32 of all else: that moves these losses by at most 2e-7,
-    and eight roundings are 4e-6.
+    The golden losses are from training in float64, with initial weights drawn in float32. The last
+    digits of these weights differ between processors; in float32, the last digits of every other
+    number differ too. This changes the losses by at most 2e-7; the tolerance of eight roundings is
+    4e-6.
     """
     build = CharacterTask.build_model
     monkeypatch.setattr(CharacterTask, "build_model", lambda *settings: build(*settings).to(dtype))
@@ -204,7 +204,7 @@ GOLDEN = {
 }
 
 
-# The final test takes the whole training and test set, regardless of max_steps: large batches here.
+# Use large batches: the final test takes the whole training and test set, regardless of max_steps.
 TASKS = {
     "mnist": ["task.batch_size=2000", "model.hidden_size=2"],
     "pmnist": ["task.batch_size=2000", "model.hidden_size=2"],
@@ -242,7 +242,7 @@ def test_every_task_with_every_model_on_real_data(bnrnn, tmp_path, task, model):
 
 @needs_data("mnist")
 def test_some_images_of_mnist(bnrnn, tmp_path, monkeypatch):
-    """The first of each part: the final test takes all images there are."""
+    """Use only the first images of each part, because the final test takes all images."""
     load = pixels.load_mnist
 
     def first_hundreds(data_dir):
@@ -314,7 +314,7 @@ def test_help_is_for_a_person(bnrnn_here):
     for fragment in ("bnrnn task=ptb model=bnlstm", "resume=auto", "Exit codes"):
         assert fragment in text
     for group in compose.GROUPS:
-        # Up to the next group or the empty line after the last.
+        # Match up to the next group, or to the empty line after the last one.
         (listed,) = re.findall(rf"^  {group}=  (.*?)(?=^  \w+=|^$)", text, re.DOTALL | re.MULTILINE)
         assert set(compose.options(group)) <= set(listed.replace("|", " ").split())
 
@@ -328,7 +328,7 @@ def test_help_and_wrong_settings_need_no_torch():
 
 
 def test_resumed_equals_uninterrupted(bnrnn, tmp_path, text):
-    """Dropout and noise draw random numbers; half an epoch is left when it is stopped."""
+    """Dropout and noise draw random numbers; the runs stop in the middle of an epoch."""
     arguments = [
         "task=text", f"task.path={text}", *TINY, "model.num_layers=2", "model.dropout=0.3",
         "max_steps=40", "validate_every=7", "model.zoneout_cell=0.2", "model.hidden_dropout=0.1",
@@ -340,13 +340,13 @@ def test_resumed_equals_uninterrupted(bnrnn, tmp_path, text):
     bnrnn(f"resume={first}", "max_steps=29")
     bnrnn(*arguments, "outputs=parts", "resume=auto")
     whole = only_run(tmp_path / "whole")
-    # A run that ends validates at its end; the uninterrupted one has no such lines.
+    # A run validates at its last step. The uninterrupted run has no records of these steps.
     ends = {17, 29}
     kept = [r for r in records(first) if r["step"] not in ends]
     assert kept == [r for r in records(whole) if r["step"] not in ends]
     a, b = (torch.load(run / "last.pt", weights_only=True)["model"] for run in (first, whole))
     for name, value in a.items():
-        if not name.startswith("lstm.statistics"):  # averaged once more by those validations
+        if not name.startswith("lstm.statistics"):  # averaged again in those validations
             assert torch.equal(value, b[name]), name
 
 
@@ -358,7 +358,7 @@ INTERRUPTED = [
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
-    """The text of a run, and the run."""
+    """Return a text and an uninterrupted run on it."""
     folder = tmp_path_factory.mktemp("uninterrupted")
     text = write_text(folder)
     process = forked(folder, *INTERRUPTED, f"task.path={text}")
@@ -369,7 +369,7 @@ def uninterrupted(tmp_path_factory):
 
 @pytest.mark.parametrize(
     "signum",
-    [  # Signals that are handled stop a run in test_words.py by default.
+    [  # By default, test_words.py tests the signals that have a handler.
         pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
         pytest.param(signal.SIGINT, marks=pytest.mark.slow),
         signal.SIGKILL,
@@ -424,7 +424,7 @@ def test_resume_auto_starts_goes_on_and_says_when_finished(bnrnn, tmp_path, text
     assert json.loads((run / "result.json").read_text())["steps"] == 6
     done = bnrnn(*arguments)
     assert f"{run.name} is finished: test bpc" in done.stderr
-    bnrnn(*arguments, "seed=1")  # other settings: another run
+    bnrnn(*arguments, "seed=1")  # other settings start a new run
     assert len(list((tmp_path / "outputs" / "text" / "bnlstm").iterdir())) == 2
 
 
@@ -441,7 +441,7 @@ def test_two_processes_cannot_train_in_one_run_directory(bnrnn, run):
     done = bnrnn(f"resume={run}", "max_steps=9", check=False)
     os.close(descriptor)
     assert_error(done, 6, "another process is training in")
-    done = bnrnn(f"resume={run}")  # by its own settings, not by the refused ones
+    done = bnrnn(f"resume={run}")  # with its own settings, not with the refused ones
     assert f"{run.name} is finished" in done.stderr
 
 
@@ -476,7 +476,7 @@ def test_two_processes_cannot_train_in_one_run_directory(bnrnn, run):
 def test_wrong_settings(tmp_path, bnrnn_here, arguments, exit_code, fragments):
     done = bnrnn_here(*arguments)
     assert_error(done, exit_code, *fragments)
-    assert not list(tmp_path.glob("outputs/**/*"))  # nothing was begun
+    assert not list(tmp_path.glob("outputs/**/*"))  # no run was started
 
 
 @pytest.mark.parametrize(
@@ -496,7 +496,7 @@ def test_unusable_text(tmp_path, bnrnn_here, content, fragment):
 
 def test_missing_data_without_network(tmp_path, bnrnn_here, monkeypatch):
     for name in ("http_proxy", "https_proxy"):
-        monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody listens there
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # no server listens there
     done = bnrnn_here("task=ptb")
     assert_error(done, 3, "ptb.train.txt", "data_dir")
     assert not list(tmp_path.glob("data/**/*.txt"))
@@ -527,7 +527,7 @@ def test_a_kernel_that_cannot_run_the_model_starts_nothing(bnrnn_here, tmp_path,
 
 
 def test_a_gradient_of_rounding_errors_is_warned_of_once(bnrnn, tmp_path):
-    # Lines as long as a sequence: at many an offset all sequences begin with the same characters.
+    # Each line is as long as a sequence, so all sequences often begin with the same characters.
     lines = ("-" * 8 + "".join(random.Random(i).choices("abcd", k=11)) for i in range(400))
     (tmp_path / "lines.txt").write_text("\n".join(lines))
     arguments = [*TINY, "log_every=1", "max_steps=60", "max_valid_batches=1"]
@@ -547,7 +547,7 @@ def test_a_disk_that_fills_while_a_checkpoint_is_written(bnrnn, tmp_path, text):
     run = only_run(tmp_path / "outputs")
     before = (run / "last.pt").read_bytes()
 
-    # A write beyond this size fails as on a full disk.
+    # A write beyond this size fails, as it does on a full disk.
     limits = {resource.RLIMIT_FSIZE: len(before) // 2}
     process = forked(tmp_path, f"resume={run}", "max_steps=9", limits=limits)
     out, errors = process.communicate()

@@ -1,4 +1,4 @@
-"""Tab completion, in a real bash."""
+"""Test tab completion in bash."""
 
 import os
 import shutil
@@ -12,7 +12,7 @@ from tests.conftest import ROOT
 
 
 def completed(line: str) -> set[str]:
-    """What bash offers for a command line, set up as docs/index.md says."""
+    """Return the completions that bash offers, after the setup in docs/index.md."""
     (setup,) = [
         text for text in (ROOT / "docs" / "index.md").read_text().splitlines()
         if text.startswith("eval ")

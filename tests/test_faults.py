@@ -1,6 +1,6 @@
-"""Damage, limits, concurrent commands and untrusted files.
+"""Test damaged files, resource limits, concurrent commands and untrusted files.
 
-No finished run is lost, no incomplete file is used, nothing is executed, and the error is one line.
+No finished run is lost, no incomplete file is used, nothing is executed, and an error is one line.
 """
 
 import json
@@ -97,14 +97,14 @@ def fails(done, *fragments):
         assert fragment in lines[0], lines[0]
 
 
-# ---------------------------------------------------------------- F0, F24: what a refusal leaves
+# ---------------------------------------------------------------- F0, F24: refused commands
 
 
 def test_a_refused_resume_changes_nothing(run, bnrnn_here):
     before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
     for arguments in (["max_steps=3"], ["max_steps=9", "seed=1"], ["max_steps=9", "task.length=9"]):
         if arguments == ["max_steps=3"]:
-            (run / "result.json").unlink()  # otherwise it is reported as finished, no error
+            (run / "result.json").unlink()  # otherwise the run counts as finished: no error
             before.pop(run / "result.json")
         fails(bnrnn_here(f"resume={run}", *arguments))
         assert before == {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
@@ -120,7 +120,7 @@ def test_a_finished_run_that_goes_on_and_explodes_keeps_its_result(run, bnrnn_he
     assert done.returncode == 5
     assert (run / "result.json").read_bytes() == before
     assert read_run(run).state == "failed"
-    assert bnrnn_here(f"resume={run}", "max_steps=6").returncode == 0  # as it was
+    assert bnrnn_here(f"resume={run}", "max_steps=6").returncode == 0  # still complete at step 6
 
 
 # ---------------------------------------------------------------- F1, F2: collisions
@@ -195,7 +195,7 @@ def test_records_are_on_the_disk_before_the_checkpoint_that_counts_them(again, m
     assert again().returncode == 0
     with_training = saved[1:]  # the first is at step 0, before any record
     assert with_training
-    assert sorted(set(with_training)) == sorted(with_training)  # a sync before each
+    assert sorted(set(with_training)) == sorted(with_training)  # there is a sync before each save
 
 
 def test_lost_records_are_noticed(run, bnrnn_here):
@@ -215,7 +215,7 @@ def test_a_torn_last_line_is_mended(run, again):
     assert sorted(steps) == sorted([*range(1, 10), 3, 6, 9, 9])
 
 
-# ---------------------------------------------------------------- F4: a folder from a stranger
+# ---------------------------------------------------------------- F4: untrusted folders
 
 
 EVIL = {
@@ -309,8 +309,8 @@ def damage(path, how):
 
 
 DAMAGES = [*CONTENT, *PLACES]
-# Every sixth of the 306 combinations of damage, file and command: each damage is tried on one file,
-# and each file with two or three of the commands.
+# By default, test every sixth of the 306 combinations of damage, file and command. Each damage is
+# tested on one file, and each file with two or three of the commands.
 CASES = [
     pytest.param(
         file, how, command, id=f"{file}-{how}-{command.split()[0]}",
@@ -365,7 +365,7 @@ PARTS = {
 @pytest.mark.parametrize(
     ("part", "value"),
     [
-        # By default the last of each, which is the most realistic.
+        # By default, test the last value of each part, which is the most realistic.
         pytest.param(p, v, marks=[] if v == PARTS[p][-1] else pytest.mark.slow)
         for p in PARTS
         for v in PARTS[p]
@@ -456,7 +456,7 @@ def test_out_of_memory_is_one_line(kilobytes, hidden, trained, tmp_path):
     assert "Traceback" not in errors
 
 
-# ---------------------------------------------------------------- F13: litter
+# ---------------------------------------------------------------- F13: leftover files
 
 
 def test_what_killed_processes_left_is_cleaned_at_the_next_start(run, again):
@@ -477,7 +477,7 @@ def test_what_killed_processes_left_is_cleaned_at_the_next_start(run, again):
         assert again("resume=auto", "max_steps=9").returncode == 0
     assert not (run / ".last.pt.tmp-0123abcd").exists()
     assert not empty.exists()
-    assert held.exists()  # another process trains there
+    assert held.exists()  # another process is training there
     assert (foreign / "mine.txt").exists()
 
 
@@ -492,7 +492,7 @@ def test_files_have_the_mode_of_the_umask(tmp_path):
     assert [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in "ab"] == [0o600, 0o644]
 
 
-# ---------------------------------------------------------------- F15: letters
+# ---------------------------------------------------------------- F15: unprintable characters
 
 
 def test_names_that_the_terminal_cannot_print(trained, tmp_path):

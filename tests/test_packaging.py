@@ -1,4 +1,4 @@
-"""What pyproject.toml says about the wheel, against the files there are."""
+"""Compare pyproject.toml with the files and versions in the repository."""
 
 import fnmatch
 import re

@@ -1,4 +1,4 @@
-"""What a person at a terminal sees, and what a file gets instead."""
+"""Test the output on a terminal, and the output to a file or pipe."""
 
 import fcntl
 import os
@@ -32,7 +32,7 @@ def read_all(terminal: int) -> str:
     while True:
         try:
             part = os.read(terminal, 1 << 16)
-        except OSError:  # the last process has closed it
+        except OSError:  # the last process closed it
             part = b""
         if not part:
             return content.decode()

@@ -112,11 +112,11 @@ def test_a_printed_path_survives_the_shell_and_hydras_parser(name, tmp_path):
     for value, printed in ((str(tmp_path / name), word), (name, literal(name))):
         override = OverridesParser.create().parse_override(f"outputs={printed}")
         assert override.key_or_group == "outputs"
-        if "$" not in name and "\\" not in name:  # OmegaConf interprets these, see below
+        if "$" not in name and "\\" not in name:  # OmegaConf interprets these; see the next test
             assert override.value() == value
 
 
-# By default only the names that OmegaConf could interpret.
+# By default, test only the names that OmegaConf could interpret.
 @pytest.mark.parametrize(
     "name",
     [

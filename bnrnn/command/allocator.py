@@ -1,7 +1,8 @@
 """Keep glibc from handing large blocks back to the kernel after every operation.
 
-Each temporary of tens of megabytes is otherwise mapped afresh and zeroed page by page, which costs
-more than the arithmetic: two to three times the training step of an LSTM over 784 steps.
+By default glibc returns each temporary of tens of megabytes to the kernel, which maps and zeroes
+new pages for the next one. This costs more than the arithmetic: a training step of an LSTM over 784
+time steps takes two to three times as long.
 """
 
 import ctypes
@@ -11,7 +12,7 @@ _M_MMAP_THRESHOLD = -3
 
 
 def keep_large_blocks() -> bool:
-    """Set it for this process; False where the C library is not glibc."""
+    """Keep large blocks in this process; return False if the C library is not glibc."""
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):

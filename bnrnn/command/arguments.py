@@ -1,4 +1,4 @@
-"""The command line before Hydra sees it: which flags and keys there are, and what a run replays."""
+"""Check the command line before Hydra reads it; add the settings of a run that it names."""
 
 import itertools
 import os
@@ -22,14 +22,14 @@ from bnrnn.settings.same import flatten
 
 FLAGS = {"-h", "--help", "--hydra-help", "--version", "-m", "--multirun", "--resolve"}
 WITH_VALUE = {"-c", "--cfg", "-cd", "--config-dir"}
-# What a shell's completion of `bnrnn` is made of, and what it asks each time: Hydra's.
+# Hydra's flags for shell completion: setting it up, removing it, and each query of the shell.
 COMPLETION = [
     ["-sc", f"{what}={shell}"]
     for what in ("install", "uninstall", "query")
     for shell in ("bash", "fish", "zsh")
 ]
 HYDRA_KEYS = ("hydra.launcher.", "hydra.verbose", "hydra.searchpath")
-SECTIONS = ("task", "model", "optimizer")  # the groups that every run chooses from
+SECTIONS = ("task", "model", "optimizer")  # every run chooses one option of each group
 _NAMES = tuple((section, "name") for section in SECTIONS)
 OF_THE_COMMAND = ("mode", "run", "resume", "outputs", "question")
 DATA_FILES = tuple(
@@ -38,15 +38,15 @@ DATA_FILES = tuple(
     for name in ("features", "targets", "utt2spk")
 )
 PLACES = ("data_dir", "task.path")
-PIPES = "data.pipes"  # what it allows is never taken from a file
+PIPES = "data.pipes"  # never read from a file, because it permits commands
 
 
 def check(arguments: list[str]) -> list[str]:
-    """The arguments for Hydra: with the settings of the run that `run=DIR` or `resume=DIR` names.
+    """Return the arguments for Hydra, with the settings of the run in `run=DIR` or `resume=DIR`.
 
     Raises:
         ConfigError: a flag, key or name that bnrnn does not have, or a sweep over nothing.
-        CheckpointError: DIR holds no run, or a damaged one.
+        CheckpointError: DIR contains no run, or a damaged one.
     """
     if arguments in COMPLETION:
         return arguments
@@ -65,7 +65,7 @@ def check(arguments: list[str]) -> list[str]:
 
 
 def _with_home(word: str) -> str:
-    """The shell expands no `outputs=~/x`, and Hydra cannot read it."""
+    """Expand `~` in a value: the shell does not expand `outputs=~/x`, and Hydra cannot read it."""
     key, equals, value = word.partition("=")
     if equals and (value == "~" or value.startswith("~/")):
         return f"{key}={literal(os.path.expanduser(value))}"
@@ -93,7 +93,7 @@ def _without_flags(arguments: list[str]) -> list[str]:
 
 
 def _own_folder(arguments: list[str]) -> Path | None:
-    """What `--config-dir` names.
+    """Return the folder that `--config-dir` names.
 
     Raises:
         ConfigError: there is no such folder.
@@ -113,7 +113,7 @@ def _parse(words: list[str]) -> list[Override]:
     for word in words:
         try:
             found.append(OverridesParser.create().parse_override(word))
-        except Exception as error:  # its functions raise what their arguments happen to cause
+        except Exception as error:  # functions in a value can raise any exception
             known = isinstance(error, HydraException)
             why = "" if known else f" ({' '.join(str(error).split()) or type(error).__name__})"
             raise ConfigError(
@@ -155,7 +155,7 @@ def _check(override: Override, arguments: list[str]) -> None:
 
 
 def _values(override: Override) -> list[Any]:
-    """The values that an override goes through: one, unless it is a sweep."""
+    """Return the values of an override: one, or all values of a sweep."""
     if not override.is_sweep_override():
         return [override.value()]
     value: Any = override.value()
@@ -164,7 +164,7 @@ def _values(override: Override) -> list[Any]:
             key = override.key_or_group
             return value.filter(options(key)) if key in GROUPS else []
         return list(override.sweep_iterator()) if override.is_discrete_sweep() else [value]
-    except Exception as error:  # range(0,3,0) is Python's range
+    except Exception as error:  # range(0,3,0) raises Python's ValueError
         raise ConfigError(f"cannot read {override.input_line!r}: {error}") from error
 
 
@@ -178,11 +178,11 @@ def _check_choice(group: str, value: Any) -> None:
 
 
 def _settings_of_run(overrides: list[Override], sweep: bool) -> list[str]:
-    """The overrides that compose the settings of the run that `run=DIR` or `resume=DIR` names.
+    """Return the overrides that compose the settings of the run in `run=DIR` or `resume=DIR`.
 
-    They are read as data from its config.yaml: each key must be a setting, each choice a name that
-    bnrnn has, so that a folder from a stranger can set numbers and names, and nothing else. It
-    cannot have commands run: `data.pipes` is not replayed, and where it is typed no file is.
+    They are read as data from its config.yaml. Each key must be a setting and each choice a name
+    that bnrnn has, so an untrusted folder can set only numbers and names. It cannot run commands:
+    `data.pipes` is not replayed, and if the command line sets it, no data file is replayed.
     """
     given = {o.key_or_group: o.value() for o in overrides}
     folder = given.get("run") or given.get("resume")
@@ -214,11 +214,11 @@ def _settings_of_run(overrides: list[Override], sweep: bool) -> list[str]:
         if PIPES in given and key in (
             *PLACES,
             *DATA_FILES,
-        ):  # a stranger's files would bring their commands
+        ):  # untrusted files may contain commands
             continue
-        if section in SECTIONS and section not in choices:  # another was chosen
+        if section in SECTIONS and section not in choices:  # the command line chose another option
             continue
-        if key in PLACES and not os.path.exists(str(value)):  # of another machine
+        if key in PLACES and not os.path.exists(str(value)):  # from another machine
             continue
         if key not in known:
             raise CheckpointError(f"{file}: this bnrnn has no setting {key!r:.60}")

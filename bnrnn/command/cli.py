@@ -1,4 +1,4 @@
-"""The command `bnrnn`: composes the settings, runs the mode, and says in one line what is wrong."""
+"""The command `bnrnn`: compose the settings, run the mode, and report an error in one line."""
 
 import errno
 import logging
@@ -23,17 +23,17 @@ from bnrnn.settings import compose
 from bnrnn.settings.schema import Config
 
 _BROKEN_PIPE = 141
-_SMALLEST = 10**9  # bytes of address space: torch 2.13 and what we import take 0.7
+_SMALLEST = 10**9  # bytes of address space; torch 2.13 and the other imports take 0.7e9
 
 _sweeps: set[Path] = set()  # where Hydra writes its multirun.yaml
-_jobs = 0  # that have begun: before the first, every error is one of the settings
+_jobs = 0  # jobs started; before the first, every error is about the settings
 
 
 def main() -> None:
-    """The console script: exit codes are in `bnrnn.errors`."""
+    """Run the command; the exit codes are in `bnrnn.errors`."""
     global _jobs
     terminal.prepare()
-    # Hydra raises its errors instead of printing them, so that they can be said in one line.
+    # Make Hydra raise its errors instead of printing them; they are then reported in one line.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     logging.raiseExceptions = False  # a closed pipe or full disk must not print tracebacks
     _jobs = 0
@@ -45,7 +45,7 @@ def main() -> None:
         sys.stdout.flush()
     except SystemExit as stopped:
         code = stopped.code if isinstance(stopped.code, int) else 1
-    except KeyboardInterrupt:  # before there was anything to save, or pressed twice
+    except KeyboardInterrupt:  # before anything could be saved, or Ctrl-C pressed twice
         code = _fail("interrupted", 130)
     except BaseException as error:
         known = _explained(error)
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def _explained(error: BaseException) -> BnrnnError | None:
-    """What a person needs to know of an error; None: it is a defect."""
+    """Return the error to report, or None if `error` is a defect in bnrnn."""
     if isinstance(error, BnrnnError):
         return error
     if isinstance(error, BrokenPipeError):
@@ -82,7 +82,7 @@ def _closed_pipe(error: BrokenPipeError) -> BnrnnError:
 
 
 def out_of_memory(error: BaseException) -> MemoryLimitError | None:
-    """The error as one of memory, if it is one: torch has no class of its own on a CPU."""
+    """Return a MemoryLimitError if memory ran out; on a CPU, torch has no class for this error."""
     text = str(error)
     asked = re.search(r"tried to allocate ([\d.]+) ?(\w*)", text, re.IGNORECASE)
     if not (
@@ -106,7 +106,7 @@ def _size(number: str, unit: str) -> str:
 
 def _fail(message: str, exit_code: int) -> int:
     here = launch.launched()
-    # Of a wrong setting one process of several says so.
+    # If several processes run, only the first reports a wrong setting.
     if exit_code != _BROKEN_PIPE and (here.is_first or exit_code != ConfigError.exit_code):
         name = "bnrnn" if here.size == 1 else f"bnrnn, process {here.rank}"
         print(f"{name}: error: {printable(' '.join(message.split()))}", file=sys.stderr)
@@ -114,12 +114,12 @@ def _fail(message: str, exit_code: int) -> int:
 
 
 def _exit(code: int) -> None:
-    """End with `code`, even where what was printed can no longer be written."""
+    """Exit with `code`, even if the buffered output can no longer be written."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
         except OSError as error:
-            # What is left in the buffer would fail once more at the interpreter's end.
+            # Otherwise flushing the buffer fails again when the interpreter exits.
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
             broken = isinstance(error, BrokenPipeError)
             code = code or (_BROKEN_PIPE if broken else OutputError.exit_code)
@@ -129,12 +129,12 @@ def _exit(code: int) -> None:
 
 @hydra.main(version_base="1.3", config_path="pkg://bnrnn.conf", config_name="config")
 def _job(cfg: DictConfig) -> None:
-    """One run, also as one job of a sweep."""
+    """Run one command, or one job of a sweep."""
     global _jobs
     _jobs += 1
     choices = HydraConfig.get().runtime.choices
     here = launch.launched()
-    # A process of several that went on with a sweep by itself would meet no other.
+    # With several processes, an error ends the sweep: a process that continued alone would hang.
     single = HydraConfig.get().mode == RunMode.RUN or here.size > 1
     if not here.is_first:
         logging.root.setLevel(logging.ERROR)
@@ -159,13 +159,13 @@ def _job(cfg: DictConfig) -> None:
             raise
         if single:
             sys.exit(_fail(str(known), known.exit_code))
-        # Hydra goes on with the sweep, and raises this again at its end.
+        # Hydra continues the sweep, and raises this again at its end.
         logging.getLogger(__name__).error("%s", known)
         raise known from error
 
 
 def _announce(config: Config) -> None:
-    """What `bnrnn` alone will do: before torch is imported and a kernel compiled."""
+    """Log what `bnrnn` without arguments does, before torch is imported and a kernel compiled."""
     log = logging.getLogger(__name__)
     task, model = config.task.name, config.model.name
     log.info(
@@ -179,10 +179,13 @@ def _announce(config: Config) -> None:
 
 
 def _run_mode() -> Callable[[Config], None]:
-    """Import torch, which takes seconds, only for a run: not for --help, nor for wrong settings."""
+    """Import torch and return the function that runs a mode.
+
+    The import takes seconds, and --help and wrong settings do not need it.
+    """
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     if limit != resource.RLIM_INFINITY and limit < _SMALLEST:
-        # Below that not even an exception can be made while torch is imported.
+        # Below this limit, importing torch fails without even raising an exception.
         raise MemoryLimitError(
             f"out of memory: PyTorch alone needs {_SMALLEST / 1e9:g} GB of address space, "
             f"and the limit is {limit / 1e9:.2g} GB: raise it (ulimit -v)"
@@ -197,7 +200,7 @@ def _config(cfg: DictConfig) -> Config:
         return compose.from_hydra(cfg)
     except BnrnnError:
         raise
-    except Exception as error:  # OmegaConf's own, of many kinds
+    except Exception as error:  # OmegaConf raises many classes of exceptions
         raise ConfigError(explain(error, sys.argv[1:])) from error
 
 
@@ -205,7 +208,10 @@ _composed_mode = Hydra.get_mode
 
 
 def _mode(self: Hydra, config_name: str | None, overrides: list[str]) -> RunMode | None:
-    """What sets `hydra.mode`, as `Hydra.get_mode`: that composes all settings once more for it."""
+    """Replace `Hydra.get_mode`, which composes all settings again to find `hydra.mode`.
+
+    This function calls the original only if an argument may set `hydra.mode`.
+    """
     words = (*sys.argv[1:], *overrides)
     may_sweep = ("reproduce=", "experiment=", "hydra.searchpath", "-cd", "--config-dir")
     if any(word.startswith(may_sweep) for word in words):
@@ -214,7 +220,7 @@ def _mode(self: Hydra, config_name: str | None, overrides: list[str]) -> RunMode
 
 
 def _sweep_dir(outputs: str) -> str:
-    """Where Hydra leaves multirun.yaml, and a Slurm launcher its own files."""
+    """Return the folder where Hydra writes multirun.yaml, and a Slurm launcher its own files."""
     folder = Path(outputs).expanduser() / "sweeps"
     _sweeps.add(folder)
     return str(folder)

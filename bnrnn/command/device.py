@@ -1,4 +1,4 @@
-"""The device, the kernel and the threads of a command."""
+"""Set up the device, the kernel and the threads of a command."""
 
 import fcntl
 import os
@@ -13,14 +13,15 @@ from bnrnn.errors import ConfigError
 from bnrnn.settings.schema import Config
 
 _THREADS = torch.get_num_threads()
-_gpu: int | None = None  # the lock on the one that this process uses
+_gpu: int | None = None  # file descriptor of the lock on the GPU that this process uses
 
 
 def set_up(config: Config, local_rank: int | None = None) -> torch.device:
-    """
+    """Set up the device, kernel, precision and threads, and return the device.
+
     Args:
-        local_rank: of several processes on a machine, which each take a GPU of their own; None:
-            there is one.
+        local_rank: number of this process among those on this machine, each of which takes its
+            own GPU; None if there is only one process.
 
     Raises:
         ConfigError: there is no such device or kernel here, or it cannot train in this precision.
@@ -31,17 +32,18 @@ def set_up(config: Config, local_rank: int | None = None) -> torch.device:
         torch.cuda.set_device(device)
     check_kernel(config.kernel, device)
     set_precision(config, device)
-    torch.set_num_threads(config.threads or _THREADS)  # a job of a sweep leaves it to the next
-    # use_deterministic_algorithms does the same, but imports the compiler: two seconds.
+    torch.set_num_threads(config.threads or _THREADS)  # the last job of a sweep may have set it
+    # use_deterministic_algorithms does the same, but imports the compiler, which takes two seconds.
     torch.set_deterministic_debug_mode("error" if device.type == "cpu" else "default")
-    # It comes with the line above and costs an eighth of a training step: every array written once
-    # more before it is used.
+    # Deterministic mode also fills every new array before its use, which adds an eighth to the cost
+    # of a training step.
     torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore
     return device
 
 
 def choose_device(name: str, local_rank: int | None = None) -> torch.device:
-    """
+    """Return the device that `name` selects.
+
     Raises:
         ConfigError: there is no such device.
     """
@@ -62,10 +64,10 @@ def choose_device(name: str, local_rank: int | None = None) -> torch.device:
 
 
 def _unused_gpu() -> int:
-    """The first GPU that no other command of this user trains on, so that the jobs of a sweep take
-    one each; the first of all where every one is in use."""
+    """Return the number of the first GPU that no other command of this user trains on; 0 if all are
+    in use. Each job of a sweep thus takes its own GPU."""
     global _gpu
-    if _gpu is not None:  # of the last job of a sweep
+    if _gpu is not None:  # locked by the last job of a sweep
         os.close(_gpu)
         _gpu = None
     for number in range(torch.cuda.device_count()):
@@ -73,7 +75,7 @@ def _unused_gpu() -> int:
         lock = Path(tempfile.gettempdir()) / f"bnrnn-{os.getuid()}-gpu-{uuid}.lock"
         try:
             descriptor = os.open(lock, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o600)
-        except OSError:  # somebody else has put it there
+        except OSError:  # the lock file belongs to another user
             return number
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -86,20 +88,22 @@ def _unused_gpu() -> int:
 
 
 def set_precision(config: Config, device: torch.device) -> None:
-    """
+    """Allow TF32 in matrix products and cuDNN if `config.precision` is tf32; forbid it otherwise.
+
     Raises:
-        ConfigError: training in TF32 on a CPU, which has none. Its results may be evaluated there.
+        ConfigError: training in TF32 on a CPU, which lacks it; such a run may be evaluated there.
     """
     tf32 = config.precision == "tf32"
     if tf32 and device.type != "cuda" and config.mode == "train":
         raise ConfigError("precision=tf32 is for GPUs: set precision=float32, or device=cuda")
     if device.type == "cuda":
-        # TF32 is the default of cuDNN, but not of matrix products.
+        # By default, PyTorch uses TF32 in cuDNN but not in matrix products.
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
 
 
 def check_kernel(name: str, device: torch.device) -> None:
-    """
+    """Check that the kernel `name` exists and can run on the device.
+
     Raises:
         ConfigError: there is no such kernel, or it cannot run anything here.
     """

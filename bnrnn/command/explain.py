@@ -1,6 +1,7 @@
-"""Hydra's and OmegaConf's errors in one line: the key, what it may be, the nearest valid name.
+"""Explain Hydra's and OmegaConf's errors in one line: the key, its values, the nearest valid name.
 
-It reads the English of Hydra 1.3 and OmegaConf 2.3; `tests/test_wrong_settings.py` pins it.
+This module parses the messages of Hydra 1.3 and OmegaConf 2.3; `tests/test_wrong_settings.py` pins
+them.
 """
 
 import difflib
@@ -27,9 +28,11 @@ _WRONG_TYPE = (
 
 
 def explain(error: BaseException, arguments: list[str]) -> str:
-    """
+    """Return the explanation of an error in one line.
+
     Args:
-        error: what Hydra raised on `arguments`, the command line after the program's name.
+        error: the exception that Hydra raised for `arguments`.
+        arguments: the command line after the program's name.
     """
     text = "\n".join(str(e) for e in (error, error.__cause__) if e is not None)
     key = re.search(r"full_key: ([\w.]+)", text)
@@ -48,7 +51,7 @@ def explain(error: BaseException, arguments: list[str]) -> str:
         return f"there is no {group}={choice} here ({extra})"
 
     if match := re.search(r"Could not override '([^']+)'", text):
-        # A key that is there, but behind one that is not a group (model.gamma.x), is unknown too.
+        # Hydra also raises this for a key below a setting that is not a group: model.gamma.x.
         return unknown_setting(match[1].partition("@")[0], arguments)
 
     if match := re.search(r"Could not append to config.*?'?([\w./]+)'? is already", text):
@@ -84,7 +87,7 @@ def explain(error: BaseException, arguments: list[str]) -> str:
 
 
 def _interpolated(arguments: list[str]) -> str | None:
-    """The setting that refers to another one."""
+    """Return the setting whose value refers to another setting."""
     return next((a.partition("=")[0] for a in arguments if "=" in a and "${" in a), None)
 
 
@@ -97,7 +100,7 @@ def unknown_setting(key: str, arguments: list[str]) -> str:
 
 
 def _valid_keys(arguments: list[str]) -> list[str]:
-    """All dotted settings of the groups that `arguments` choose, and the groups themselves."""
+    """Return all dotted settings of the options that `arguments` choose, and all groups."""
     chosen = [
         argument for argument in arguments
         if argument.partition("=")[0] in GROUPS and "," not in argument

@@ -1,6 +1,6 @@
-"""How this process was started: alone, or as one of several by torchrun or Slurm.
+"""Find out how this process was started: alone, or as one of several by torchrun or Slurm.
 
-Without torch, so that a wrong setting is refused before it is imported.
+This module does not import torch, so that a wrong setting is reported before torch is imported.
 """
 
 import os
@@ -14,9 +14,9 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class Launch:
     rank: int = 0
-    local_rank: int = 0  # on its machine
-    size: int = 1  # processes in all
-    attempt: int = 0  # counts how often the launcher has started the run again
+    local_rank: int = 0  # the rank on its machine
+    size: int = 1  # total number of processes
+    attempt: int = 0  # how many times the launcher has restarted the run
 
     @property
     def is_first(self) -> bool:
@@ -24,8 +24,8 @@ class Launch:
 
 
 def launched() -> Launch:
-    """What the environment says. For submitit, also set the variables that torchrun sets: the
-    address where the processes meet."""
+    """Read the launch from the environment variables. For submitit, also set the variables that
+    torchrun sets: the address where the processes meet."""
     variables = os.environ
     restarts = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
     attempt = sum(int(variables.get(name) or 0) for name in restarts)
@@ -46,7 +46,7 @@ def launched() -> Launch:
 
 
 def hand_over(signum: int) -> None:
-    """Pass a scheduler's signal on to submitit, now that the run is saved: it requeues the job.
+    """Pass a scheduler's signal to submitit, which requeues the job; the run must be saved first.
     Without submitit, do nothing."""
     handler = signal.getsignal(signum)
     if "SUBMITIT_EXECUTOR" in os.environ and callable(handler):
@@ -55,13 +55,13 @@ def hand_over(signum: int) -> None:
 
 
 def end_with_launcher() -> None:
-    """Send SIGTERM to this process when torchrun ends, even by kill -9: nothing else would."""
+    """Send SIGTERM to this process when torchrun ends: after kill -9, torchrun cannot send it."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
 
 
 def _watch(parent: int) -> None:
-    # Linux's PR_SET_PDEATHSIG would send it twice, and the second one ends us unsaved.
+    # Linux's PR_SET_PDEATHSIG sends it twice, and the second ends the process before it saves.
     while os.getppid() == parent:
         time.sleep(1)
     os.kill(os.getpid(), signal.SIGTERM)

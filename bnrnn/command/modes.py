@@ -1,4 +1,4 @@
-"""What `mode=` may be: one function a mode, and the table of them."""
+"""The values of `mode=`: one function per mode, and a table of all modes."""
 
 import contextlib
 import logging
@@ -47,9 +47,10 @@ log = logging.getLogger(__name__)
 
 
 def run_mode(config: Config) -> None:
-    """
+    """Run `config.mode`.
+
     Raises:
-        ConfigError: the mode is not one, or lacks something or has too much.
+        ConfigError: there is no such mode, or a setting is missing or does not go with the mode.
     """
     mode = MODES.get(config.mode)
     if mode is None:
@@ -71,7 +72,7 @@ def run_mode(config: Config) -> None:
 
 @contextlib.contextmanager
 def _warnings_logged() -> Iterator[None]:
-    """What the library warns of as a line of the log, without a line of its source."""
+    """Log the warnings of the library, without the source line that Python prints."""
     with warnings.catch_warnings():
         warnings.filterwarnings("once", category=AlikeWarning)
         warnings.showwarning = lambda message, *_: log.warning("%s", message)
@@ -97,11 +98,11 @@ def _train(config: Config) -> None:
 
 
 def _no_path() -> Path | None:
-    """What a process that is not the first makes of the run's folder."""
+    """Return None, because there is nothing to train or another process chooses the folder."""
 
 
 def _lead(config: Config, device: torch.device) -> None:
-    """Train as the process that reads and writes the run's folder."""
+    """Train as the first process, which reads and writes the folder of the run."""
     with where.run_to_train(config) as run, _log_file(run.log):
         finished = decode_json(run.result, Result)
         if config.resume not in (None, "auto"):
@@ -121,7 +122,7 @@ def _lead(config: Config, device: torch.device) -> None:
         except Interrupted as interrupted:
             interrupted.advice = f"go on with: bnrnn resume={quoted(run.path)}"
             raise
-        except ConfigError:  # refused: nothing of the run has changed
+        except ConfigError:  # refused before the run was changed
             run.discard()
             raise
         except Exception as error:
@@ -142,7 +143,7 @@ def _check_same(config: Config, run: RunDirectory) -> None:
 
 
 def _remember_failure(run: RunDirectory, error: Exception) -> None:
-    """Why the run stopped, for the report; nothing where it never began, or was finished before."""
+    """Write why the run stopped, for the report, unless it never started or is already finished."""
     if not run.begun:
         run.discard()
         return
@@ -156,7 +157,7 @@ def _remember_failure(run: RunDirectory, error: Exception) -> None:
 
 @contextlib.contextmanager
 def _log_file(path: Path) -> Iterator[None]:
-    """Everything that is logged, with its time, appended to a file."""
+    """Append all log messages to a file, with their time."""
     handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace", delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logging.root.addHandler(handler)
@@ -222,7 +223,7 @@ def _answer(config: Config) -> None:
 
 
 def _analyse(config: Config) -> None:
-    """Any of the paper's analyses."""
+    """Run one of the analyses of the paper."""
     device, analysis = set_up(config), ANALYSES[config.mode]
     source = where.used_run(config) if analysis.uses_run else None
     if source is not None and config.run == "auto":
@@ -273,7 +274,7 @@ def _leaderboard(config: Config) -> None:
 @dataclass(frozen=True)
 class Mode:
     run: Callable[[Config], None]
-    uses_run: bool = False  # run=DIR, a finished run
+    uses_run: bool = False  # needs run=DIR, a finished run
 
 
 MODES = {

@@ -9,8 +9,8 @@ from bnrnn.errors import readable
 
 
 def prepare() -> None:
-    """Make printing possible: closed streams are /dev/null, other letters are escaped."""
-    for descriptor in range(3):  # so that no file we open gets the number of a closed stream
+    """Make printing safe: open closed streams on /dev/null, escape unencodable characters."""
+    for descriptor in range(3):  # so that no file opened later gets such a number
         try:
             os.fstat(descriptor)
         except OSError:
@@ -24,7 +24,7 @@ def prepare() -> None:
 
 
 class Formatter(logging.Formatter):
-    """Log messages on the terminal, as they are but for control characters."""
+    """Format log messages for the terminal, with control characters escaped."""
 
     def format(self, record: logging.LogRecord) -> str:
         return readable(super().format(record))

@@ -1,4 +1,4 @@
-"""Where a command reads and writes: the run that it goes on with or looks into, or a new folder."""
+"""Choose the folder that a command reads or writes: that of an existing run, or a new one."""
 
 import contextlib
 import fcntl
@@ -16,10 +16,10 @@ from bnrnn.settings.schema import Config
 
 
 def run_to_train(config: Config) -> RunDirectory:
-    """The folder to train in, held: the one that `resume` names, or a new one.
+    """Return the folder to train in, locked: the one that `resume` names, or a new one.
 
     Raises:
-        CheckpointError: there is no such run, or a damaged one may be it.
+        CheckpointError: there is no such run, or a damaged run may be the one to resume.
         OutputError: the folder cannot be written to, or another process trains in it.
     """
     if config.resume not in (None, "auto"):
@@ -33,15 +33,16 @@ def run_to_train(config: Config) -> RunDirectory:
             if found is not None:
                 return RunDirectory(found).__enter__()
         run = claim(parent, stamp())
-        # At once, so that another process that looks for these settings finds it.
+        # Write them now, so that another process with the same settings finds this run.
         write_settings(run.config, to_dict(config))
     return run
 
 
 def resumed_folder(path: Path) -> Path:
-    """
+    """Return `path`, the folder of a run to resume.
+
     Raises:
-        CheckpointError: it holds no run to go on with.
+        CheckpointError: it contains no run that can be resumed.
     """
     if not path.is_dir():
         raise CheckpointError(f"no run directory at {path}")
@@ -52,7 +53,7 @@ def resumed_folder(path: Path) -> Path:
 
 
 def used_run(config: Config) -> Path:
-    """The run that `run=DIR` names; auto: the finished one with these settings that went furthest.
+    """Return the run in `run=DIR`; for auto, the longest finished run with the same settings.
 
     Raises:
         CheckpointError: there is none.
@@ -72,10 +73,10 @@ def used_run(config: Config) -> Path:
 
 
 def new_folder(parent: Path) -> Path:
-    """A new folder in `parent`, named by the time.
+    """Make a folder in `parent`, named after the current time.
 
     Raises:
-        OutputError: it cannot be made.
+        OutputError: it cannot be created.
     """
     with claim(parent, stamp()) as folder:
         return folder.path
@@ -96,10 +97,10 @@ def stamp() -> str:
 
 @contextlib.contextmanager
 def _one_at_a_time(folder: Path) -> Iterator[None]:
-    """Two processes must not both find no run with their settings, and both begin it."""
+    """Lock `folder`: otherwise two processes with the same settings could both start a new run."""
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    except FileNotFoundError:  # another process has just removed it, empty: claim makes it again
+    except FileNotFoundError:  # another process just removed it as empty; claim makes it
         yield
         return
     try:
