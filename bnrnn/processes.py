@@ -85,12 +85,12 @@ def explained() -> Iterator[None]:
         if _size == 1:
             raise
         if "timed out" in text or "timeout" in text:
-            what = "hears nothing from another process of this run, which hangs or is cut off"
+            what = "lost contact with another process of this run, which hangs or is cut off"
         elif isinstance(error, dist.DistError) or "by peer" in text or "broken pipe" in text:
             what = "has lost another process of this run"
         else:
             raise
-        raise PeerError(f"process {_rank} {what}: go on with resume=auto") from error
+        raise PeerError(f"process {_rank} {what}: continue with resume=auto") from error
 
 
 def wait_for_all() -> None:

@@ -327,8 +327,8 @@ def begin(config: Config, task: Task, run: RunDirectory, device: torch.device) -
         task.load_state(resumed["task"])
         if resumed["data"] not in (None, task.fingerprint):
             raise CheckpointError(
-                f"{run.path} was trained on other data than these, {task.describe()}: go on with "
-                "its own, or choose another place for a new run with outputs=DIR"
+                f"{run.path} was trained on other data than these, {task.describe()}: resume it "
+                "with its own data, or choose another place for a new run with outputs=DIR"
             )
     torch.manual_seed(config.seed)
     model = build_model(config, task, device)
@@ -340,7 +340,8 @@ def begin(config: Config, task: Task, run: RunDirectory, device: torch.device) -
     if state.step > job.total:
         raise ConfigError(
             f"{run.path} is at step {state.step} already, beyond the {job.total} that max_steps "
-            f"and max_epochs allow: max_steps={state.step} tests it as it is, more goes on"
+            f"and max_epochs allow: max_steps={state.step} tests it as it is, a larger "
+            "one continues"
         )
     if (source := commit()) is not None and source not in state.commits[-1:]:
         state.commits.append(source)
@@ -356,7 +357,7 @@ def begin(config: Config, task: Task, run: RunDirectory, device: torch.device) -
     if processes.is_first():
         run.failure.unlink(missing_ok=True)
     if resumed is not None:
-        log.info("Going on at step %d of %s", state.step, run.path)
+        log.info("Resuming at step %d of %s", state.step, run.path)
     log.info("%s", subject.description)
     log.info(
         "%s: %s parameters; %s steps (%s an epoch) on %s, kernel %s; %s",

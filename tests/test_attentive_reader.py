@@ -560,8 +560,8 @@ def test_feature_norm_refuses_what_it_cannot_do():
         FeatureNorm(2).eval()(torch.randn(4, 2))
     for arguments, message in (
         ((torch.randn(4, 3),), r"y must be \(\.\.\., 2\)"),
-        ((torch.randn(1, 2),), "statistics of 1 vector say nothing"),
-        ((torch.randn(4, 2), torch.zeros(4, dtype=torch.bool)), "statistics of 0 vectors"),
+        ((torch.randn(1, 2),), "at least two vectors, got 1"),
+        ((torch.randn(4, 2), torch.zeros(4, dtype=torch.bool)), "at least two vectors, got 0"),
         ((torch.randn(4, 2), torch.ones(3, dtype=torch.bool)), r"booleans of shape \(4,\)"),
         ((torch.randn(4, 2), torch.ones(4)), r"booleans of shape \(4,\)"),
     ):

@@ -392,7 +392,7 @@ def test_stopped_by_a_signal_and_resumed_equals_uninterrupted(
     run = only_run(tmp_path / "parts")
     if signum != signal.SIGKILL:
         assert process.returncode == 128 + signum
-        assert "go on with: bnrnn resume=" in errors
+        assert "resume with: bnrnn resume=" in errors
         assert "Traceback" not in errors
     assert not (run / "result.json").exists()
 
@@ -507,7 +507,7 @@ def test_data_with_the_wrong_hash_or_cut_short(tmp_path, bnrnn_here):
     folder.mkdir(parents=True)
     (folder / "train-images-idx3-ubyte.gz").write_bytes(b"\x1f\x8b\x08\x00 cut short")
     done = bnrnn_here("task=pmnist")
-    assert_error(done, 3, "train-images-idx3-ubyte.gz is not the file it should be", "delete it")
+    assert_error(done, 3, "train-images-idx3-ubyte.gz is not the expected file", "delete it")
     assert (folder / "train-images-idx3-ubyte.gz").exists()
 
 

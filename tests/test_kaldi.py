@@ -311,7 +311,7 @@ def test_files_that_are_none(tmp_path, matrices):
         (tmp_path / "t.scp").write_text(f"utt {place}:4\n")
         assert reason in fails(tmp_path / "t.scp")
     assert "a device" in fails("/dev/zero")
-    assert "no file fits" in fails(tmp_path / "none.*.gz")
+    assert "no file matches" in fails(tmp_path / "none.*.gz")
     assert "standard input" in fails("-")
     assert "standard input" in fails("ark:-")
     ark.unlink()
@@ -361,7 +361,7 @@ def test_an_archive_with_any_byte_changed(tmp_path, matrices, vectors, how):
 def test_headers_that_claim_too_much_or_nothing_sensible(tmp_path):
     cases = {
         b"\0BFM \4" + struct.pack("<iBi", 2**30, 4, 2**30): "more than",
-        b"\0BFM \4" + struct.pack("<iBi", 1000, 4, 40): "the file ends before it does",
+        b"\0BFM \4" + struct.pack("<iBi", 1000, 4, 40): "the file ends too early",
         b"\0BFM \4" + struct.pack("<iBi", -1, 4, 40): "negative",
         b"\0BFM \4" + struct.pack("<iBi", -1, 4, -40): "negative",
         b"\0BFM \5" + struct.pack("<iBi", 1, 4, 40): "damaged",
@@ -374,7 +374,7 @@ def test_headers_that_claim_too_much_or_nothing_sensible(tmp_path):
         b"\0BFM": "ends in its header",
         b"\0B": "type",
         b"[ 1 2\n 3 ]\n": "different length",
-        b"[ 1 2": "ends before",
+        b"[ 1 2": "ends too early",
         b"1 2 3\n": "a vector, not a matrix",
         b"hello\n": "neither a binary nor a text object",
         b"\x1f\x8b": "gzipped",
@@ -403,11 +403,11 @@ def test_tables_that_are_none(tmp_path, matrices):
     line = scp.read_text().splitlines()[0]
     cases = {
         b"utt\xff\xfe a:1\n": "line 1 is not UTF-8",
-        b"\n" + line.encode() + b"\nutt\n": "line 3 has no place",
-        line.encode() + b"\n" + line.encode() + b"\n": "utterance utt-3 is there twice",
+        b"\n" + line.encode() + b"\nutt\n": "line 3 has no location",
+        line.encode() + b"\n" + line.encode() + b"\n": "utterance utt-3 occurs twice",
         b"a" * 70_000: "line 1 is longer",
         b"u\x1b[31m /x:1\n": "line 1 does not begin with an utterance's name",
-        b"": "holds no utterance",
+        b"": "has no utterances",
         f"u {ark}:8[5:9]\n".encode(): "utterance u",
     }
     for content, reason in cases.items():
@@ -416,7 +416,7 @@ def test_tables_that_are_none(tmp_path, matrices):
     scp.write_text(line.replace(" ", " nul\0", 1))
     fails(scp)
     ark.write_bytes(ark.read_bytes() + ark.read_bytes())
-    assert "is there twice" in fails(ark)
+    assert "occurs twice" in fails(ark)
 
 
 def test_a_gzip_that_expands_without_end(tmp_path, monkeypatch):
@@ -440,7 +440,7 @@ def test_a_file_that_changes_after_it_was_opened(tmp_path, matrices):
     name = "utt-30"
     whole = ark.read_bytes()
     ark.write_bytes(whole[:-100])
-    with pytest.raises(DataError, match="ends before it does"):
+    with pytest.raises(DataError, match="ends too early"):
         archive.read(name)
     shorter = {"utt-3": matrices["utt-3"], "utt-12": matrices["utt-12"], name: matrices[name][:20]}
     kaldiio.save_ark(str(ark), shorter)

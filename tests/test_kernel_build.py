@@ -274,7 +274,7 @@ def test_what_is_no_file_is_refused(full, tmp_path, what, kind):
         os.mkfifo(file)
     else:
         file.mkdir()
-    assert f"{file} is no regular file: delete it" in full.refused()
+    assert f"{file} is not a regular file: delete it" in full.refused()
 
 
 def test_a_lock_that_is_a_link_does_no_harm(cache, tmp_path):

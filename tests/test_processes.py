@@ -187,7 +187,7 @@ def test_a_process_that_hangs_is_noticed(tmp_path, text):
     finally:
         processes[1].send_signal(signal.SIGKILL)
     assert processes[0].returncode == 8
-    assert "hears nothing" in the_line(errors, "bnrnn, process 0: error: ")
+    assert "lost contact with another" in the_line(errors, "bnrnn, process 0: error: ")
 
 
 def test_a_signal_to_one_process_stops_all_in_the_same_step(tmp_path, text):
@@ -196,7 +196,7 @@ def test_a_signal_to_one_process_stops_all_in_the_same_step(tmp_path, text):
     processes[1].send_signal(signal.SIGTERM)
     errors = [process.communicate()[1] for process in processes]
     assert [process.returncode for process in processes] == [143] * 2
-    assert "go on with: bnrnn resume=" in the_line(errors[0], "bnrnn: SIGTERM")
+    assert "resume with: bnrnn resume=" in the_line(errors[0], "bnrnn: SIGTERM")
     assert not any("bnrnn" in text for text in errors[1:])
     saved = torch.load(run / "last.pt", weights_only=True)["training"]["loop"]
     assert saved["step"] == records(run)[-1]["step"]
@@ -291,7 +291,7 @@ def test_torchrun_starts_a_lost_process_again(tmp_path, text):
     os.kill(workers_of(launcher.pid)[1], signal.SIGKILL)
     printed, _ = launcher.communicate(timeout=120)
     assert launcher.returncode == 0, printed
-    assert re.search(r"Going on at step \d+ of", printed)
+    assert re.search(r"Resuming at step \d+ of", printed)
     finished(ranks(tmp_path, 2, *common, "outputs=whole"))
     assert_same_run(only_run(tmp_path / "outputs"), only_run(tmp_path / "whole"))
 
@@ -307,7 +307,7 @@ def test_no_process_outlives_torchrun(tmp_path, text):
     for pid in workers.values():
         status = Path(f"/proc/{pid}/stat")
         assert not status.exists() or status.read_text().rpartition(")")[2].split()[0] == "Z"
-    assert "bnrnn: SIGTERM: go on with" in printed
+    assert "bnrnn: SIGTERM: resume with" in printed
     saved = torch.load(run / "last.pt", weights_only=True)["training"]["loop"]
     assert saved["step"] == records(run)[-1]["step"]
 
@@ -321,7 +321,7 @@ def test_torchrun_ends_a_process_that_hangs(tmp_path, text):
     printed, _ = launcher.communicate(timeout=100)
     assert time.monotonic() - began < 60
     assert launcher.returncode == 1
-    assert "bnrnn, process 1: error: process 1 hears nothing from another process" in printed
+    assert "bnrnn, process 1: error: process 1 lost contact with another process" in printed
 
 
 # ---------------------------------------------------------------- two machines
@@ -388,7 +388,7 @@ def test_a_cable_that_is_cut_and_mended(tmp_path, text, two_machines):
         printed, _ = launcher.communicate(timeout=100)
         assert launcher.returncode == 1
         (line,) = [line for line in printed.splitlines() if line.startswith("bnrnn, process")]
-        assert f"process {number} hears nothing from another process" in line
+        assert f"process {number} lost contact with another process" in line
     assert time.monotonic() - began < 60
 
     subprocess.run([*cable, "up"], check=True)
@@ -420,6 +420,6 @@ def test_a_sweep_of_jobs_of_two_processes_is_preempted_and_queued_again(tmp_path
     logs = ["".join(p.read_text() for p in sorted(job.glob("*_0_log.*"))) for job in jobs]
     assert len(logs) == 2
     for log in logs:
-        assert "bnrnn: SIGUSR1: go on with" in log
+        assert "bnrnn: SIGUSR1: resume with" in log
         assert re.search(r"Requeued job \d+", log)
-        assert re.search(r"Going on at step \d+ of", log)
+        assert re.search(r"Resuming at step \d+ of", log)

@@ -322,11 +322,11 @@ def test_every_run_is_listed_regardless_of_its_state(all_states):
     )
     assert rows(made, "2-failed", "failed")[0] == ["200", "nan at 200", HOSTILE]
     assert rows(made, "3-stopped", "stopped")[0] == [
-        "100", "2.500 at 100", ("go on with ", Code("bnrnn 7")),
+        "100", "2.500 at 100", ("resume with ", Code("bnrnn 7")),
     ]  # fmt: skip
     assert rows(made, "4-running", "running")[0] == ["0", "none", "a process is training there"]
     assert rows(made, "5-without-checkpoint", "unfinished")[0] == [
-        "0", "none", "no checkpoint to go on from",
+        "0", "none", "no checkpoint to resume from",
     ]  # fmt: skip
     reasons = {
         "6-unreadable": "config.yaml is damaged: ",

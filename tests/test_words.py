@@ -604,7 +604,7 @@ def test_both_kinds_of_statistics_are_validated(bnrnn, tmp_path):
 def test_a_wrong_file_is_one_line(bnrnn, data_dir, content, part):
     (data_dir / "ptb" / f"ptb.{part}.txt").write_bytes(content)
     done = bnrnn(*SMALL, "model=words_small", check=False)
-    assert_error(done, 3, f"ptb.{part}.txt is not the file it should be: sha256")
+    assert_error(done, 3, f"ptb.{part}.txt is not the expected file: sha256")
 
 
 def test_another_vocabulary_is_one_line(bnrnn, tmp_path):
@@ -630,13 +630,13 @@ def test_a_carried_state_that_is_none_is_one_line(bnrnn, tmp_path):
         content["training"]["carry"] = carry
         torch.save(content, run / "last.pt")
         done = bnrnn(f"resume={run}", "max_steps=3", check=False)
-        assert_error(done, 4, "its carried state is not that of such a model")
+        assert_error(done, 4, "its carried state does not fit this model")
 
 
 def test_a_task_without_a_carried_state_takes_none(data_dir):
     from bnrnn.tasks.base import Task
 
-    with pytest.raises(CheckpointError, match="a carried state, which this task has not"):
+    with pytest.raises(CheckpointError, match="a carried state, which this task does not have"):
         Task.load_carry(task_of(data_dir), nn.Linear(1, 1), torch.zeros(1), data_dir)
 
 

@@ -40,9 +40,9 @@ task@foo=ptb                            | cannot read 'task@foo=ptb'
 --package foo                           | there is no flag --package
 -c foo                                  | invalid choice: 'foo'
 -m seed=range(0,3,0)                    | cannot read 'seed=range(0,3,0)'
--m seed=glob(*)                         | seed=glob(*) is a sweep over nothing
--m task=glob(zz*)                       | task=glob(zz*) is a sweep over nothing
--m seed=range(3,0)                      | seed=range(3,0) is a sweep over nothing
+-m seed=glob(*)                         | seed=glob(*) is an empty sweep
+-m task=glob(zz*)                       | task=glob(zz*) is an empty sweep
+-m seed=range(3,0)                      | seed=range(3,0) is an empty sweep
 model=lstm,bnlstm                       | has several values: a sweep over them needs -m
 ~seed                                   | ~seed: a setting cannot be removed
 ~task.length                            | ~task.length: a setting cannot be removed

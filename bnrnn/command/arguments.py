@@ -146,7 +146,7 @@ def _check(override: Override, arguments: list[str]) -> None:
     if key in ("run", "resume", "outputs", "data_dir") and "" in values:
         raise ConfigError(f"{key} must be a folder, got ''")
     if override.is_sweep_override() and not values:
-        raise ConfigError(f"{word} is a sweep over nothing: no value fits")
+        raise ConfigError(f"{word} is an empty sweep: no value matches")
     if key in GROUPS:
         for value in values:
             _check_choice(key, value)
@@ -198,7 +198,7 @@ def _settings_of_run(overrides: list[Override], sweep: bool) -> list[str]:
     file = path / "config.yaml"
     saved = read_settings(file)
     if saved is None:
-        raise CheckpointError(f"{path} has no config.yaml: it is no run directory")
+        raise CheckpointError(f"{path} has no config.yaml: it is not a run directory")
     choices = {group: saved.get(group, {}).get("name") for group in SECTIONS if group not in given}
     for group, name in choices.items():
         if name not in options(group):

@@ -76,7 +76,7 @@ def _explained(error: BaseException) -> BnrnnError | None:
 
 
 def _closed_pipe(error: BrokenPipeError) -> BnrnnError:
-    closed = OutputError("nobody reads what is printed")
+    closed = OutputError("standard output is closed")
     closed.exit_code = _BROKEN_PIPE
     return closed
 

@@ -120,7 +120,7 @@ def _lead(config: Config, device: torch.device) -> None:
             with processes.explained():
                 result = train(config, build_task(config), run, device)
         except Interrupted as interrupted:
-            interrupted.advice = f"go on with: bnrnn resume={quoted(run.path)}"
+            interrupted.advice = f"resume with: bnrnn resume={quoted(run.path)}"
             raise
         except ConfigError:  # refused before the run was changed
             run.discard()

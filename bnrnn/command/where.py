@@ -48,7 +48,7 @@ def resumed_folder(path: Path) -> Path:
         raise CheckpointError(f"no run directory at {path}")
     run = RunDirectory(path)
     if not (run.last.exists() or run.result.exists()):
-        raise CheckpointError(f"{path} has no last.pt to go on from: start the run anew")
+        raise CheckpointError(f"{path} has no last.pt to resume from: start the run again")
     return path
 
 

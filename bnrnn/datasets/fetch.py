@@ -100,8 +100,7 @@ def _verify(path: Path, file: RemoteFile) -> None:
                 return
             found = f"{algorithm} {digest[:8]}… instead of {expected[:8]}…"
     raise DataError(
-        f"{path} is not the file it should be: {found}; delete it to have it fetched again, or set "
-        "data_dir"
+        f"{path} is not the expected file: {found}; delete it to fetch it again, or set data_dir"
     )
 
 

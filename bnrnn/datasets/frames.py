@@ -98,7 +98,7 @@ def load_frames(
         if classes > MOST_CLASSES:
             raise DataError(
                 f"{train.prefix}targets: utterance {of_train.with_largest} has class "
-                f"{of_train.largest}, more than a softmax can be over; are these pdf ids? "
+                f"{of_train.largest}, more than a softmax can have; are these pdf ids? "
                 "(ali-to-pdf makes them)"
             )
     for split in splits:

@@ -115,8 +115,8 @@ class Archive:
         if is_command(name):
             if not pipes:
                 raise ConfigError(
-                    f"{setting} is a command, {name.strip()!r}: it is run only where "
-                    "data.pipes=true stands in the same command line"
+                    f"{setting} is a command, {name.strip()!r}: it is run only if "
+                    "the same command line sets data.pipes=true"
                 )
             place = self._run(_command(name))
             if table:
@@ -130,7 +130,7 @@ class Archive:
             for path in _matching(name, self._advice):
                 self._read_table_at(path) if table else self._scan_at(path)
         if not self._places:
-            raise DataError(f"{name} holds no utterance; {self._advice}")
+            raise DataError(f"{name} has no utterances; {self._advice}")
 
     def __len__(self) -> int:
         return len(self._places)
@@ -183,7 +183,7 @@ class Archive:
             name, space, _ = head[start : start + MOST_TOKEN].partition(b" ")
             if not name:
                 if head and not head.isspace():
-                    raise DataError(f"{name_of_file} is no Kaldi archive; {self._advice}")
+                    raise DataError(f"{name_of_file} is not a Kaldi archive; {self._advice}")
                 return
             try:
                 utterance = _utterance(name)
@@ -192,7 +192,7 @@ class Archive:
             except ValueError as error:
                 where = f"at byte {position + start} there is no utterance's name"
                 raise DataError(
-                    f"{name_of_file} is no Kaldi archive, or damaged: {where}; {self._advice}"
+                    f"{name_of_file} is not a Kaldi archive, or damaged: {where}; {self._advice}"
                 ) from error
             position += start + len(name) + 1
             header = self._admit(utterance, _Place(number, position))
@@ -218,7 +218,7 @@ class Archive:
                 utterance, *rest = text.split(None, 1)
                 _utterance(utterance.encode())
                 if not rest:
-                    raise ValueError("has no place behind the utterance's name")
+                    raise ValueError("has no location after the utterance's name")
             except UnicodeDecodeError as error:
                 raise DataError(f"{name}: line {number} is not UTF-8; {self._advice}") from error
             except (OSError, EOFError, zlib.error) as error:
@@ -242,8 +242,8 @@ class Archive:
         if is_command(path) or is_command(rest) or is_command(text):
             if not self._pipes:
                 raise DataError(
-                    f"{where} is a command, {path.strip()!r}: it is run only where "
-                    f"data.pipes=true stands in the same command line; {self._advice}"
+                    f"{where} is a command, {path.strip()!r}: it is run only if "
+                    f"the same command line sets data.pipes=true; {self._advice}"
                 )
             place = self._run(_command(path))
             return place._replace(offset=place.offset + int(offset), range=range_)
@@ -258,7 +258,7 @@ class Archive:
     def _admit(self, utterance: str, place: _Place) -> _Header:
         if utterance in self._places:
             raise DataError(
-                f"{self._files.names[place.file]}: utterance {utterance} is there twice; "
+                f"{self._files.names[place.file]}: utterance {utterance} occurs twice; "
                 f"{self._advice}"
             )
         try:
@@ -343,7 +343,7 @@ def _matching(name: str, advice: str) -> Sequence[Path]:
         return [path]
     found = glob.glob(str(path))
     if not found:
-        raise DataError(f"no file fits {name}; {advice}")
+        raise DataError(f"no file matches {name}; {advice}")
     return [Path(p) for p in sorted(found, key=lambda p: (re.sub(r"\d+", _padded, p), p))]
 
 
@@ -481,7 +481,7 @@ def _header_at(files: _Files, number: int, offset: int, kind: Kind) -> _Header:
         if header.size > MOST_BYTES:
             raise _DamagedError(f"it claims {header.size:,} bytes, more than {MOST_BYTES:,}")
         if offset + header.size > size:
-            raise _DamagedError("the file ends before it does")
+            raise _DamagedError("the file ends too early")
     elif head[:2] == MAGIC:
         raise _DamagedError("it is gzipped; unpack it, or name the archive instead of a table")
     else:
@@ -543,7 +543,7 @@ def _text_at(files: _Files, number: int, offset: int) -> bytes:
             break
         if not part:
             if brackets and b"]" not in content:
-                raise _DamagedError("the file ends before it does")
+                raise _DamagedError("the file ends too early")
             return content
     raise _DamagedError("it is neither a binary nor a text object of Kaldi")
 
@@ -579,7 +579,7 @@ def _read(files: _Files, number: int, offset: int, kind: Kind) -> tuple[_Header,
     header = _header_at(files, number, offset, kind)
     content = files.read(number, offset, header.size)
     if len(content) < header.size:
-        raise _DamagedError("the file ends before it does")
+        raise _DamagedError("the file ends too early")
     if header.text:
         return header, _parse_text(content, kind)
     if kind == "integers":

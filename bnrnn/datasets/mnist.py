@@ -16,7 +16,7 @@ MIRRORS = (
     "https://ossci-datasets.s3.amazonaws.com/mnist/",
     "https://storage.googleapis.com/cvdf-datasets/mnist/",
 )
-ADVICE = "delete it to have it fetched again, or set data_dir"
+ADVICE = "delete it to fetch it again, or set data_dir"
 # name, bytes, md5, shape
 FILES = {
     "train_images": (

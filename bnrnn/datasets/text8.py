@@ -55,8 +55,8 @@ def load_text8(data_dir: Path) -> CharacterCorpus:
     if len(text) == LENGTH:
         return replace(corpus, name="text8")
     log.warning(
-        "%s holds only the first %s of text8's %s characters, split 90/5/5 %%: results do not "
-        "compare with those on the whole text", printable(path), f"{len(text):,}", f"{LENGTH:,}",
+        "%s holds only the first %s of text8's %s characters, split 90/5/5 %%: results cannot be "
+        "compared with those on the whole text", printable(path), f"{len(text):,}", f"{LENGTH:,}",
     )  # fmt: skip
     return replace(corpus, name=f"text8 (first {len(text):,} characters)", whole=False)
 

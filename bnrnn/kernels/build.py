@@ -143,7 +143,7 @@ def _build(library: Path) -> None:
         for left in library.parent.iterdir():
             if left.name.startswith(_BUILDING):  # left by a killed process: we hold the lock
                 shutil.rmtree(left, ignore_errors=True)
-        _log.info("Compiling the CPU kernel: once, half a minute or so")
+        _log.info("Compiling the CPU kernel: once, for about half a minute")
         with tempfile.TemporaryDirectory(
             dir=library.parent, prefix=_BUILDING[0], ignore_cleanup_errors=True
         ) as folder:
@@ -164,7 +164,7 @@ def _locked(folder: Path) -> Iterator[None]:
     try:
         lock.acquire()
     except filelock.Timeout:
-        _log.info("Waiting for another process, which compiles the CPU kernel")
+        _log.info("Waiting for another process that compiles the CPU kernel")
         try:
             lock.acquire(timeout=_PATIENCE)
         except filelock.Timeout as error:

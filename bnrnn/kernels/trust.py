@@ -47,7 +47,7 @@ def read_trusted(path: Path) -> bytes:
         OSError: the file cannot be read.
     """
     if not stat.S_ISREG(os.lstat(path).st_mode):
-        raise UntrustedError(f"{path} is no regular file: delete it")
+        raise UntrustedError(f"{path} is not a regular file: delete it")
     # The file may have been replaced since: follow no link, and do not block on a FIFO.
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     with open(descriptor, "rb") as file:

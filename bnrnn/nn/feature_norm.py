@@ -118,8 +118,8 @@ def _moments(y: Tensor, mask: Tensor | None) -> Moments:
         n = int(mask.sum()) if mask.is_cpu else mask.sum()
     if isinstance(n, int) and n < 2:
         raise ValueError(
-            f"the statistics of {n} vector{'s' * (n != 1)} say nothing: use at least two, or "
-            "evaluation mode with population statistics"
+            f"batch statistics need at least two vectors, got {n}: use more, or evaluation mode "
+            "with population statistics"
         )
     if mask is None:
         mean = y.mean(0, keepdim=True)

@@ -407,8 +407,8 @@ def _unfinished(
         notes: dict[str, Text] = {
             "running": "a process is training there",
             "failed": "" if run.failure is None else run.failure.error,
-            "stopped": ("go on with ", Code(resume(run))) if resume else "it can go on",
-            "unfinished": "-" if resume is None else "no checkpoint to go on from",
+            "stopped": ("resume with ", Code(resume(run))) if resume else "it can be resumed",
+            "unfinished": "-" if resume is None else "no checkpoint to resume from",
         }
         rows.append([name(run), run.state, f"{run.step:,}", last, notes[run.state]])
     for path, reason in found.unreadable:

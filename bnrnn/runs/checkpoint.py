@@ -61,7 +61,7 @@ def load(path: Path, device: torch.device) -> dict[str, Any]:
         ) else "is damaged or cut short"  # fmt: skip
         if isinstance(error, OSError) and error.strerror:
             kind = f"cannot be read ({error.strerror})"
-        raise CheckpointError(f"{path} {kind}: restore it or start the run anew") from error
+        raise CheckpointError(f"{path} {kind}: restore it or start the run again") from error
     found = content.get("format") if isinstance(content, dict) else None
     if found != FORMAT:
         raise CheckpointError(
@@ -70,7 +70,7 @@ def load(path: Path, device: torch.device) -> dict[str, Any]:
         )
     missing = _KINDS.keys() - content.keys()
     if missing:
-        raise CheckpointError(f"{path} lacks {', '.join(sorted(missing))}: it is no checkpoint")
+        raise CheckpointError(f"{path} lacks {', '.join(sorted(missing))}: it is not a checkpoint")
     for part, kind in _KINDS.items():
         if not isinstance(content[part], kind):
             raise damaged(path, f"its {part} is a {type(content[part]).__name__}")
@@ -101,7 +101,7 @@ def _check_size(path: Path) -> None:
 
 def damaged(path: Path, what: object) -> CheckpointError:
     return CheckpointError(
-        f"{path} is damaged: {' '.join(str(what).split())[:200]}; restore it or start the run anew"
+        f"{path} is damaged: {' '.join(str(what).split())[:200]}; restore it or start the run again"
     )
 
 
@@ -129,7 +129,7 @@ def load_model(model: torch.nn.Module, content: dict[str, Any], path: Path) -> N
         first = next((line.strip() for line in str(error).splitlines()[1:]), str(error))
         raise CheckpointError(f"{path} is of another model: {first}") from error
     except (AttributeError, TypeError, ValueError) as error:
-        raise damaged(path, f"its model is no state_dict ({error})") from error
+        raise damaged(path, f"its model is not a state_dict ({error})") from error
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: Any, path: Path) -> None:
@@ -167,5 +167,5 @@ def restore_random_state(state: Any, device: torch.device, path: Path) -> dict[s
         if device.type == "cuda" and "cuda" in state:
             torch.cuda.set_rng_state(state["cuda"].cpu(), device)
     except (AttributeError, KeyError, RuntimeError, TypeError) as error:
-        raise damaged(path, f"its random state is none ({error})") from error
+        raise damaged(path, f"its random state is not valid ({error})") from error
     return state

@@ -118,8 +118,8 @@ def find_matching(outputs: Path, config: Config) -> Path | None:
             finished.append((-run.result.max_steps, _changed(path), path))
         elif not run.resumable:
             raise CheckpointError(
-                f"{path} has these settings and has lost its last.pt: restore it, or move the "
-                "folder elsewhere to start the run anew"
+                f"{path} has these settings but has lost its last.pt: restore it, or move the "
+                "folder elsewhere to start the run again"
             )
         elif run.step <= asked:
             begun.append((run.step, _changed(path), path))
@@ -211,8 +211,7 @@ def _sure(path: Path) -> Run:
 
 def _unsure(error: CheckpointError) -> CheckpointError:
     return CheckpointError(
-        f"{error}; this may be the run to go on with: restore the file, or move the folder "
-        "elsewhere"
+        f"{error}; this may be the run to resume: restore the file, or move the folder elsewhere"
     )
 
 

@@ -54,7 +54,8 @@ class MetricsWriter:
         if len(kept) < count:
             raise CheckpointError(
                 f"{run.metrics} has lost {count - len(kept)} of the {count} records that "
-                f"{run.last.name} was saved with: restore both from one copy, or start the run anew"
+                f"{run.last.name} was saved with: restore both from one copy, or "
+                "start the run again"
             )
         self.count = len(kept)  # records written, of training and validation
         write_records(run.metrics, kept)

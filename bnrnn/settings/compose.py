@@ -110,8 +110,8 @@ def from_hydra(cfg: DictConfig) -> Config:
             raise ConfigError(f"there is no setting {key!r}")
     if config.data.pipes and not _commands_typed:
         raise ConfigError(
-            "data.pipes=true lets files run commands: it is obeyed only where it is typed in the "
-            "command line itself, of one run"
+            "data.pipes=true lets files run commands: it is accepted only on the command line "
+            "itself, and for one run"
         )
     for name in ("data_dir", "outputs", "run", "resume", "question"):
         if (path := getattr(config, name)) is not None:

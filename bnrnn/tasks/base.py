@@ -145,7 +145,7 @@ class Task(ABC):
             CheckpointError: `loss` cannot have returned it.
         """
         if carry is not None:
-            raise checkpoint.damaged(path, "it has a carried state, which this task has not")
+            raise checkpoint.damaged(path, "it has a carried state, which this task does not have")
         return None
 
     def calibration_batches(self, n: int | None) -> Iterator[Batch]:

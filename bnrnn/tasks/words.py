@@ -200,7 +200,7 @@ class WordTask(Task):
                 for state in (h, c)
             ):
                 return h, c
-        raise checkpoint.damaged(path, "its carried state is not that of such a model")
+        raise checkpoint.damaged(path, "its carried state does not fit this model")
 
 
 def _walk(streams: np.ndarray, length: int, whole: bool = True) -> list[Batch]:

@@ -82,8 +82,9 @@ def load_cnn(
     whole = synthetic is not None or sizes == PUBLISHED
     if not whole:
         log.warning(
-            "%s holds %s questions, not the %s of the published corpus: results do not compare "
-            "with those on the whole", printable(source), _slashed(sizes), _slashed(PUBLISHED),
+            "%s holds %s questions, not the %s of the published corpus: results cannot be "
+            "compared with those on the whole corpus",
+            printable(source), _slashed(sizes), _slashed(PUBLISHED),
         )  # fmt: skip
     name = "CNN questions"
     if synthetic is not None:
