@@ -40,11 +40,10 @@ def speech(runs: list[Run]) -> list[Block]:
     blocks: list[Block] = [
         Heading(2, "Laurent et al. 2015: speech, table 1 and figure 2"),
         Paragraph(
-            "Frame cross entropy (FCE, nats) and frame error rate (FER), as their table 1 has "
-            "them: each the best over the run by itself, in training the mean between two records "
-            "(dropout and batch statistics as in training), on dev with population statistics. "
-            "Test: the model with the best dev FER. A row is a group of runs that differ in their "
-            "seed only."
+            "Frame cross entropy (FCE, nats) and frame error rate (FER), as in their table 1. Each "
+            "number is its own best over the run. Training: the mean between two records, with "
+            "dropout and batch statistics. Dev: with population statistics. Test: the model with "
+            "the best dev FER. A row is a group of runs that differ only in their seed."
         ),
     ]
     for _, grouped in itertools.groupby(sorted(found, key=_order), key=lambda run: run.data):
@@ -74,9 +73,9 @@ def speech(runs: list[Run]) -> list[Block]:
     return [
         *blocks,
         Folded(Heading(3, "Their table 1, on WSJ"), [Paragraph(
-            "80 hours of read news and 3546 classes, where guessing costs 8.17 nats: nothing here "
-            "is on WSJ, and no number above compares with one of these. What may be compared is "
-            "the order of the models: BN trains faster and generalises no better."
+            "80 hours of read news and 3546 classes, where guessing costs 8.17 nats. No run here "
+            "is on WSJ, so the numbers above cannot be compared with these, only the order of the "
+            "models: BN trains faster and generalises no better."
         ), Table(["model", *COLUMNS], "lrrrr", theirs)]),
     ]  # fmt: skip
 

@@ -17,11 +17,11 @@ from bnrnn.runs.record import Run
 
 FEWEST = 3  # models; with fewer, there is no leaderboard
 _HOW_TO_READ = (
-    "Each model at the settings with its best validation, of those that were run: compared on the "
-    "seeds that all its settings have. Validation with population statistics. Steps and seconds "
-    "are those until the first validation at least as good as {target}, {whose}: the mean over the "
-    "seeds that reach it. Seconds, validations included, compare only between runs that had the "
-    "same machine to themselves."
+    "Each model is shown at its settings with the best validation, compared on the seeds that all "
+    "of its settings have. Validation uses population statistics. Steps and seconds are those "
+    "until the first validation at least as good as {target}, {whose}: the mean over the seeds "
+    "that reach it. Seconds include validation; they can be compared only between runs that had "
+    "the same machine to themselves."
 )
 
 

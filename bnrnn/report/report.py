@@ -49,13 +49,13 @@ Pictures = dict[str, dict[str, bytes]]  # name -> kind -> encoded
 
 MOST_COLUMNS = 12
 _HOW_TO_READ = (
-    "Each number is a test of the model with the best validation (of the last model with "
-    "selection=last), with population statistics averaged over the training set, or over "
-    "test_calibration_batches batches of it. Numbers marked valid are the best validation with "
-    "batch statistics, where the paper has no test number. A row is a group of runs that differ "
-    "in their seed only: the mean with the standard deviation over three seeds or more (by n - 1), "
-    "or the range of two. Where steps and settings are the paper's, the verdict states whether "
-    "its number is within that spread; the difference of a shorter run is no verdict."
+    "Each number is the test of the model with the best validation (of the last model with "
+    "selection=last). It uses population statistics, averaged over the training set or over "
+    "test_calibration_batches batches of it. If the paper has no test number, the number is marked "
+    "valid, and is the best validation with batch statistics. A row is a group of runs that differ "
+    "only in their seed: the mean with the standard deviation over three seeds or more (by n - 1), "
+    "or the range of two. If steps and settings are those of the paper, the verdict states whether "
+    "its number is within that spread. The difference of a shorter run is not a verdict."
 )
 _STATES = ("finished", "running", "stopped", "unfinished", "failed", "unreadable")
 
@@ -342,9 +342,9 @@ def _curve_caption(runs: list[Run]) -> str:
     parts = ["Validation against training steps."]
     if any(run.curve("batch")[0] for run in runs):
         parts.append(
-            "With batch statistics where the model normalises, as in the paper."
+            "With batch statistics if the model normalises, as in the paper."
             if len(clusters) > 3
-            else "Solid: batch statistics where the model normalises, as in the paper; dashed: "
+            else "Solid: batch statistics if the model normalises, as in the paper; dashed: "
             "population statistics."
         )
     if paper.validation(runs[0].data):
@@ -506,8 +506,8 @@ def _same_step(runs: list[Run], name: Callable[[Run], Inline]) -> list[Block]:
     return [
         Heading(2, "Validation against the paper's curves, at the same step"),
         Paragraph(
-            "With batch statistics where the model normalises, as in the paper; the paper's values "
-            "are read off its figures 2, 3a and 4, between its points by a straight line."
+            "With batch statistics if the model normalises, as in the paper. The paper's values "
+            "are read off its figures 2, 3a and 4, and interpolated linearly between points."
         ),
         *blocks,
     ]

@@ -172,9 +172,9 @@ def write(results: Path, figures: bool = True) -> str:
     blocks = report.document(
         found,
         "Results",
-        ("Made by ", Code("make results"), " from run directories; nothing here is typed by hand, "
-         "and nothing is shown that was not run. Each run's settings, records and result: ",
-         Code("runs/"), ". Where ours differs from the paper's, and what was tried: ",
+        (Code("make results"), " generates this page from run directories. Nothing is typed by "
+         "hand, and nothing is shown that was not run. The settings, records and result of each "
+         "run are in ", Code("runs/"), ". The differences from the paper, and what was tried: ",
          Link("differences.md", "differences.md"), "."),
         lambda run: Link(run.path.name, f"runs/{run.path.name}"),
     )  # fmt: skip

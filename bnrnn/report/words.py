@@ -40,18 +40,19 @@ def blocks(runs: list[Run]) -> list[Block]:
 
 
 _TABLE = (
-    "Table 2, at the epoch of the best validation. Training: the mean over the epoch, dropout and "
-    "all. Validation: with batch statistics where the model normalises, to which the paper's code "
-    "comes closest; that code averages the perplexities of batches, where ours is of the mean loss "
-    "and so a little lower. The paper's large network with BN is not at its best validation: its "
-    "figure has 94.8 after 15 epochs. The test, which the paper has not, is of the last model, "
-    "with population statistics; beside it Zaremba et al., 2014."
+    "Table 2, at the epoch of the best validation. Training: the mean over the epoch, with "
+    "dropout. Validation: with batch statistics if the model normalises, which is closest to the "
+    "paper's code. That code averages the perplexities of batches; ours is the perplexity of the "
+    "mean loss, which is slightly lower. The paper's number for the large network with BN is not "
+    "its best validation: its figure has 94.8 after 15 epochs. The paper has no test. Ours is of "
+    "the last model, with population statistics; the column next to it is from Zaremba et al., "
+    "2014."
 )
 _FIGURE = (
-    "As figure 3. Dotted: training. Solid: validation, with batch statistics where the model "
-    "normalises. Dashed: with population statistics. Wide and pale: the paper, which has the large "
-    "network only, read off its figure. Its axis begins at 0 with a model that has learned "
-    "already: its epoch may be up to one behind ours."
+    "As figure 3. Dotted: training. Solid: validation, with batch statistics if the model "
+    "normalises. Dashed: with population statistics. Wide and pale: the paper, read off its "
+    "figure, which shows only the large network. Its axis begins at 0 with a trained model, so its "
+    "epochs may be up to one behind ours."
 )
 
 
