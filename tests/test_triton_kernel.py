@@ -456,8 +456,8 @@ def test_the_plan():
             assert t.block_b * t.block_u <= 2048
             shared = (t.block_b + 4 * t.block_u) * t.block_k * 4 * t.num_stages
             assert way == "alternating" or shared <= 99 * 1024
-    assert plan.way(100, "ieee") == plan.way(1000, "tf32") == "persistent"
-    assert plan.way(1000, "ieee") == plan.way(2000, "tf32") == "alternating"
+    assert plan.way(100, "float32") == plan.way(1000, "tf32") == "persistent"
+    assert plan.way(1000, "float32") == plan.way(2000, "tf32") == "alternating"
 
 
 REAL_TILES = plan.tiles

@@ -222,6 +222,21 @@ def _seeds(
     return found
 
 
+def picture(chart: Chart) -> Figure:
+    """Draw a chart of one panel along its axis."""
+    figure, axes = plt.subplots(figsize=(7.2, 4.5), layout="constrained")
+    (panel,) = chart.panels
+    plot(axes, panel.curves, chart.axis)
+    if panel.level is not None:
+        axes.axhline(panel.level, color="0.5", linestyle=":", linewidth=1)
+    tidy(axes, chart.axis, panel.y_label)
+    if panel.limits is not None:
+        axes.set_ylim(*panel.limits)
+    axes.legend(frameon=False, loc="best", fontsize=9)
+    axes.set_title(plain(panel.title), fontsize=10, loc="left")
+    return figure
+
+
 def plot(axes: Axes, curves: Sequence[chart.Curve], axis: str) -> None:
     """Plot the curves that have values on this axis, thinned as in the HTML page."""
     for curve in curves:

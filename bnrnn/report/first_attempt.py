@@ -6,11 +6,10 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
-from bnrnn.plots.style import plt, tidy
 from bnrnn.report import document, paper
 from bnrnn.report.chart import EPOCHS, Chart, Panel
 from bnrnn.report.document import Block, Paragraph, Table, Text
-from bnrnn.report.figures import plot
+from bnrnn.report.figures import picture
 from bnrnn.report.groups import MEASURED, cluster, kind, label, one_a_seed, order
 from bnrnn.report.words import by_epoch, by_epochs, means_in_training, papers
 from bnrnn.runs.record import Run
@@ -80,16 +79,8 @@ def _cells(curve: Curve, epochs: Sequence[float]) -> list[Text]:
 
 
 def figure(runs: list[Run], title: str) -> Figure:
-    """`chart_of` as a picture, with the paper's curves behind ours."""
-    picture, axes = plt.subplots(figsize=(7.2, 4.5), layout="constrained")
-    (panel,) = chart_of(runs, title).panels
-    plot(axes, panel.curves, EPOCHS)
-    tidy(axes, "epochs", panel.y_label)
-    if panel.limits is not None:
-        axes.set_ylim(*panel.limits)
-    axes.legend(frameon=False, loc="best", fontsize=9)
-    axes.set_title(title, fontsize=10, loc="left")
-    return picture
+    """`chart_of` as a picture."""
+    return picture(chart_of(runs, title))
 
 
 def chart_of(runs: list[Run], title: str) -> Chart:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 
-from bnrnn.plots.style import colour, plain, plt, tidy
+from bnrnn.plots.style import colour
 from bnrnn.report import chart, document
 from bnrnn.report.chart import SECONDS, Chart, Panel, along
 from bnrnn.report.document import Block, Code, Heading, Paragraph, Table, Text
-from bnrnn.report.figures import plot
+from bnrnn.report.figures import picture
 from bnrnn.report.groups import BASELINES, cluster, kind, label, mean, one_a_seed, order
 from bnrnn.runs.record import Run
 
@@ -164,16 +164,7 @@ def _row(found: Standing, target: float, runs: list[Run]) -> list[Text]:
 
 def figure(ranked: list[Standing], target: float, title: str) -> Figure:
     """`chart_of` as a picture."""
-    picture, axes = plt.subplots(figsize=(7.2, 4.5), layout="constrained")
-    (panel,) = chart_of(ranked, target, title).panels
-    plot(axes, panel.curves, SECONDS)
-    axes.axhline(target, color="0.5", linestyle=":", linewidth=1)
-    tidy(axes, "seconds", panel.y_label)
-    if panel.limits is not None:
-        axes.set_ylim(*panel.limits)
-    axes.legend(frameon=False, loc="best", fontsize=9)
-    axes.set_title(plain(title), fontsize=10, loc="left")
-    return picture
+    return picture(chart_of(ranked, target, title))
 
 
 def chart_of(ranked: list[Standing], target: float, title: str) -> Chart:

@@ -110,8 +110,7 @@ def _gpu(file: Path) -> str:
     """
     rows: dict[str, list[Text]] = {}
     for shape in json.loads(file.read_text(encoding="utf-8"))["shapes"]:
-        rounding = "ieee" if shape["products"] == "float32" else shape["products"]
-        way = plan.way(shape["hidden"], rounding)
+        way = plan.way(shape["hidden"], shape["products"])
         step = {subject: row["step"] for subject, row in shape["subjects"].items()}
         cells = rows.setdefault(shape["name"], [_title(shape["name"], shape)])
         cells.append(f"{step[way] / step['nn.LSTM']:.1f}")

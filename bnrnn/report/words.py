@@ -8,11 +8,11 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from bnrnn.plots.style import colour, plt, tidy
+from bnrnn.plots.style import colour
 from bnrnn.report import chart, document, paper
 from bnrnn.report.chart import EPOCHS, STEPS, Chart, Panel, along, papers_epoch
 from bnrnn.report.document import Block, Paragraph, Table, Text
-from bnrnn.report.figures import plot
+from bnrnn.report.figures import picture
 from bnrnn.report.groups import MEASURED, cluster, kind, label, one_a_seed, order, percent
 from bnrnn.runs.record import Run
 from bnrnn.settings.schema import SIZES
@@ -125,16 +125,8 @@ def _steps_per_epoch(run: Run) -> int:
 
 
 def curves(runs: list[Run], title: str) -> Figure:
-    """`chart_of` as a picture, with the paper's curves behind ours."""
-    figure, axes = plt.subplots(figsize=(7.2, 4.5), layout="constrained")
-    (panel,) = chart_of(runs, title).panels
-    plot(axes, panel.curves, EPOCHS)
-    tidy(axes, "epochs", panel.y_label)
-    if panel.limits is not None:
-        axes.set_ylim(*panel.limits)
-    axes.legend(frameon=False, loc="best", fontsize=9)
-    axes.set_title(title, fontsize=10, loc="left")
-    return figure
+    """`chart_of` as a picture."""
+    return picture(chart_of(runs, title))
 
 
 def chart_of(runs: list[Run], title: str) -> Chart:

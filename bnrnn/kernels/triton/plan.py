@@ -9,7 +9,7 @@ import torch
 
 MAX_BATCH = 512  # because one program holds the whole batch
 # Up to this H a persistent launch is faster, on an H200: results/bench/gpu-nvidia-h200.md.
-PERSISTENT_HIDDEN = {"ieee": 700, "tf32": 1400, "bfloat16": 1400}
+PERSISTENT_HIDDEN = {"float32": 700, "tf32": 1400, "bfloat16": 1400}
 WAYS = ("persistent", "alternating", "stepwise")
 
 
@@ -26,7 +26,7 @@ def products(dtype: torch.dtype) -> str:
     if dtype == torch.bfloat16:
         return "bfloat16"
     tf32 = dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
-    return "tf32" if tf32 else "ieee"
+    return "tf32" if tf32 else "float32"
 
 
 products._dynamo_marked_constant = True  # pyright: ignore (torch.compile cannot trace the setting)
