@@ -125,7 +125,10 @@ def main() -> None:
     )  # fmt: skip
     parser.add_argument("--wheel-only", action="store_true", help="leave the sdist out")
     options = parser.parse_args()
-    (wheel,), (sdist,) = options.dist.absolute().glob("*.whl"), options.dist.absolute().glob("*.gz")
+    built = [list(options.dist.absolute().glob(pattern)) for pattern in ("*.whl", "*.tar.gz")]
+    if [len(files) for files in built] != [1, 1]:
+        parser.error(f"{options.dist} must have one wheel and one sdist: run make dist")
+    (wheel,), (sdist,) = built
     used = [(wheel, "[all]")] if options.wheel_only else [(wheel, "[all]"), (sdist, "")]
     for package, _ in used:
         print(f"{package.name}: {package.stat().st_size / 1000:.0f} kB", flush=True)
