@@ -22,6 +22,7 @@
 
 #include "multiply.h"
 #include "philox.h"
+#include "profile.h"
 #include "recurrence.h"
 
 namespace {
@@ -364,7 +365,8 @@ Results forward(const Layer& l, bool keep, bool grad_input) {
   p.states = call.data(states);
   p.cells = call.data(cells);
   p.output = call.data(output);
-  p.panels = call.data(call.empty({2, p.hidden, p.width}));
+  p.panel_count = 2;
+  p.panels = call.data(call.empty({p.panel_count, p.hidden, p.width}));
   bnrnn::forward(p);
 
   std::vector<Tensor> saved;
@@ -402,7 +404,6 @@ Gradients backward(const OptionalTensor& grad_output, const OptionalTensor& grad
   p.states = call.data(states);
   p.cells = call.data(cells);
   p.grad_output = call.data(grad_output);
-  p.grad_recurrent = call.data(call.empty({4 * H, bnrnn::gradient_row<T>(p.batch)}));
   const Tensor grad_state = call.empty({H, W}), grad_cell = call.empty({H, W});
   const Tensor grad_around = call.empty({l.dropped_hidden ? H : 0, W});
   if (l.dropped_hidden) {
@@ -415,7 +416,8 @@ Gradients backward(const OptionalTensor& grad_output, const OptionalTensor& grad
   p.grad_state = call.data(grad_state);
   p.grad_around = call.data(grad_around);
   p.grad_cell = call.data(grad_cell);
-  p.panels = call.data(call.empty({2, 4 * H, W}));
+  p.panel_count = bnrnn::backward_panels(p.batch);
+  p.panels = call.data(call.empty({p.panel_count, 4 * H, W}));
 
   const auto gradient_of = [&](const OptionalTensor& parameter, T** to) {
     const Tensor gradient = parameter ? call.zeros(parameter->sizes()) : call.empty({0});
@@ -540,6 +542,13 @@ TORCH_LIBRARY(bnrnn_cpu, m) {
   m.def("bernoulli(Tensor key, int stream, int count, float p) -> Tensor");
   // Python needs these for the shapes of `saved`: the number of elements per vector, and the
   // largest number of features of a narrow input.
+#if defined(BNRNN_PROFILE)
+  m.def("spent() -> int[]", [] {
+    std::vector<int64_t> of;
+    for (auto& part : bnrnn::spent) of.push_back(part.exchange(0));
+    return of;
+  });
+#endif
   m.def("lanes(bool is_double) -> int", lanes);
   m.def("narrow() -> int", narrow);
 }

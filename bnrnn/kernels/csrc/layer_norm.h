@@ -124,8 +124,8 @@ class LayerNorm {
   const Slot<T>& slot;
   const ptrdiff_t H, W;
   const bool is_first;        // whether this is the first thread
-  std::vector<T> rows;        // 2 (W,): mean, 1 / sqrt(var + eps)
-  std::vector<T> means;       // 2 (W,): means of γ ∂ and of γ ∂ ŷ
+  Rows<T> rows;        // 2 (W,): mean, 1 / sqrt(var + eps)
+  Rows<T> means;       // 2 (W,): means of γ ∂ and of γ ∂ ŷ
 };
 
 }  // namespace bnrnn

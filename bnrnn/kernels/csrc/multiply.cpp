@@ -24,6 +24,7 @@ class Block {
   void multiply(const Matrix<const T>& a, const Matrix<const T>& b, T* c, Range rows,
                 Range columns) {
     const ptrdiff_t width = ceil_div(columns.size(), kLanes<T>) * kLanes<T>;
+    const RightLayout<T> layout(width);
     T* to[kRows];
     for (ptrdiff_t r = 0; r < kRows; ++r) to[r] = result.data() + r * kColumns<T>;
     for (ptrdiff_t k0 = 0; k0 < a.columns; k0 += kDepth) {
@@ -39,10 +40,11 @@ class Block {
         });
       }
       for (ptrdiff_t k = 0; k < deep; ++k) {
-        pack_right_row(right.data(), deep, width, k, [&](ptrdiff_t j) {
+        const T* const row = &b.at(k0 + k, columns.begin);
+        for (ptrdiff_t j = 0; j < width; j += kLanes<T>) {
           const int n = static_cast<int>(std::min<ptrdiff_t>(kLanes<T>, columns.size() - j));
-          return load_first(&b.at(k0 + k, columns.begin + j), n);
-        });
+          store(layout.at(right.data(), deep, k, j), load_first(row + j, n));
+        }
       }
       packed_product(left.data(), rows.size(), deep, right.data(), width, to, k0 > 0);
     }
@@ -52,7 +54,7 @@ class Block {
   }
 
  private:
-  std::vector<T> left, right, result;
+  Rows<T> left, right, result;
 };
 
 }  // namespace

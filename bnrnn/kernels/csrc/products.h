@@ -5,24 +5,33 @@
 #pragma once
 
 #include <algorithm>
+#include <vector>
 
 #include "vectors.h"
 
 namespace bnrnn {
 
+// A panel of the right operand (kDepth by kTileVectors vectors) stays in the first-level cache.
 #if defined(__AVX512F__)
 constexpr int kTileRows = 6, kTileVectors = 4;  // 24 of 32 registers are accumulators
+constexpr ptrdiff_t kDepth = 128;
 #else
 constexpr int kTileRows = 4, kTileVectors = 3;  // 12 of 16 registers
+constexpr ptrdiff_t kDepth = 256;
 #endif
-// A panel of the right operand (kDepth by kTileVectors vectors) stays in the first-level cache.
-constexpr ptrdiff_t kDepth = 128;
 
-// c[r][column...] (+)= sum over k of a[r * a_row + k * a_k] * b[k * b_k + column...]
+// A range of k: element (r, k) of the left operand is a[r * a_row + k * a_k], vector n of row k of
+// the right operand b[k * b_k + n * lanes].
+template <typename T>
+struct Segment {
+  const T *a, *b;
+  ptrdiff_t a_row, a_k, b_k, depth;
+};
+
+// c[r][column...] (+)= the sum over all k of all segments.
 template <typename T, int R, int N>
 void tile_product(
-    const T* a, ptrdiff_t a_row, ptrdiff_t a_k, const T* b, ptrdiff_t b_k, ptrdiff_t depth,
-    T* const* c, ptrdiff_t column, bool add) {
+    const Segment<T>* segments, ptrdiff_t count, T* const* c, ptrdiff_t column, bool add) {
   constexpr int lanes = kLanes<T>;
   Vector<T> sums[R][N];
 #pragma GCC unroll 8
@@ -32,15 +41,18 @@ void tile_product(
       sums[r][n] = add ? load(c[r] + column + n * lanes) : zero<T>();
     }
   }
-  for (ptrdiff_t k = 0; k < depth; ++k) {
-    Vector<T> right[N];
+  for (ptrdiff_t i = 0; i < count; ++i) {
+    const auto [a, b, a_row, a_k, b_k, depth] = segments[i];
+    for (ptrdiff_t k = 0; k < depth; ++k) {
+      Vector<T> right[N];
 #pragma GCC unroll 8
-    for (int n = 0; n < N; ++n) right[n] = load(b + k * b_k + n * lanes);
+      for (int n = 0; n < N; ++n) right[n] = load(b + k * b_k + n * lanes);
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-      const Vector<T> left = broadcast(a[r * a_row + k * a_k]);
+      for (int r = 0; r < R; ++r) {
+        const Vector<T> left = broadcast(a[r * a_row + k * a_k]);
 #pragma GCC unroll 8
-      for (int n = 0; n < N; ++n) sums[r][n] += left * right[n];
+        for (int n = 0; n < N; ++n) sums[r][n] += left * right[n];
+      }
     }
   }
 #pragma GCC unroll 8
@@ -51,8 +63,7 @@ void tile_product(
 }
 
 template <typename T>
-using TileProduct = void (*)(
-    const T*, ptrdiff_t, ptrdiff_t, const T*, ptrdiff_t, ptrdiff_t, T* const*, ptrdiff_t, bool);
+using TileProduct = void (*)(const Segment<T>*, ptrdiff_t, T* const*, ptrdiff_t, bool);
 
 template <typename T, int R>
 TileProduct<T> tile_of(int vectors) {
@@ -144,18 +155,32 @@ T dot(const T* a, const T* b, ptrdiff_t n) {
   return sum<T>((sums[0] + sums[1]) + (sums[2] + sums[3]));
 }
 
-// Store row k of the right operand (depth, width) of packed_product. The operand is stored one
-// chunk of columns after another, so that a tile reads contiguous memory for any width. Rows whose
-// distance is a power of two would compete for a few sets of the cache.
-template <typename T, typename Row>
-void pack_right_row(T* panel, ptrdiff_t depth, ptrdiff_t width, ptrdiff_t k, Row&& row) {
-  for_column_chunks<T>(width, [&](ptrdiff_t column, int vectors) {
-    T* to = panel + column * depth + k * vectors * kLanes<T>;
-    for (int n = 0; n < vectors; ++n) {
-      store(to + n * kLanes<T>, row(column + n * kLanes<T>));
-    }
-  });
-}
+// The layout of the right operand (depth, width) of packed_product: one chunk of columns after
+// another, so that a tile reads contiguous memory for any width. Rows whose distance is a power of
+// two would compete for a few sets of the cache.
+template <typename T>
+class RightLayout {
+ public:
+  explicit RightLayout(ptrdiff_t width) {
+    for_column_chunks<T>(width, [&](ptrdiff_t column, int vectors) {
+      for (int n = 0; n < vectors; ++n) {
+        places.push_back({column, vectors * kLanes<T>, n * kLanes<T>});
+      }
+    });
+  }
+
+  // The vector of row k that begins at this column.
+  T* at(T* panel, ptrdiff_t depth, ptrdiff_t k, ptrdiff_t column) const {
+    const Place& place = places[column / kLanes<T>];
+    return panel + place.chunk * depth + k * place.across + place.within;
+  }
+
+ private:
+  struct Place {
+    ptrdiff_t chunk, across, within;  // the chunk's first column and its width; columns before it
+  };
+  std::vector<Place> places;  // of each vector of a row
+};
 
 // c[row][0..width) (+)= packed (rows, depth) times right (depth, width).
 template <typename T>
@@ -169,9 +194,9 @@ void packed_product(
       const T* tile = packed;
       for (ptrdiff_t r0 = 0; r0 < rows; r0 += kTileRows, tile += deep * kTileRows) {
         const int count = static_cast<int>(std::min<ptrdiff_t>(kTileRows, rows - r0));
-        tile_of<T>(count, vectors)(
-            tile, 1, kTileRows, right + column * depth + k0 * across, across, deep, c + r0, column,
-            add || k0 > 0);
+        const Segment<T> segment = {
+            tile, right + column * depth + k0 * across, 1, kTileRows, across, deep};
+        tile_of<T>(count, vectors)(&segment, 1, c + r0, column, add || k0 > 0);
       }
     });
     packed += whole_tiles(rows) * deep;

@@ -55,12 +55,14 @@ void forward_steps(Step<T, kFamily>& step, Barrier& barrier) {
   }
   if (p.sequence_weights != nullptr) sequence_moments(step);
   for (ptrdiff_t j = step.units.begin; j < step.units.end; ++j) step.put_state(0, j);
+  step.laps.lap(Part::kPacking);
   const auto products = [&](ptrdiff_t t, Range group, T* panel) {
     T* rows[kGates * kGroup];
     for (ptrdiff_t row = 0; row < kGates * group.size(); ++row) {
       rows[row] = step.recurrent_at(t) + step.feature(group, row) * W;
     }
     if (p.sums) step.input_term(t, group);
+    step.laps.lap(Part::kInputTerm);
     if (p.batch > 1) {
       packed_product(panel, kGates * group.size(), H, step.panel_at(t, H), W, rows, p.sums);
     } else {
@@ -70,18 +72,24 @@ void forward_steps(Step<T, kFamily>& step, Barrier& barrier) {
         rows[row][0] += dot(weights, step.panel_at(t, H), H);
       }
     }
+    step.laps.lap(Part::kProduct);
     if (!p.sums) step.input_term(t, group);
+    step.laps.lap(Part::kInputTerm);
   };
   for (ptrdiff_t t = 0; t < p.steps; ++t) {
     barrier.wait();  // h_{t-1} is complete
+    step.laps.lap(Part::kBarrier);
     if (!kFamily || !step.apart) {
       step.for_groups([&](Range group, T* panel) {
         products(t, group, panel);
         for (ptrdiff_t j = group.begin; j < group.end; ++j) {
           step.forward_cell(t, group, j);
+          step.laps.lap(Part::kCell);
           step.forward_state(t, j);
+          step.laps.lap(Part::kState);
         }
         step.put_output(t, group);
+        step.laps.lap(Part::kOutput);
       });
       continue;
     }
@@ -117,23 +125,30 @@ void backward_steps(Step<T, kFamily>& step, Barrier& barrier) {
   const bool around =
       !step.drops_hidden() && (p.mask_stride != 0 || !p.hold_hidden.is_constant(0));
   WeightGradient<T> weight_gradient(step);
+  step.laps.lap(Part::kPacking);
   for (ptrdiff_t t = p.steps - 1; t >= 0; --t) {
     if (kFamily) step.layer_ih.recall(t), step.layer_hh.recall(t), step.layer_c.recall(t);
     if (!kFamily || !step.apart) {
       step.for_groups([&](Range group, T*) {
         step.get_grad_output(t, group);
-        if (!p.sums) step.input_term(t, group);
+        step.laps.lap(Part::kOutput);
+        p.sums ? step.no_input_term(group) : step.input_term(t, group);
+        step.laps.lap(Part::kInputTerm);
         for (ptrdiff_t j = group.begin; j < group.end; ++j) {
           step.backward_state(t, group, j);
+          step.laps.lap(Part::kBackwardState);
           step.backward_cell(t, group, j);
+          step.laps.lap(Part::kBackwardCell);
           step.backward_terms(t, group, j);
+          step.laps.lap(Part::kBackwardTerms);
         }
         step.put_grad_input(t, group);
+        step.laps.lap(Part::kGradInput);
       });
     } else {
       step.for_groups([&](Range group, T*) {
         step.get_grad_output(t, group);
-        if (!p.sums) step.input_term(t, group);
+        p.sums ? step.no_input_term(group) : step.input_term(t, group);
         for (ptrdiff_t j = group.begin; j < group.end; ++j) step.backward_state(t, group, j);
       });
       if (p.c.layer) barrier.wait();
@@ -147,9 +162,12 @@ void backward_steps(Step<T, kFamily>& step, Barrier& barrier) {
       });
     }
     barrier.wait();  // the gradient of W_h h_{t-1} is complete
+    step.laps.lap(Part::kBarrier);
     packed_product(
         step.packed, units.size(), features, step.panel_at(t, features), W, rows.data(), around);
+    step.laps.lap(Part::kBackwardProduct);
     weight_gradient.add(t);
+    step.laps.lap(Part::kWeightGradient);
   }
   step.complete_grad_state();
   if (p.sequence_weights != nullptr) sequence_gradient(step);
@@ -175,9 +193,8 @@ ptrdiff_t packed_size(ptrdiff_t hidden, int threads) {
   return (packed_rows(hidden) + threads * packed_rows(1)) * hidden;
 }
 
-template <typename T>
-ptrdiff_t gradient_row(ptrdiff_t batch) {
-  return (ceil_div(steps_a_block(batch) * batch, kLanes<T>) + 1) * kLanes<T>;
+ptrdiff_t backward_panels(ptrdiff_t batch) {
+  return std::max<ptrdiff_t>(2, steps_a_block(batch));
 }
 
 int lanes(bool is_double) { return is_double ? kLanes<double> : kLanes<float>; }
@@ -200,8 +217,6 @@ void backward(const Problem<T>& problem) {
   }
 }
 
-template ptrdiff_t gradient_row<float>(ptrdiff_t);
-template ptrdiff_t gradient_row<double>(ptrdiff_t);
 template void forward(const Problem<float>&);
 template void forward(const Problem<double>&);
 template void backward(const Problem<float>&);

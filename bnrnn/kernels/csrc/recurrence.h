@@ -87,9 +87,6 @@ struct Problem {
 
   // Backward.
   const T* grad_output = nullptr;  // (T, B, H)
-  // The gradients of W_h h_{t-1} at several steps, until they are added to the gradient of W_h; see
-  // weight_gradient.h.
-  T* grad_recurrent = nullptr;  // (4H, gradient_row(B))
   T* grad_state = nullptr;         // (H, W): initially for h_n, finally for h_0
   // If `hidden_factor` is not constant, grad_state holds only the part that comes through the
   // product and still lacks that factor; grad_around holds the rest.
@@ -104,17 +101,16 @@ struct Problem {
   T* grad_beta_c = nullptr;           // (H,), initially zero
 
   T* packed;  // W_h as products.h packs it, packed_size(...) elements
-  // The right operands of the products of this step and the next, laid out as in products.h:
-  // h_{t-1}, 2 (H, W), or in the backward pass the gradient of W_h h_{t-1}, 2 (4H, W).
+  // The right operands of the products of some steps, laid out as in products.h: h_{t-1}, (H, W),
+  // or in the backward pass the gradient of W_h h_{t-1}, (4H, W).
   T* panels;
+  ptrdiff_t panel_count;  // 2, or in the backward pass backward_panels(B)
 };
 
 // Number of elements of the packed copy of W_h, for either pass.
 ptrdiff_t packed_size(ptrdiff_t hidden, int threads);
 
-// Number of elements in a row of `grad_recurrent`.
-template <typename T>
-ptrdiff_t gradient_row(ptrdiff_t batch);
+ptrdiff_t backward_panels(ptrdiff_t batch);
 
 int lanes(bool is_double);
 

@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "products.h"
+#include "profile.h"
 #include "recurrence.h"
 
 namespace bnrnn {
@@ -28,7 +29,7 @@ struct Standard {
 };
 
 template <typename T>
-Standard<T> standard_at(const Slot<T>& slot, ptrdiff_t t, ptrdiff_t feature,
+BNRNN_INLINE Standard<T> standard_at(const Slot<T>& slot, ptrdiff_t t, ptrdiff_t feature,
                         ptrdiff_t features) {
   if (slot.gamma == nullptr) return {};
   if (slot.layer) return {0, 1, slot.gamma[feature]};  // the term is normalised already
@@ -76,6 +77,7 @@ struct Share {
         H(p.hidden),
         W(p.width),
         units(part({0, H}, threads, thread)),
+        layout(W),
         packed(p.packed + thread * packed_rows(ceil_div(H, threads)) * H) {}
 
   FactorRow<T> row_of(const Factor<T>& factor, ptrdiff_t t, ptrdiff_t j) const {
@@ -98,16 +100,9 @@ struct Share {
     return t > 0 && p.count_stride != 0 && p.inverse_count[t] == 1;
   }
 
-  // The gradient of one feature of W_h h_{t-1}. A block stores its steps in the order of the
-  // backward pass, last step first: each gradient overwrites the vector padding of the one before.
-  T* grad_recurrent_at(ptrdiff_t t, ptrdiff_t feature) const {
-    const ptrdiff_t steps = steps_a_block(p.batch), row = gradient_row<T>(p.batch);
-    return p.grad_recurrent + feature * row + (steps - 1 - t % steps) * p.batch;
-  }
-
-  // There are two panels: a fast thread may write that of the next step while a slow thread still
-  // reads that of this step.
-  T* panel_at(ptrdiff_t t, ptrdiff_t depth) const { return p.panels + t % 2 * depth * W; }
+  // The right operand of the product of step t. There are at least two: a fast thread may write
+  // that of the next step while a slow thread still reads that of this step.
+  T* panel_at(ptrdiff_t t, ptrdiff_t depth) const { return p.panels + t % p.panel_count * depth * W; }
 
   // h_{t-1} of unit j as it enters the product, after dropout.
   Vector<T> state_in_product(ptrdiff_t t, ptrdiff_t j, ptrdiff_t b) const {
@@ -120,8 +115,10 @@ struct Share {
       panel_at(t, H)[j] = state_in_product(t, j, 0)[0];
       return;
     }
-    pack_right_row(
-        panel_at(t, H), H, W, j, [&](ptrdiff_t b) { return state_in_product(t, j, b); });
+    T* const panel = panel_at(t, H);
+    for (ptrdiff_t b = 0; b < W; b += kLanes<T>) {
+      store(layout.at(panel, H, j, b), state_in_product(t, j, b));
+    }
   }
 
   // The feature (of 4H) that a row of a group holds; the rows are ordered by gate.
@@ -134,7 +131,8 @@ struct Share {
     T* panel = packed;
     const ptrdiff_t groups = ceil_div(units.size(), kGroup);
     for (ptrdiff_t i = 0; i < groups; ++i) {
-      const Range group = part(units, groups, i);
+      const ptrdiff_t first = units.begin + i * kGroup;
+      const Range group = {first, std::min(first + kGroup, units.end)};
       visit(group, panel);
       panel += whole_tiles(kGates * group.size()) * H;
     }
@@ -151,7 +149,9 @@ struct Share {
   const Problem<T>& p;
   const ptrdiff_t H, W;
   const Range units;
+  const RightLayout<T> layout;  // of the panels
   T* const packed;  // this thread's part of W_h
+  [[no_unique_address]] Laps laps;
 };
 
 }  // namespace bnrnn

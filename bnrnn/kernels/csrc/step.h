@@ -19,8 +19,8 @@ class Step : public Share<T> {
  public:
   using Share<T>::p, Share<T>::H, Share<T>::W, Share<T>::units;
   using Share<T>::recurrent_at, Share<T>::state_at, Share<T>::cell_at, Share<T>::live_at;
-  using Share<T>::counted_at, Share<T>::grad_recurrent_at, Share<T>::panel_at, Share<T>::put_state;
-  using Share<T>::is_lone, Share<T>::row_of;
+  using Share<T>::counted_at, Share<T>::panel_at, Share<T>::put_state;
+  using Share<T>::is_lone, Share<T>::layout, Share<T>::row_of;
 
   Step(const Problem<T>& problem, int thread, int threads)
       : Share<T>(problem, thread, threads),
@@ -30,10 +30,10 @@ class Step : public Share<T> {
         layer_c(p.c, *this),
         at_hand(apart ? units.size() : kGroup) {
     input.resize(kGates * at_hand * W);
-    grad_input.resize(kGates * at_hand * W);
     grad_out.resize(at_hand * W);
     unit.resize((apart ? units.size() : 1) * kUnitArrays * W);
     unit_sums.resize((apart ? units.size() : 1) * kUnitSums);
+    unit_constants.resize(apart ? units.size() : 1);
   }
 
   // Write the group's rows of W_x x_t to `input`. If the sum is normalised, write them to
@@ -41,7 +41,7 @@ class Step : public Share<T> {
   void input_term(ptrdiff_t t, Range group) {
     for (int gate = 0; gate < kGates; ++gate) {
       const ptrdiff_t first = gate * H + group.begin;
-      T* const rows = p.sums ? recurrent_at(t) + first * W : input_row(input, gate, group.begin, group);
+      T* const rows = p.sums ? recurrent_at(t) + first * W : input_row(gate, group.begin, group);
       if (p.narrow == nullptr) {
         transpose_in(group.size(), p.batch, W, rows,
              [&](ptrdiff_t b) { return term_row(t, b) + first; });
@@ -51,12 +51,20 @@ class Step : public Share<T> {
       for (ptrdiff_t u = 0; u < group.size(); ++u) {
         const T* weights = p.weight_ih + (first + u) * p.input_size;
         T* row = rows + u * W;
-        for (ptrdiff_t b = 0; b < W; b += kLanes<T>) {
-          Vector<T> total = load(x + b) * weights[0];
-          for (ptrdiff_t d = 1; d < p.input_size; ++d) total += load(x + d * W + b) * weights[d];
-          store(row + b, total);
+        for (ptrdiff_t b = 0; b < W; b += kLanes<T>) store(row + b, load(x + b) * weights[0]);
+        for (ptrdiff_t d = 1; d < p.input_size; ++d) {
+          for (ptrdiff_t b = 0; b < W; b += kLanes<T>) {
+            store(row + b, load(row + b) + load(x + d * W + b) * weights[d]);
+          }
         }
       }
+    }
+  }
+
+  // Write zeros to `input`, which the previous step has used.
+  void no_input_term(Range group) {
+    for (int gate = 0; gate < kGates; ++gate) {
+      std::fill_n(input_row(gate, group.begin, group), group.size() * W, T(0));
     }
   }
 
@@ -70,32 +78,31 @@ class Step : public Share<T> {
 
   // Compute the gates and c_t of unit j, and the moments of the two terms.
   void forward_cell(ptrdiff_t t, Range group, ptrdiff_t j) {
-    Standard<T> of_x[kGates], of_h[kGates];
+    const ptrdiff_t W = this->W;
     T *x[kGates], *h[kGates];
     terms(t, group, j, x, h);
     for (int gate = 0; gate < kGates; ++gate) {
       if (kFamily && p.ih.layer) layer_ih.normalize(x[gate]);
       if (kFamily && p.hh.layer) layer_hh.normalize(h[gate]);
     }
-    standardize<kGates>(p.ih, t, j, kGates * H, {x[0], x[1], x[2], x[3]}, of_x);
-    standardize<kGates>(p.hh, t, j, kGates * H, {h[0], h[1], h[2], h[3]}, of_h);
-    T* const gates = array(j, 0);
-    for (int gate = 0; gate < kGates; ++gate) {
-      const T bias = p.bias == nullptr ? 0 : p.bias[gate * H + j];
-      for (ptrdiff_t b = 0; b < W; b += kLanes<T>) {
-        const Vector<T> z = (load(x[gate] + b) - of_x[gate].mean) * of_x[gate].scale() +
-                            (load(h[gate] + b) - of_h[gate].mean) * of_h[gate].scale() + bias;
-        store(gates + gate * W + b, gate == kCandidate ? tanh<T>(z) : sigmoid<T>(z));
-      }
-    }
+    find_moments(t, j, x, h);
+    const Constants of(*this, t, j);
     const T *c_before = cell_at(t) + j * W, *live = live_at(t);
     T *const c_new = new_cell(t, j), *const c_after = cell_at(t + 1) + j * W;
+    T* const output_gate = array(j, kOutput);
     const FactorRow<T> candidate_factor = row_of(p.candidate_factor, t, j);
     for (ptrdiff_t b = 0; b < W; b += kLanes<T>) {
+      Vector<T> gates[kGates];
+#pragma GCC unroll 4
+      for (int gate = 0; gate < kGates; ++gate) {
+        gates[gate] = (load(x[gate] + b) - of.x[gate].mean) * of.x[gate].scale() +
+                      (load(h[gate] + b) - of.h[gate].mean) * of.h[gate].scale() + of.bias[gate];
+      }
+      activate(gates);
+      store(output_gate + b, gates[kOutput]);
+      if (kFamily) gates[kCandidate] *= candidate_factor(b);
       const Vector<T> before = load(c_before + b);
-      Vector<T> g = load(gates + kCandidate * W + b);
-      if (kFamily) g *= candidate_factor(b);
-      const Vector<T> c = load(gates + kForget * W + b) * before + load(gates + kInput * W + b) * g;
+      const Vector<T> c = gates[kForget] * before + gates[kInput] * gates[kCandidate];
       const Integers<T> runs = load(live + b) != 0;
       store(c_new + b, runs ? c : before);
     }
@@ -112,32 +119,42 @@ class Step : public Share<T> {
 
   // Compute h_t of unit j, and the moments of its cell state.
   void forward_state(ptrdiff_t t, ptrdiff_t j) {
+    const ptrdiff_t W = this->W;
     const T *c_new = new_cell(t, j), *o = array(j, kOutput), *live = live_at(t);
-    Standard<T> of_c[1];
-    standardize<1>(p.c, t, j, H, {c_new}, of_c);
-    const T beta = p.beta_c == nullptr ? 0 : p.beta_c[j];
+    find_moments<1>(p.c, t, j, {c_new});
+    const Standard<T> of_c = standard_at(p.c, t, j, H);
+    const T beta = beta_of(j);
     const T* h_before = state_at(t) + j * W;
     T* h_after = state_at(t + 1) + j * W;
     const FactorRow<T> hold = row_of(p.hold_hidden, t, j);
     const bool zoneout = kFamily && !p.hold_hidden.is_constant(0), layer = kFamily && p.c.layer;
-    for (ptrdiff_t b = 0; b < W; b += kLanes<T>) {
-      const Vector<T> c = layer ? layer_c.normalized(load(c_new + b), b) : load(c_new + b);
-      const Vector<T> before = load(h_before + b);
-      Vector<T> h = load(o + b) * tanh<T>((c - of_c[0].mean) * of_c[0].scale() + beta);
-      if (zoneout) {
-        const Vector<T> kept = hold(b);
-        h = kept * before + (1 - kept) * h;
+    for_blocks<T>(W, [&](ptrdiff_t first, auto vectors) {
+      Vector<T> squashed[vectors];
+      for (int i = 0; i < vectors; ++i) {
+        const ptrdiff_t b = first + i * kLanes<T>;
+        const Vector<T> c = layer ? layer_c.normalized(load(c_new + b), b) : load(c_new + b);
+        squashed[i] = (c - of_c.mean) * of_c.scale() + beta;
       }
-      const Integers<T> runs = load(live + b) != 0;
-      store(h_after + b, runs ? h : before);
-    }
+      tanh<T>(squashed);
+      for (int i = 0; i < vectors; ++i) {
+        const ptrdiff_t b = first + i * kLanes<T>;
+        const Vector<T> before = load(h_before + b);
+        Vector<T> h = load(o + b) * squashed[i];
+        if (zoneout) {
+          const Vector<T> kept = hold(b);
+          h = kept * before + (1 - kept) * h;
+        }
+        const Integers<T> runs = load(live + b) != 0;
+        store(h_after + b, runs ? h : before);
+      }
+    });
     put_state(t + 1, j);
   }
 
   // Write h_t of the group to the output.
   void put_output(ptrdiff_t t, Range group) {
     const T* live = live_at(t);
-    transpose_out(group.size(), p.batch, W, state_at(t + 1) + group.begin * W,
+    transpose_out<T>(group.size(), p.batch, rows_at(state_at(t + 1) + group.begin * W),
               [&](ptrdiff_t b, ptrdiff_t u0, int n, Vector<T> h) {
                 T* to = p.output + (t * p.batch + b) * H + group.begin + u0;
                 store_first(to, live[b] != 0 ? h : zero<T>(), n);
@@ -155,78 +172,88 @@ class Step : public Share<T> {
   // The gradients of unit j at step t follow the equations at the head of recurrence.cpp. This is
   // the first part, from h_t to the normalised cell state.
   void backward_state(ptrdiff_t t, Range group, ptrdiff_t j) {
-    Standard<T> of_x[kGates], of_h[kGates], of_c[1] = {standard_at(p.c, t, j, H)};
+    const ptrdiff_t W = this->W;
+    const Constants& of = constants_of(j) = Constants(*this, t, j);
     T *x[kGates], *h[kGates];
     terms(t, group, j, x, h);  // the input terms are normalised in place
-    // Recompute the gates.
-    for (int gate = 0; gate < kGates; ++gate) {
-      if (kFamily && p.ih.layer) layer_ih.normalize(x[gate]);
-      of_x[gate] = standard_at(p.ih, t, gate * H + j, kGates * H);
-      of_h[gate] = standard_at(p.hh, t, gate * H + j, kGates * H);
-      T *const h_hats = array(j, kHiddenHat + gate), *const gates = array(j, gate);
-      const T bias = p.bias == nullptr ? 0 : p.bias[gate * H + j];
-      for (ptrdiff_t b = 0; b < W; b += kLanes<T>) {
-        const Vector<T> x_hat = (load(x[gate] + b) - of_x[gate].mean) * of_x[gate].rstd;
-        const Vector<T> h_hat = (load(h[gate] + b) - of_h[gate].mean) * of_h[gate].rstd;
-        store(x[gate] + b, x_hat);
-        store(h_hats + b, h_hat);
-        const Vector<T> z = x_hat * of_x[gate].gamma + h_hat * of_h[gate].gamma + bias;
-        store(gates + b, gate == kCandidate ? tanh<T>(z) : sigmoid<T>(z));
-      }
+    if (kFamily && p.ih.layer) {
+      for (int gate = 0; gate < kGates; ++gate) layer_ih.normalize(x[gate]);
     }
-
-    // From h̃_t = o tanh(y), y = gamma_c c_hat + beta_c, to the gradients of y and o.
+    T* const h_hats = array(j, kHiddenHat);
+    T* const gates = array(j, 0);
     const T *c_before = cell_at(t) + j * W, *live = live_at(t);
-    const T beta = p.beta_c == nullptr ? 0 : p.beta_c[j];
     T* const around = (drops_hidden() ? p.grad_around : p.grad_state) + j * W;
     const T* const out = grad_out_row(j, group);
-    const T* const gates = array(j, 0);
     T *const dy = array(j, kOfY), *const c_hat = array(j, kCellHat);
-    T* const dz_o = array(j, kOfZ + kOutput);
+    T* const dz_o = array(j, kOfZ) + kOutput * W;
     const FactorRow<T> candidate_factor = row_of(p.candidate_factor, t, j);
     const FactorRow<T> hold = row_of(p.hold_hidden, t, j);
     const bool layer = kFamily && p.c.layer;
-    Vector<T> sum_y = zero<T>(), sum_y_hat = zero<T>();
+    // Recompute the gates and c_t.
     for (ptrdiff_t b = 0; b < W; b += kLanes<T>) {
-      const Vector<T> i = load(gates + kInput * W + b), f = load(gates + kForget * W + b);
-      Vector<T> g = load(gates + kCandidate * W + b);
+      Vector<T> gate_of[kGates];
+#pragma GCC unroll 4
+      for (int gate = 0; gate < kGates; ++gate) {
+        const Vector<T> x_hat = (load(x[gate] + b) - of.x[gate].mean) * of.x[gate].rstd;
+        const Vector<T> h_hat = (load(h[gate] + b) - of.h[gate].mean) * of.h[gate].rstd;
+        store(x[gate] + b, x_hat);
+        store(h_hats + gate * W + b, h_hat);
+        gate_of[gate] = x_hat * of.x[gate].gamma + h_hat * of.h[gate].gamma + of.bias[gate];
+      }
+      activate(gate_of);
+#pragma GCC unroll 4
+      for (int gate = 0; gate < kGates; ++gate) store(gates + gate * W + b, gate_of[gate]);
+      Vector<T> g = gate_of[kCandidate];
       if (kFamily) g *= candidate_factor(b);
-      const Vector<T> o = load(gates + kOutput * W + b);
       const Integers<T> runs = load(live + b) != 0;
       const Vector<T> before = load(c_before + b);
-      const Vector<T> c = runs ? f * before + i * g : before;
-      const Vector<T> hat =
-          layer ? layer_c.normalized(c, b) : (c - of_c[0].mean) * of_c[0].rstd;
-      const Vector<T> squashed = tanh<T>(hat * of_c[0].gamma + beta);
-      Vector<T> grad = grad_of_state(j, b);
-      const Vector<T> of_finished = grad;  // a finished sequence passes its gradient on
-      if (p.grad_output != nullptr) grad += load(out + b);
-      Vector<T> kept = zero<T>();
-      if (kFamily) {
-        kept = grad * hold(b);
-        grad -= kept;
-      }
-      store(around + b, runs ? kept : of_finished);
-      grad = runs ? grad : zero<T>();
-      const Vector<T> of_y = grad * o * (1 - squashed * squashed);
-      sum_y += of_y;
-      sum_y_hat += of_y * hat;
-      store(dz_o + b, grad * squashed * o * (1 - o));
-      store(dy + b, of_y);
+      const Vector<T> c = runs ? gate_of[kForget] * before + gate_of[kInput] * g : before;
+      const Vector<T> hat = layer ? layer_c.normalized(c, b) : (c - of.c.mean) * of.c.rstd;
       store(c_hat + b, hat);
     }
+
+    // From h̃_t = o tanh(y), y = gamma_c c_hat + beta_c, to the gradients of y and o.
+    Vector<T> sum_y = zero<T>(), sum_y_hat = zero<T>();
+    for_blocks<T>(W, [&](ptrdiff_t first, auto vectors) {
+      Vector<T> squashed[vectors];
+      for (int i = 0; i < vectors; ++i) {
+        squashed[i] = load(c_hat + first + i * kLanes<T>) * of.c.gamma + of.beta;
+      }
+      tanh<T>(squashed);
+      for (int i = 0; i < vectors; ++i) {
+        const ptrdiff_t b = first + i * kLanes<T>;
+        const Vector<T> o = load(gates + kOutput * W + b);
+        const Integers<T> runs = load(live + b) != 0;
+        Vector<T> grad = grad_of_state(j, b);
+        const Vector<T> of_finished = grad;  // a finished sequence passes its gradient on
+        if (p.grad_output != nullptr) grad += load(out + b);
+        Vector<T> kept = zero<T>();
+        if (kFamily) {
+          kept = grad * hold(b);
+          grad -= kept;
+        }
+        store(around + b, runs ? kept : of_finished);
+        grad = runs ? grad : zero<T>();
+        const Vector<T> of_y = grad * o * (1 - squashed[i] * squashed[i]);
+        sum_y += of_y;
+        sum_y_hat += of_y * load(c_hat + b);
+        store(dz_o + b, grad * squashed[i] * o * (1 - o));
+        store(dy + b, of_y);
+      }
+    });
     T* const sums = sums_of(j);
     sums[0] = sum<T>(sum_y), sums[1] = sum<T>(sum_y_hat);
     if (p.grad_beta_c != nullptr) p.grad_beta_c[j] += sums[0];
     if (p.c.grad_gamma != nullptr) p.c.grad_gamma[j] += sums[1];
-    if (layer) layer_c.put_gradient(j, {dy}, {c_hat}, of_c);
+    if (layer) layer_c.put_gradient(j, {dy}, {c_hat}, {of.c});
   }
 
   // From c̃_t = f c_{t-1} + i g to the gradients of the gates' arguments. In a finished sequence
   // c_t is c_{t-1}, so its gates have no gradient; but if it counts in the statistics, its c has
   // the gradient that comes through them.
   void backward_cell(ptrdiff_t t, Range group, ptrdiff_t j) {
-    const Standard<T> of_c = standard_at(p.c, t, j, H);
+    const ptrdiff_t W = this->W;
+    const Constants& of = constants_of(j);
     const T *c_before = cell_at(t) + j * W, *live = live_at(t), *counted = counted_at(t);
     const T *const dy = array(j, kOfY), *const c_hat = array(j, kCellHat);
     T* const sums = sums_of(j);
@@ -237,7 +264,7 @@ class Step : public Share<T> {
     const T *x[kGates], *h[kGates];
     T* dz[kGates];
     for (int gate = 0; gate < kGates; ++gate) {
-      x[gate] = input_row(input, gate, j, group);
+      x[gate] = input_row(gate, j, group);
       h[gate] = array(j, kHiddenHat + gate);
       dz[gate] = array(j, kOfZ + gate);
     }
@@ -249,8 +276,8 @@ class Step : public Share<T> {
       const Vector<T> m = load(counted + b);
       const Integers<T> runs = load(live + b) != 0;
       const Vector<T> through =
-          layer ? layer_c.gradient(load(dy + b), load(c_hat + b), of_c.gamma, b)
-                : (load(dy + b) - m * (mean_y + load(c_hat + b) * mean_y_hat)) * of_c.scale();
+          layer ? layer_c.gradient(load(dy + b), load(c_hat + b), of.c.gamma, b)
+                : (load(dy + b) - m * (mean_y + load(c_hat + b) * mean_y_hat)) * of.c.scale();
       Vector<T> of_c_t = load(dc + b), kept = zero<T>();
       if (kFamily) {
         kept = runs ? of_c_t * hold(b) : kept;
@@ -275,53 +302,53 @@ class Step : public Share<T> {
         sum_h[gate] += of_z[gate] * load(h[gate] + b);
       }
     }
-    Standard<T> of_x[kGates], of_h[kGates];
+    T totals[kGates], totals_x[kGates], totals_h[kGates];
+    sum<T>(sum_z, totals), sum<T>(sum_x, totals_x), sum<T>(sum_h, totals_h);
     for (int gate = 0; gate < kGates; ++gate) {
       const ptrdiff_t k = gate * H + j;
-      of_x[gate] = standard_at(p.ih, t, k, kGates * H);
-      of_h[gate] = standard_at(p.hh, t, k, kGates * H);
-      const T total = sum<T>(sum_z[gate]), total_x = sum<T>(sum_x[gate]);
-      const T total_h = sum<T>(sum_h[gate]);
-      p.grad_bias[k] += total;
-      if (p.ih.grad_gamma != nullptr) p.ih.grad_gamma[k] += total_x;
-      if (p.hh.grad_gamma != nullptr) p.hh.grad_gamma[k] += total_h;
-      sums[3 * gate] = total, sums[3 * gate + 1] = total_x, sums[3 * gate + 2] = total_h;
+      p.grad_bias[k] += totals[gate];
+      if (p.ih.grad_gamma != nullptr) p.ih.grad_gamma[k] += totals_x[gate];
+      if (p.hh.grad_gamma != nullptr) p.hh.grad_gamma[k] += totals_h[gate];
+      T* const to = sums + 3 * gate;
+      to[0] = totals[gate], to[1] = totals_x[gate], to[2] = totals_h[gate];
     }
-    if (kFamily && p.ih.layer) layer_ih.put_gradient(j, {dz[0], dz[1], dz[2], dz[3]}, x, of_x);
-    if (kFamily && p.hh.layer) layer_hh.put_gradient(j, {dz[0], dz[1], dz[2], dz[3]}, h, of_h);
+    if (kFamily && p.ih.layer) layer_ih.put_gradient(j, {dz[0], dz[1], dz[2], dz[3]}, x, of.x);
+    if (kFamily && p.hh.layer) layer_hh.put_gradient(j, {dz[0], dz[1], dz[2], dz[3]}, h, of.h);
   }
 
-  // From z = BN(W_x x_t) + BN(W_h h_{t-1}) + b to the gradients of the two products.
+  // From z = BN(W_x x_t) + BN(W_h h_{t-1}) + b to the gradients of the two products; that of the
+  // input term replaces its normalised values.
   void backward_terms(ptrdiff_t t, Range group, ptrdiff_t j) {
+    const ptrdiff_t W = this->W;
+    const Constants& of = constants_of(j);
     const T inverse = inverse_count(t), *counted = counted_at(t), *sums = sums_of(j);
+    T* const panel = panel_at(t, kGates * H);
     const bool layer_x = kFamily && p.ih.layer, layer_h = kFamily && p.hh.layer, is_sum = p.sums;
     const T x_inverse = p.ih.per_step ? inverse : 0, h_inverse = p.hh.per_step ? inverse : 0;
     for (int gate = 0; gate < kGates; ++gate) {
       const ptrdiff_t k = gate * H + j;
-      const Standard<T> of_x = standard_at(p.ih, t, k, kGates * H);
-      const Standard<T> of_h = standard_at(p.hh, t, k, kGates * H);
+      const Standard<T> of_x = of.x[gate], of_h = of.h[gate];
       const T total = sums[3 * gate];
       const T mean_x = total * x_inverse, mean_x_hat = sums[3 * gate + 1] * x_inverse;
       const T mean_h = total * h_inverse, mean_h_hat = sums[3 * gate + 2] * h_inverse;
       // The gradient through whole-sequence statistics needs sums over all steps: see sequence.h.
       const T x_scale = p.sequence_weights != nullptr ? 1 : of_x.scale();
       const T h_scale = of_h.scale();
-      const T *x = input_row(input, gate, j, group), *h = array(j, kHiddenHat + gate);
+      T* const x = input_row(gate, j, group);
+      const T* h = array(j, kHiddenHat + gate);
       const T* dz = array(j, kOfZ + gate);
-      T *da_h = grad_recurrent_at(t, k), *da_x = input_row(grad_input, gate, j, group);
-      pack_right_row(panel_at(t, kGates * H), kGates * H, W, k, [&](ptrdiff_t b) {
+      for (ptrdiff_t b = 0; b < W; b += kLanes<T>) {
         const Vector<T> m = load(counted + b), of_z = load(dz + b);
         const Vector<T> x_hat = load(x + b), h_hat = load(h + b);
         const Vector<T> of_product =
             layer_h ? layer_hh.gradient(of_z, h_hat, of_h.gamma, b)
                     : (of_z - m * (mean_h + h_hat * mean_h_hat)) * h_scale;
-        store(da_h + b, of_product);
+        store(layout.at(panel, kGates * H, k, b), of_product);
         const Vector<T> of_input =
             layer_x ? layer_ih.gradient(of_z, x_hat, of_x.gamma, b)
                     : (of_z - m * (mean_x + x_hat * mean_x_hat)) * x_scale;
-        store(da_x + b, is_sum ? of_product : of_input);
-        return of_product;
-      });
+        store(x + b, is_sum ? of_product : of_input);
+      }
     }
   }
 
@@ -335,11 +362,11 @@ class Step : public Share<T> {
     }
   }
 
-  // Add the gradient of W_x x_t, or of the sum, from `grad_input` to the requested result.
+  // Add the gradient of W_x x_t, or of the sum, from `input` to the requested result.
   void put_grad_input(ptrdiff_t t, Range group) {
     for (int gate = 0; gate < kGates; ++gate) {
       const ptrdiff_t first = gate * H + group.begin;
-      const T* const rows = input_row(grad_input, gate, group.begin, group);
+      const T* const rows = input_row(gate, group.begin, group);
       if (p.grad_weight_ih != nullptr) {
         const T* x = p.narrow + t * p.input_size * W;
         for (ptrdiff_t u = 0; u < group.size(); ++u) {
@@ -353,13 +380,13 @@ class Step : public Share<T> {
           }
         }
       } else if (p.grad_columns != nullptr) {
-        transpose_out(group.size(), p.batch, W, rows,
+        transpose_out<T>(group.size(), p.batch, rows_at(rows),
                   [&](ptrdiff_t b, ptrdiff_t u0, int n, Vector<T> grad) {
                     T* to = p.grad_columns + p.index[t * p.batch + b] * kGates * H + first + u0;
                     store_first(to, load_first(to, n) + grad, n);
                   });
       } else if (p.grad_term != nullptr) {
-        transpose_out(group.size(), p.batch, W, rows,
+        transpose_out<T>(group.size(), p.batch, rows_at(rows),
                   [&](ptrdiff_t b, ptrdiff_t u0, int n, Vector<T> grad) {
                     store_first(p.grad_term + (t * p.batch + b) * kGates * H + first + u0, grad, n);
                   });
@@ -378,6 +405,22 @@ class Step : public Share<T> {
   // The rows (W,) that a unit keeps between the parts of a step; the gates come first.
   enum { kOfZ = kGates, kHiddenHat = kOfZ + kGates, kOfY = kHiddenHat + kGates, kCellHat,
          kNewCell = kOfY, kUnitArrays = kCellHat + 1 };
+  // What is the same for all sequences of unit j at step t.
+  struct Constants {
+    Constants() = default;
+    Constants(const Step& step, ptrdiff_t t, ptrdiff_t j)
+        : c(standard_at(step.p.c, t, j, step.H)), beta(step.beta_of(j)) {
+      for (int gate = 0; gate < kGates; ++gate) {
+        const ptrdiff_t k = gate * step.H + j;
+        x[gate] = standard_at(step.p.ih, t, k, kGates * step.H);
+        h[gate] = standard_at(step.p.hh, t, k, kGates * step.H);
+        bias[gate] = step.p.bias == nullptr ? 0 : step.p.bias[k];
+      }
+    }
+    Standard<T> x[kGates], h[kGates], c;
+    T bias[kGates], beta;
+  };
+
   // A unit's sums over the batch: first those of the cell, later those of its gates' arguments.
   static constexpr int kUnitSums = 3 * kGates;
 
@@ -389,11 +432,25 @@ class Step : public Share<T> {
     return unit_sums.data() + (apart ? (j - units.begin) * kUnitSums : 0);
   }
 
+  Constants& constants_of(ptrdiff_t j) { return unit_constants[apart ? j - units.begin : 0]; }
+
+  T beta_of(ptrdiff_t j) const { return p.beta_c == nullptr ? 0 : p.beta_c[j]; }
+
+  // Replace the arguments of the gates by the gates: tanh(z_g), and sigmoid of the others.
+  static BNRNN_INLINE void activate(Vector<T> (&z)[kGates]) {
+    z[kCandidate] = twice_for_tanh<T>(z[kCandidate]);
+    exp_minus_1<T>(z);
+#pragma GCC unroll 4
+    for (int gate = 0; gate < kGates; ++gate) {
+      z[gate] = (gate == kCandidate ? z[gate] : z[gate] + 1) / (z[gate] + 2);
+    }
+  }
+
   // The index of unit j among the units held: those of the thread if `apart`, else of the group.
   ptrdiff_t row(ptrdiff_t j, Range group) const { return j - (apart ? units.begin : group.begin); }
 
-  T* input_row(std::vector<T>& of, int gate, ptrdiff_t j, Range group) {
-    return of.data() + (gate * at_hand + row(j, group)) * W;
+  T* input_row(int gate, ptrdiff_t j, Range group) {
+    return input.data() + (gate * at_hand + row(j, group)) * W;
   }
 
   T* grad_out_row(ptrdiff_t j, Range group) { return grad_out.data() + row(j, group) * W; }
@@ -401,9 +458,14 @@ class Step : public Share<T> {
   // The rows of the two terms of unit j, one per gate.
   void terms(ptrdiff_t t, Range group, ptrdiff_t j, T* (&x)[kGates], T* (&h)[kGates]) {
     for (int gate = 0; gate < kGates; ++gate) {
-      x[gate] = input_row(input, gate, j, group);
+      x[gate] = input_row(gate, j, group);
       h[gate] = recurrent_at(t) + (gate * H + j) * W;
     }
+  }
+
+  // The vectors of rows (W,) that lie one after another.
+  auto rows_at(const T* rows) const {
+    return [rows, W = W](ptrdiff_t u, ptrdiff_t b) { return load(rows + u * W + b); };
   }
 
   // The row of c̃_t; without zoneout it is that of c_t.
@@ -427,48 +489,81 @@ class Step : public Share<T> {
     return p.index != nullptr ? p.columns + p.index[i] * kGates * H : p.term + i * kGates * H;
   }
 
-  // Mean and variance of the rows y (W,) of unit j (one per gate, or one for the cell) over the
-  // counted sequences, if this pass computes statistics. One loop handles all rows, because a
-  // single sum would be limited by the latency of its additions.
+  // Whether this pass computes the slot's statistics.
+  bool finds(const Slot<T>& slot) const { return slot.gamma != nullptr && slot.per_step; }
+
+  // The moments of the two terms of unit j.
+  void find_moments(ptrdiff_t t, ptrdiff_t j, T* const (&x)[kGates], T* const (&h)[kGates]) const {
+    constexpr int N = 2 * kGates;
+    if (finds(p.ih) && finds(p.hh) && !is_lone(t)) {
+      T mean[N], var[N];
+      moments<N>(t, {x[0], x[1], x[2], x[3], h[0], h[1], h[2], h[3]}, mean, var);
+      put_moments<kGates>(p.ih, t, j, mean, var);
+      put_moments<kGates>(p.hh, t, j, mean + kGates, var + kGates);
+    } else {
+      find_moments<kGates>(p.ih, t, j, {x[0], x[1], x[2], x[3]});
+      find_moments<kGates>(p.hh, t, j, {h[0], h[1], h[2], h[3]});
+    }
+  }
+
+  // The moments of the N rows of unit j in a slot (one per gate, or one for the cell), if this pass
+  // computes them.
   template <int N>
-  void standardize(const Slot<T>& slot, ptrdiff_t t, ptrdiff_t j, ptrdiff_t features,
-                   const T* const (&y)[N], Standard<T> (&to)[N]) const {
-    const bool computed = slot.gamma != nullptr && slot.per_step;
-    if (computed && is_lone(t)) {
+  void find_moments(const Slot<T>& slot, ptrdiff_t t, ptrdiff_t j, const T* const (&y)[N]) const {
+    if (!finds(slot)) return;
+    if (is_lone(t)) {
       for (int n = 0; n < N; ++n) {
-        const ptrdiff_t i = t * features + n * H + j;
-        slot.mean[i] = slot.mean[i - features];
-        slot.var[i] = slot.var[i - features];
+        const ptrdiff_t i = (t * N + n) * H + j;
+        slot.mean[i] = slot.mean[i - N * H];
+        slot.var[i] = slot.var[i - N * H];
       }
-    } else if (computed) {
-      const T* counted = counted_at(t);
-      const T inverse = p.inverse_count[t * p.count_stride];
-      Vector<T> total[N] = {}, squares[N] = {};
-      T mean[N];
-      for (ptrdiff_t b = 0; b < W; b += kLanes<T>) {
-        for (int n = 0; n < N; ++n) total[n] += load(y[n] + b) * load(counted + b);
-      }
-      for (int n = 0; n < N; ++n) mean[n] = sum<T>(total[n]) * inverse;
-      for (ptrdiff_t b = 0; b < W; b += kLanes<T>) {
-        for (int n = 0; n < N; ++n) {
-          const Vector<T> off = (load(y[n] + b) - mean[n]) * load(counted + b);
-          squares[n] += off * off;
-        }
-      }
+      return;
+    }
+    T mean[N], var[N];
+    moments<N>(t, y, mean, var);
+    put_moments<N>(slot, t, j, mean, var);
+  }
+
+  template <int N>
+  void put_moments(const Slot<T>& slot, ptrdiff_t t, ptrdiff_t j, const T* mean, const T* var) const {
+    for (int n = 0; n < N; ++n) {
+      slot.mean[(t * N + n) * H + j] = mean[n];
+      slot.var[(t * N + n) * H + j] = var[n];
+    }
+  }
+
+  // Mean and variance of rows y (W,) over the counted sequences. One loop handles all rows, because
+  // a single sum would be limited by the latency of its additions.
+  template <int N>
+  void moments(ptrdiff_t t, const T* const (&y)[N], T (&mean)[N], T (&var)[N]) const {
+    const T* const counted = counted_at(t);
+    const T inverse = p.inverse_count[t * p.count_stride];
+    Vector<T> totals[N] = {}, squares[N] = {};
+    for (ptrdiff_t b = 0; b < W; b += kLanes<T>) {
+#pragma GCC unroll 8
+      for (int n = 0; n < N; ++n) totals[n] += load(y[n] + b) * load(counted + b);
+    }
+    sum<T>(totals, mean);
+    for (int n = 0; n < N; ++n) mean[n] *= inverse;
+    for (ptrdiff_t b = 0; b < W; b += kLanes<T>) {
+#pragma GCC unroll 8
       for (int n = 0; n < N; ++n) {
-        slot.mean[t * features + n * H + j] = mean[n];
-        slot.var[t * features + n * H + j] = sum<T>(squares[n]) * inverse;
+        const Vector<T> off = (load(y[n] + b) - mean[n]) * load(counted + b);
+        squares[n] += off * off;
       }
     }
-    for (int n = 0; n < N; ++n) to[n] = standard_at(slot, t, n * H + j, features);
+    sum<T>(squares, var);
+    for (int n = 0; n < N; ++n) var[n] *= inverse;
   }
 
   const ptrdiff_t at_hand;           // number of units held: of the group, or of the thread
-  std::vector<T> input, grad_input;  // [gate][unit][W]
-  std::vector<T> grad_out;           // [unit][W]
+  // W_x x_t, in the backward pass then its normalised values, and then their gradient.
+  Rows<T> input;              // [gate][unit][W]
+  Rows<T> grad_out;           // [unit][W]
   // kUnitArrays rows (W,) and kUnitSums sums, for the current unit or, if `apart`, for all units of
   // the thread.
-  std::vector<T> unit, unit_sums;
+  Rows<T> unit, unit_sums;
+  std::vector<Constants> unit_constants;
 };
 
 }  // namespace bnrnn

@@ -7,39 +7,59 @@
 
 namespace bnrnn {
 
+// One block of whole vectors, or of fewer rows or columns: two paths, so that the block of the first
+// stays in registers.
+
 // Batch-major to feature-major: to[u][b] = from(b)[u] for `count` units and b < B; zero in the
 // other columns up to W.
 template <typename T, typename From>
 void transpose_in(ptrdiff_t count, ptrdiff_t batch, ptrdiff_t width, T* to, From&& from) {
   constexpr int lanes = kLanes<T>;
   for (ptrdiff_t b0 = 0; b0 < width; b0 += lanes) {
+    const T* rows[lanes];
+    for (int i = 0; i < lanes; ++i) rows[i] = b0 + i < batch ? from(b0 + i) : nullptr;
     for (ptrdiff_t u0 = 0; u0 < count; u0 += lanes) {
       const int n = static_cast<int>(std::min<ptrdiff_t>(lanes, count - u0));
       Vector<T> block[lanes];
-      for (int i = 0; i < lanes; ++i) {
-        block[i] = b0 + i < batch ? load_first(from(b0 + i) + u0, n) : zero<T>();
+      if (n == lanes && b0 + lanes <= batch) {
+#pragma GCC unroll 16
+        for (int i = 0; i < lanes; ++i) block[i] = load(rows[i] + u0);
+        transpose<T>(block);
+#pragma GCC unroll 16
+        for (int i = 0; i < lanes; ++i) store(to + (u0 + i) * width + b0, block[i]);
+      } else {
+        for (int i = 0; i < lanes; ++i) {
+          block[i] = rows[i] != nullptr ? load_first(rows[i] + u0, n) : zero<T>();
+        }
+        transpose<T>(block);
+        for (int i = 0; i < n; ++i) store(to + (u0 + i) * width + b0, block[i]);
       }
-      transpose<T>(block);
-      for (int i = 0; i < n; ++i) store(to + (u0 + i) * width + b0, block[i]);
     }
   }
 }
 
-// Feature-major to batch-major: visit(b, u0, count, vector) gets vectors of the units of one
-// sequence.
-template <typename T, typename Visit>
-void transpose_out(
-    ptrdiff_t count, ptrdiff_t batch, ptrdiff_t width, const T* from, Visit&& visit) {
+// Feature-major to batch-major: from(u, b) is the vector of unit u that begins at sequence b;
+// visit(b, u, count, vector) gets vectors of the units of one sequence.
+template <typename T, typename From, typename Visit>
+void transpose_out(ptrdiff_t count, ptrdiff_t batch, From&& from, Visit&& visit) {
   constexpr int lanes = kLanes<T>;
   for (ptrdiff_t b0 = 0; b0 < batch; b0 += lanes) {
     for (ptrdiff_t u0 = 0; u0 < count; u0 += lanes) {
       const int n = static_cast<int>(std::min<ptrdiff_t>(lanes, count - u0));
       Vector<T> block[lanes];
-      for (int i = 0; i < lanes; ++i) {
-        block[i] = i < n ? load(from + (u0 + i) * width + b0) : zero<T>();
+      if (n == lanes && b0 + lanes <= batch) {
+#pragma GCC unroll 16
+        for (int i = 0; i < lanes; ++i) block[i] = from(u0 + i, b0);
+        transpose<T>(block);
+#pragma GCC unroll 16
+        for (int i = 0; i < lanes; ++i) visit(b0 + i, u0, lanes, block[i]);
+      } else {
+        for (int i = 0; i < lanes; ++i) {
+          block[i] = i < n ? from(u0 + i, b0) : zero<T>();
+        }
+        transpose<T>(block);
+        for (int i = 0; i < lanes && b0 + i < batch; ++i) visit(b0 + i, u0, n, block[i]);
       }
-      transpose<T>(block);
-      for (int i = 0; i < lanes && b0 + i < batch; ++i) visit(b0 + i, u0, n, block[i]);
     }
   }
 }

@@ -6,8 +6,11 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <new>
+#include <type_traits>
+#include <vector>
 
-#if defined(__AVX512F__)
+#if defined(__AVX512F__) || defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
@@ -60,6 +63,18 @@ using Integers = typename Types<T>::Integers;
 template <typename T>
 constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(T));
 
+// An array that begins at a cache line, so that its vectors do not cross lines.
+template <typename T>
+struct AtLines {
+  using value_type = T;
+  static constexpr std::align_val_t kLine{64};
+  T* allocate(size_t n) { return static_cast<T*>(::operator new(n * sizeof(T), kLine)); }
+  void deallocate(T* p, size_t) { ::operator delete(p, kLine); }
+  bool operator==(const AtLines&) const { return true; }
+};
+template <typename T>
+using Rows = std::vector<T, AtLines<T>>;
+
 template <typename T>
 BNRNN_INLINE Vector<T> load(const T* p) {
   return *reinterpret_cast<const typename Types<T>::Unaligned*>(p);
@@ -68,6 +83,14 @@ BNRNN_INLINE Vector<T> load(const T* p) {
 template <typename T>
 BNRNN_INLINE void store(T* p, Vector<T> v) {
   *reinterpret_cast<typename Types<T>::Unaligned*>(p) = v;
+}
+
+// Copy fewer elements than a vector has, in pieces of 4, 2 and 1.
+template <typename T>
+BNRNN_INLINE void copy_first(T* to, const T* from, int count) {
+  if (kLanes<T> > 4 && (count & 4)) std::memcpy(to, from, 4 * sizeof(T)), to += 4, from += 4;
+  if (count & 2) std::memcpy(to, from, 2 * sizeof(T)), to += 2, from += 2;
+  if (count & 1) *to = *from;
 }
 
 // Load the first `count` lanes. The others are zero; their memory is not read.
@@ -82,7 +105,7 @@ BNRNN_INLINE Vector<T> load_first(const T* p, int count) {
   }
 #else
   T lanes[kLanes<T>] = {};
-  for (int i = 0; i < count; ++i) lanes[i] = p[i];
+  copy_first(lanes, p, count);
   return load(lanes);
 #endif
 }
@@ -100,7 +123,7 @@ BNRNN_INLINE void store_first(T* p, Vector<T> v, int count) {
 #else
   T lanes[kLanes<T>];
   store(lanes, v);
-  for (int i = 0; i < count; ++i) p[i] = lanes[i];
+  copy_first(p, lanes, count);
 #endif
 }
 
@@ -139,47 +162,6 @@ BNRNN_INLINE T sum(Vector<T> v) {
   return lanes[0];
 }
 
-// exp(x) - 1, accurate to the last bit or two even near zero; x is clamped to avoid overflow.
-template <typename T>
-BNRNN_INLINE Vector<T> exp_minus_1(Vector<T> x) {
-  using Of = Types<T>;
-  const Vector<T> most = broadcast<T>(Of::max_exponent);
-  x = x > most ? most : x;
-  x = x < -most ? -most : x;
-  const Vector<T> rounded = x * static_cast<T>(1.4426950408889634) + Of::rounder;
-  const Vector<T> n = rounded - Of::rounder;
-  const Vector<T> r = x - n * Of::ln2_high - n * Of::ln2_low;  // |r| <= ln(2) / 2
-  // The Taylor series of exp(r) - 1, starting from its last term.
-  Vector<T> series = zero<T>();
-  T factorial = 1;
-  for (int k = 2; k <= Of::taylor_degree; ++k) factorial *= static_cast<T>(k);
-#pragma GCC unroll 16
-  for (int k = Of::taylor_degree; k >= 2; --k) {
-    series = series * r + 1 / factorial;
-    factorial /= static_cast<T>(k);
-  }
-  series = series * r * r + r;
-  const Integers<T> shifted = ((Integers<T>)rounded + Of::exponent_bias) << Of::mantissa_bits;
-  const Vector<T> power = (Vector<T>)shifted;  // 2^n
-  return power * series + (power - 1);
-}
-
-template <typename T>
-BNRNN_INLINE Vector<T> sigmoid(Vector<T> x) {
-  const Vector<T> e = exp_minus_1<T>(x);
-  return (e + 1) / (e + 2);
-}
-
-template <typename T>
-BNRNN_INLINE Vector<T> tanh(Vector<T> x) {
-  // tanh is 1 beyond 20 in both types; the square of exp must not overflow.
-  const Vector<T> most = broadcast<T>(20);
-  x = x > most ? most : x;
-  x = x < -most ? -most : x;
-  const Vector<T> e = exp_minus_1<T>(x + x);
-  return e / (e + 2);
-}
-
 template <typename T, int kStride>
 BNRNN_INLINE void interleave(Vector<T>& a, Vector<T>& b) {
   // Swap blocks of kStride lanes, as a transpose of 2 x 2 blocks does.
@@ -202,6 +184,141 @@ BNRNN_INLINE void interleave(Vector<T>& a, Vector<T>& b) {
   const Vector<T> p = __builtin_shuffle(a, b, low), q = __builtin_shuffle(a, b, high);
   a = p, b = q;
 #endif
+}
+
+// Part of the sums of M vectors: add lanes whose distance is kStride. Each pair of vectors becomes
+// one, with the sums of the second vector between those of the first.
+template <typename T, int kStride, int M, int N>
+BNRNN_INLINE void add_lanes(Vector<T> (&v)[N]) {
+  if constexpr (kStride > 0) {
+    constexpr int kLeft = M == 1 ? 1 : M / 2;
+#pragma GCC unroll 8
+    for (int i = 0; i < kLeft; ++i) {
+      Vector<T> a = v[2 * i], b = M == 1 ? a : v[2 * i + 1];
+      interleave<T, kStride>(a, b);
+      v[i] = a + b;
+    }
+    add_lanes<T, kStride / 2, kLeft>(v);
+  }
+}
+
+// to[n] = sum of the lanes of v[n], in the same order as above; N is a power of two.
+template <typename T, int N>
+BNRNN_INLINE void sum(const Vector<T> (&v)[N], T (&to)[N]) {
+  constexpr int lanes = kLanes<T>, kLeft = N > lanes ? N / lanes : 1;
+  Vector<T> left[N];
+  for (int n = 0; n < N; ++n) left[n] = v[n];
+  add_lanes<T, lanes / 2, N>(left);
+  T sums[kLeft * lanes];
+  for (int i = 0; i < kLeft; ++i) store(sums + i * lanes, left[i]);
+#pragma GCC unroll 8
+  for (int n = 0; n < N; ++n) {
+    int i = n, lane = 0;
+    for (int stride = lanes / 2, count = N; stride > 0 && count > 1; stride /= 2, count /= 2) {
+      lane += i % 2 * stride;
+      i /= 2;
+    }
+    to[n] = sums[i * lanes + lane];
+  }
+}
+
+// The smaller of each pair of lanes; b where one of them is not a number. The compilers' ternary
+// operator takes two instructions.
+template <typename T>
+BNRNN_INLINE Vector<T> minimum(Vector<T> a, Vector<T> b) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) return (Vector<T>)_mm512_min_ps((__m512)a, (__m512)b);
+  if constexpr (sizeof(T) == 8) return (Vector<T>)_mm512_min_pd((__m512d)a, (__m512d)b);
+#elif defined(__AVX2__)
+  if constexpr (sizeof(T) == 4) return (Vector<T>)_mm256_min_ps((__m256)a, (__m256)b);
+  if constexpr (sizeof(T) == 8) return (Vector<T>)_mm256_min_pd((__m256d)a, (__m256d)b);
+#else
+  return a < b ? a : b;
+#endif
+}
+
+template <typename T>
+BNRNN_INLINE Vector<T> maximum(Vector<T> a, Vector<T> b) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) return (Vector<T>)_mm512_max_ps((__m512)a, (__m512)b);
+  if constexpr (sizeof(T) == 8) return (Vector<T>)_mm512_max_pd((__m512d)a, (__m512d)b);
+#elif defined(__AVX2__)
+  if constexpr (sizeof(T) == 4) return (Vector<T>)_mm256_max_ps((__m256)a, (__m256)b);
+  if constexpr (sizeof(T) == 8) return (Vector<T>)_mm256_max_pd((__m256d)a, (__m256d)b);
+#else
+  return a > b ? a : b;
+#endif
+}
+
+// x within [-most, most]; a lane that is not a number stays so.
+template <typename T>
+BNRNN_INLINE Vector<T> clamp(Vector<T> x, T most) {
+  return maximum<T>(broadcast<T>(-most), minimum<T>(broadcast<T>(most), x));
+}
+
+// Replace each x by exp(x) - 1, accurate to the last bit or two even near zero; x is clamped to avoid
+// overflow. Each is a long chain of dependent instructions, so each step is done for all N before
+// the next: a processor looks only a few dozen instructions ahead.
+template <typename T, int N>
+BNRNN_INLINE void exp_minus_1(Vector<T> (&x)[N]) {
+  using Of = Types<T>;
+  Vector<T> rounded[N], r[N], series[N];
+#pragma GCC unroll 8
+  for (int i = 0; i < N; ++i) {
+    x[i] = clamp<T>(x[i], Of::max_exponent);
+    rounded[i] = x[i] * static_cast<T>(1.4426950408889634) + Of::rounder;
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < N; ++i) {
+    const Vector<T> n = rounded[i] - Of::rounder;
+    r[i] = x[i] - n * Of::ln2_high - n * Of::ln2_low;  // |r| <= ln(2) / 2
+    series[i] = zero<T>();
+  }
+  // The Taylor series of exp(r) - 1, starting from its last term.
+  T factorial = 1;
+  for (int k = 2; k <= Of::taylor_degree; ++k) factorial *= static_cast<T>(k);
+#pragma GCC unroll 16
+  for (int k = Of::taylor_degree; k >= 2; --k) {
+#pragma GCC unroll 8
+    for (int i = 0; i < N; ++i) series[i] = series[i] * r[i] + 1 / factorial;
+    factorial /= static_cast<T>(k);
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < N; ++i) {
+    series[i] = series[i] * r[i] * r[i] + r[i];
+    const Integers<T> shifted = ((Integers<T>)rounded[i] + Of::exponent_bias) << Of::mantissa_bits;
+    const Vector<T> power = (Vector<T>)shifted;  // 2^n
+    x[i] = power * series[i] + (power - 1);
+  }
+}
+
+// tanh(x) = (exp(2x) - 1) / (exp(2x) + 1). It is 1 beyond 20 in both types; the square of exp must
+// not overflow.
+template <typename T>
+BNRNN_INLINE Vector<T> twice_for_tanh(Vector<T> x) {
+  x = clamp<T>(x, 20);
+  return x + x;
+}
+
+template <typename T, int N>
+BNRNN_INLINE void tanh(Vector<T> (&x)[N]) {
+#pragma GCC unroll 8
+  for (int i = 0; i < N; ++i) x[i] = twice_for_tanh<T>(x[i]);
+  exp_minus_1<T>(x);
+#pragma GCC unroll 8
+  for (int i = 0; i < N; ++i) x[i] = x[i] / (x[i] + 2);
+}
+
+// visit(b, vectors) for blocks of vectors from column b on: blocks of 4, and single ones at the end.
+// `vectors` is an integral constant.
+template <typename T, typename Visit>
+BNRNN_INLINE void for_blocks(ptrdiff_t width, Visit&& visit) {
+  constexpr ptrdiff_t kTogether = 4;
+  ptrdiff_t b = 0;
+  for (; b + kTogether * kLanes<T> <= width; b += kTogether * kLanes<T>) {
+    visit(b, std::integral_constant<int, kTogether>());
+  }
+  for (; b < width; b += kLanes<T>) visit(b, std::integral_constant<int, 1>());
 }
 
 template <typename T, int kStride>

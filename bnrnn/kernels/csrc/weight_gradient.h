@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "share.h"
+#include "transpose.h"
 
 namespace bnrnn {
 
@@ -27,6 +28,7 @@ class WeightGradient {
     if (t % most != 0) return;
     const Range steps = {t, std::min(t + most, p.steps)};
     transpose_states(steps);
+    find_pieces(steps);
     constexpr ptrdiff_t kRows = 60;  // whole tiles whose operands stay in the cache
     for (int gate = 0; gate < kGates; ++gate) {
       const Range features = {gate * H + share.units.begin, gate * H + share.units.end};
@@ -37,46 +39,64 @@ class WeightGradient {
   }
 
  private:
-  void add_rows(Range rows, Range steps) const {
-    const ptrdiff_t depth = steps.size() * p.batch, row = gradient_row<T>(p.batch);
-    const T* const grads = share.grad_recurrent_at(steps.end - 1, 0);
+  // Some columns of the gradient of W_h h_{t-1} at one step: row r is at a + r * a_row.
+  struct Piece {
+    const T* a;
+    ptrdiff_t a_row, depth, before;  // number of columns, in this piece and in all before it
+  };
+
+  // The columns of a block are those of the panels, last step first, without the padding.
+  void find_pieces(Range steps) {
+    pieces.clear();
+    ptrdiff_t before = 0;
+    for (ptrdiff_t t = steps.end - 1; t >= steps.begin; --t) {
+      const T* const panel = share.panel_at(t, kGates * H);
+      for_column_chunks<T>(W, [&](ptrdiff_t column, int vectors) {
+        const ptrdiff_t across = vectors * kLanes<T>, depth = std::min(across, p.batch - column);
+        pieces.push_back({panel + column * kGates * H, across, depth, before});
+        before += depth;
+      });
+    }
+  }
+
+  void add_rows(Range rows, Range steps) {
+    const ptrdiff_t depth = steps.size() * p.batch;
     for_column_chunks<T>(width, [&](ptrdiff_t column, int vectors) {
       const ptrdiff_t across = vectors * kLanes<T>;
-      for (ptrdiff_t k0 = 0; k0 < depth; k0 += kDepth) {
-        const ptrdiff_t deep = std::min(kDepth, depth - k0);
+      const T* const right = states.data() + column * depth;
+      for (size_t first = 0, next; first < pieces.size(); first = next) {
+        // As many pieces as stay in the cache.
+        for (next = first + 1; next < pieces.size(); ++next) {
+          if (pieces[next].before + pieces[next].depth - pieces[first].before > kDepth) break;
+        }
         for (ptrdiff_t r = rows.begin; r < rows.end; r += kTileRows) {
+          segments.clear();
+          for (size_t i = first; i < next; ++i) {
+            const Piece& of = pieces[i];
+            segments.push_back(
+                {of.a + r * of.a_row, right + of.before * across, of.a_row, 1, across, of.depth});
+          }
           const int count = static_cast<int>(std::min<ptrdiff_t>(kTileRows, rows.end - r));
           T* c[kTileRows];
           for (int i = 0; i < count; ++i) c[i] = p.grad_weight_hh + (r + i) * width;
           tile_of<T>(count, vectors)(
-              grads + r * row + k0, row, 1, states.data() + column * depth + k0 * across, across,
-              deep, c, column, steps.end < p.steps || k0 > 0);
+              segments.data(), segments.size(), c, column, steps.end < p.steps || first > 0);
         }
       }
     });
   }
 
-  // Store h_{t-1} as the right operand: [chunk of columns][t, last step first][b][unit]; zero
-  // beyond H.
+  // Store h_{t-1} as the right operand: [chunk of columns][t, last step first][b][unit]. What is
+  // beyond H only adds to columns that nobody reads.
   void transpose_states(Range steps) {
-    constexpr int lanes = kLanes<T>;
     T* panel = states.data();
     for_column_chunks<T>(width, [&](ptrdiff_t column, int vectors) {
-      const ptrdiff_t across = vectors * lanes;
+      const ptrdiff_t across = vectors * kLanes<T>;
       for (ptrdiff_t t = steps.end - 1; t >= steps.begin; --t, panel += p.batch * across) {
-        for (ptrdiff_t u0 = 0; u0 < across; u0 += lanes) {
-          const ptrdiff_t unit = column + u0;
-          for (ptrdiff_t b0 = 0; b0 < p.batch; b0 += lanes) {
-            Vector<T> block[lanes];
-            for (int i = 0; i < lanes; ++i) {
-              block[i] = unit + i < H ? share.state_in_product(t, unit + i, b0) : zero<T>();
-            }
-            transpose<T>(block);
-            for (int i = 0; i < lanes && b0 + i < p.batch; ++i) {
-              store(panel + (b0 + i) * across + u0, block[i]);
-            }
-          }
-        }
+        transpose_out<T>(
+            std::min(across, H - column), p.batch,
+            [&](ptrdiff_t u, ptrdiff_t b) { return share.state_in_product(t, column + u, b); },
+            [&](ptrdiff_t b, ptrdiff_t u, int, Vector<T> h) { store(panel + b * across + u, h); });
       }
     });
   }
@@ -84,7 +104,9 @@ class WeightGradient {
   const Share<T>& share;
   const Problem<T>& p;
   const ptrdiff_t H, W, width;
-  std::vector<T> states;
+  Rows<T> states;
+  std::vector<Piece> pieces;
+  std::vector<Segment<T>> segments;
 };
 
 }  // namespace bnrnn
