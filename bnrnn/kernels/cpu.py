@@ -10,7 +10,7 @@ B rounded up to whole vectors (16 floats with AVX-512).
     W_h h_{t-1}                   4 T H W
     hidden and cell states        2 (T + 1) H W
     moments                       2 T per normalised feature; 2 T W per slot for layer normalisation
-    W_x x_t                       4 T B H, only if the input is neither one-hot nor narrow
+    W_x x_t                       4 T H W, only if the input is neither one-hot nor narrow
     masks of the noise            one byte per element
 
 In float32 this is 211 MB at T 784, B 100, H 100, and 154 MB at T 100, B 64, H 1000. If the sum
@@ -18,8 +18,8 @@ W_h h_{t-1} + W_x x_t is normalised, the sum is saved instead of W_h h_{t-1}, an
 saved.
 
 The backward pass recomputes the gates, the normalised terms, and W_x x_t if it was not saved. It
-allocates only one array of this size, the gradient of a saved W_x x_t: the gradients of W_h h_{t-1}
-are added to that of W_h every few steps.
+allocates no array of this size, except where W_x x_t has statistics of the whole sequence: the
+gradients of the two products are added to those of W_h and W_x every few steps.
 """
 
 import functools

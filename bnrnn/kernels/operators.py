@@ -56,12 +56,15 @@ def _fake_forward(
         lanes = torch.ops.bnrnn_cpu.lanes(weight_hh.dtype == torch.float64)
         width = (batch + lanes - 1) // lanes * lanes
         narrow = weight_ih.shape[1] <= torch.ops.bnrnn_cpu.narrow()
-        wide = (by_batch and kinds.ih == "sequence") or grad_input or not narrow
-        has_term = input.is_floating_point() and wide and not kinds.sums
+        whole_sequence = by_batch and kinds.ih == "sequence"
+        is_dense = input.is_floating_point() and (whole_sequence or grad_input or not narrow)
+        term = (0, 4 * hidden, 0)
+        if is_dense and not kinds.sums:
+            term = (steps, 4 * hidden, 1 if batch == 1 and not whole_sequence else width)
         saved = [
             new(steps, 4 * hidden, width), *(new(steps + 1, hidden, width) for _ in range(2)),
             new(3 if kinds.has_layer else 0, steps, 2, width),
-            new(steps * batch if has_term else 0, 4 * hidden),
+            new(*term),
         ]  # fmt: skip
     return new(steps, batch, hidden), new(batch, hidden), new(batch, hidden), moments, saved
 

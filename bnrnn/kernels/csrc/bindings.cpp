@@ -101,10 +101,18 @@ struct Layer {
     return (batch() + lanes - 1) / lanes * lanes;
   }
 
-  // Whether W_x x_t is computed for all steps at once. It is then kept for the backward pass,
-  // unless the sum that contains it is kept.
-  bool has_term(bool grad_input) const {
+  // Whether W_x x_t is computed as a product. It is then kept for the backward pass, unless the sum
+  // that contains it is kept.
+  bool is_dense(bool grad_input) const {
     return !one_hot() && (input_size() > kNarrow || whole_sequence() || grad_input);
+  }
+
+  // The shape of W_x x_t of `rows` steps. A lone sequence's is computed for all steps at once,
+  // unless its statistics need it as the kernel's own products leave it.
+  bool has_lone_term() const { return batch() == 1 && !whole_sequence(); }
+  std::vector<int64_t> term_shape(int64_t rows) const {
+    if (has_lone_term()) return {steps(), 4 * hidden(), 1};
+    return {rows, 4 * hidden(), width()};
   }
 
   void check() const {
@@ -198,7 +206,7 @@ class Call {
     p.hold_hidden = zoneout(l.held_hidden, l.zoneout_hidden);
     p.candidate_factor = dropout(l.dropped_candidate, l.recurrent_dropout);
     p.hidden_factor = dropout(l.dropped_hidden, l.hidden_dropout);
-    p.packed = data(in_large_pages(bnrnn::packed_size(p.hidden, p.threads), options));
+    p.packed = data(in_large_pages(bnrnn::packed_size(p.hidden, p.hidden, p.threads), options));
     masks();
   }
 
@@ -213,11 +221,8 @@ class Call {
 
   T* data(const OptionalTensor& tensor) { return tensor ? data(*tensor) : nullptr; }
 
-  // Set the input term, from `term` (T * B, 4H) if there is one.
-  void input_term(const OptionalTensor& term) {
-    if (term) {
-      p.term = data(*term);
-    } else if (l.one_hot()) {
+  void one_hot_or_narrow_input() {
+    if (l.one_hot()) {
       const Tensor index = l.input.to(at::kLong).contiguous();
       p.index = data<int64_t>(index);
       const auto [low, high] = std::minmax_element(p.index, p.index + index.numel());
@@ -230,7 +235,33 @@ class Call {
       p.narrow = data(narrow);
       p.weight_ih = data(l.weight_ih);
     }
-    if (l.whole_sequence()) sequence_weights();
+  }
+
+  // Set a dense input, whose term has the shape `term_shape`; of a normalised sum it is empty.
+  void dense_input(const Tensor& term) {
+    p.dense = data(l.input);
+    p.weight_ih = data(l.weight_ih);
+    if (term.numel() == 0) return;
+    if (l.has_lone_term()) {
+      p.lone_term = data(term);
+    } else {
+      p.term = data(term);
+      p.term_stride = term.size(0) > 1 ? term.stride(0) : 0;
+    }
+  }
+
+  // Set what the statistics of the input term over the whole sequence need.
+  void whole_sequence() {
+    p.whole_sequence = l.whole_sequence();
+    if (!p.whole_sequence) return;
+    const Tensor weights = zeros({l.one_hot() ? p.input_size : 0});
+    T* const weight = data(weights);
+    for (int64_t i = 0; i < p.steps * p.batch; ++i) {
+      if (p.live[i / p.batch * p.mask_stride + i % p.batch] == 0) continue;
+      if (l.one_hot()) weight[p.index[i]] += 1;
+      p.sequence_total += 1;
+    }
+    p.symbol_weights = weight;
   }
 
   // Set the memory for layer statistics: (3, T, 2, W), or empty.
@@ -253,6 +284,8 @@ class Call {
   }
 
   bnrnn::Problem<T> p;
+  const Layer& l;
+  const at::TensorOptions options;
 
  private:
   bnrnn::Slot<T> slot(std::string_view kind, const OptionalTensor& gamma,
@@ -313,22 +346,6 @@ class Call {
     p.count_stride = all_count ? 0 : 1;
   }
 
-  // The weight of each row (a frame or a symbol) in whole-sequence statistics.
-  void sequence_weights() {
-    const int64_t frames = p.steps * p.batch;
-    const Tensor weights = zeros({l.one_hot() ? p.input_size : frames});
-    T* const weight = data(weights);
-    for (int64_t i = 0; i < frames; ++i) {
-      if (p.live[i / p.batch * p.mask_stride + i % p.batch] != 0) {
-        weight[l.one_hot() ? p.index[i] : i] += 1;
-        p.sequence_total += 1;
-      }
-    }
-    p.sequence_weights = weight;
-  }
-
-  const Layer& l;
-  const at::TensorOptions options;
   std::vector<Tensor> held;
 };
 
@@ -338,9 +355,24 @@ template <typename T>
 Results forward(const Layer& l, bool keep, bool grad_input) {
   Call<T> call(l);
   bnrnn::Problem<T>& p = call.p;
-  OptionalTensor term;
-  if (l.has_term(grad_input)) term = multiply(l.input.flatten(0, 1), l.weight_ih.t());
-  call.input_term(term);
+  const bool is_dense = l.is_dense(grad_input);
+  Tensor term = call.empty({0, 4 * p.hidden, 0});
+  if (is_dense) {
+    const int64_t rows = keep || l.whole_sequence() ? p.steps : 1;
+    if (l.has_lone_term()) {
+      term = multiply(l.input.flatten(0, 1), l.weight_ih.t()).view(l.term_shape(rows));
+    } else if (!l.sums()) {
+      term = call.empty(l.term_shape(rows));
+    }
+    call.dense_input(term);
+    p.packed_ih = call.data(
+        in_large_pages(bnrnn::packed_size(p.hidden, p.input_size, p.threads), call.options));
+    p.input_panel_count = 2;
+    p.input_panels = call.data(call.empty({p.input_panel_count, p.input_size, p.width}));
+  } else {
+    call.one_hot_or_narrow_input();
+  }
+  call.whole_sequence();
   std::vector<Tensor> moments;
   for (auto [slot, features] : {std::pair(&p.ih, 4 * p.hidden), {&p.hh, 4 * p.hidden},
                                 {&p.c, p.hidden}}) {
@@ -371,8 +403,7 @@ Results forward(const Layer& l, bool keep, bool grad_input) {
 
   std::vector<Tensor> saved;
   if (keep) {
-    saved = {recurrent, states, cells, of_steps,
-             term && !l.sums() ? *term : call.empty({0, 4 * p.hidden})};
+    saved = {recurrent, states, cells, of_steps, l.sums() ? call.empty({0, 4 * p.hidden, 0}) : term};
   }
   return {output, call.batch_major(states[keep ? p.steps : p.steps % 2]),
           call.batch_major(cells[cells.size(0) - 1]), moments, saved};
@@ -390,10 +421,10 @@ Gradients backward(const OptionalTensor& grad_output, const OptionalTensor& grad
   Call<T> call(l);
   bnrnn::Problem<T>& p = call.p;
   const int64_t H = p.hidden, W = p.width, D = p.input_size;
-  const bool is_kept = term.numel() > 0;
   // If the sum is normalised, the backward pass does not need the term itself.
-  const bool has_term = l.sums() ? l.has_term(grad_input) : is_kept;
-  if (is_kept || !has_term) call.input_term(is_kept ? OptionalTensor(term) : std::nullopt);
+  const bool is_dense = l.sums() ? l.is_dense(grad_input) : term.numel() > 0;
+  is_dense ? call.dense_input(term) : call.one_hot_or_narrow_input();
+  call.whole_sequence();
   for (const bnrnn::Slot<T>* slot : {&p.ih, &p.hh, &p.c}) {
     TORCH_CHECK_VALUE(slot->gamma == nullptr || slot->layer || slot->mean != nullptr,
                       "moments are missing");
@@ -432,26 +463,32 @@ Gradients backward(const OptionalTensor& grad_output, const OptionalTensor& grad
   const Tensor of_gamma_c = gradient_of(l.gamma_c, &p.c.grad_gamma);
   const Tensor of_beta_c = gradient_of(l.beta_c, &p.grad_beta_c);
 
-  Tensor of_input = call.empty({0}), of_weight_ih = call.empty({0}), of_term;
-  if (has_term && (grad_input || grad_weight_ih)) {
-    of_term = call.empty({p.steps * p.batch, 4 * H});
-    p.grad_term = call.data(of_term);
-  } else if (l.one_hot() && grad_weight_ih) {
-    of_term = call.zeros({D, 4 * H});
-    p.grad_columns = call.data(of_term);
-  } else if (grad_weight_ih) {
-    of_weight_ih = call.zeros({4 * H, D});
-    p.grad_weight_ih = call.data(of_weight_ih);
-  }
   const int64_t lanes = bnrnn::lanes(std::is_same_v<T, double>);
-  p.grad_weight_columns = (H + lanes - 1) / lanes * lanes;
-  const Tensor of_weight_hh = call.empty({4 * H, p.grad_weight_columns});
+  const auto whole_vectors = [lanes](int64_t n) { return (n + lanes - 1) / lanes * lanes; };
+  Tensor of_input = call.empty({0}), of_weight_ih = call.empty({0});
+  if (is_dense) {
+    if (grad_input) {
+      of_input = call.empty(l.input.sizes());
+      p.grad_input = call.data(of_input);
+      p.packed_ih = call.data(in_large_pages(bnrnn::packed_size(D, H, p.threads), call.options));
+    }
+    if (grad_weight_ih) {
+      of_weight_ih = call.empty({4 * H, whole_vectors(D)});
+      p.grad_weight_ih = call.data(of_weight_ih);
+    }
+    p.input_panel_count = p.whole_sequence ? p.steps : p.panel_count;
+    p.input_panels =
+        p.sums ? p.panels : call.data(call.empty({p.input_panel_count, 4 * H, W}));
+  } else if (grad_weight_ih) {
+    of_weight_ih = l.one_hot() ? call.zeros({D, 4 * H}) : call.zeros({4 * H, D});
+    (l.one_hot() ? p.grad_columns : p.grad_weight_ih) = call.data(of_weight_ih);
+  }
+  const Tensor of_weight_hh = call.empty({4 * H, whole_vectors(H)});
   p.grad_weight_hh = call.data(of_weight_hh);
   bnrnn::backward(p);
 
-  if (l.one_hot() && grad_weight_ih) of_weight_ih = of_term.t().contiguous();
-  if (has_term && grad_input) of_input = multiply(of_term, l.weight_ih).view_as(l.input);
-  if (has_term && grad_weight_ih) of_weight_ih = multiply(of_term.t(), l.input.flatten(0, 1));
+  if (l.one_hot() && grad_weight_ih) of_weight_ih = of_weight_ih.t().contiguous();
+  if (is_dense && grad_weight_ih) of_weight_ih = of_weight_ih.narrow(1, 0, D).contiguous();
   return {of_input, call.batch_major(grad_state), call.batch_major(grad_cell), of_weight_ih,
           of_weight_hh.narrow(1, 0, H).contiguous(), of_bias, of_gamma_ih, of_gamma_hh, of_gamma_c,
           of_beta_c};

@@ -53,7 +53,25 @@ void forward_steps(Step<T, kFamily>& step, Barrier& barrier) {
       });
     });
   }
-  if (p.sequence_weights != nullptr) sequence_moments(step);
+  if (step.has_input_product()) {
+    step.for_groups([&](Range group, T* panel) {
+      pack(step.packed_ih + (panel - step.packed) / H * p.input_size, kGates * group.size(),
+           p.input_size, [&](ptrdiff_t row, ptrdiff_t d) {
+             return p.weight_ih[step.feature(group, row) * p.input_size + d];
+           });
+    });
+  }
+  if (p.whole_sequence) {
+    // The statistics need the input terms of all steps.
+    for (ptrdiff_t t = 0; step.has_input_product() && t < p.steps; ++t) {
+      step.put_input(t);
+      barrier.wait();
+      step.for_groups([&](Range group, T* panel) { step.input_product(t, group, panel); });
+    }
+    sequence_moments(step);
+  } else {
+    step.put_input(0);
+  }
   for (ptrdiff_t j = step.units.begin; j < step.units.end; ++j) step.put_state(0, j);
   step.laps.lap(Part::kPacking);
   const auto products = [&](ptrdiff_t t, Range group, T* panel) {
@@ -61,7 +79,11 @@ void forward_steps(Step<T, kFamily>& step, Barrier& barrier) {
     for (ptrdiff_t row = 0; row < kGates * group.size(); ++row) {
       rows[row] = step.recurrent_at(t) + step.feature(group, row) * W;
     }
-    if (p.sums) step.input_term(t, group);
+    if (!step.has_input_product()) {
+      if (p.sums) step.input_term(t, group);
+    } else if (!p.whole_sequence) {
+      step.input_product(t, group, panel);
+    }
     step.laps.lap(Part::kInputTerm);
     if (p.batch > 1) {
       packed_product(panel, kGates * group.size(), H, step.panel_at(t, H), W, rows, p.sums);
@@ -91,6 +113,7 @@ void forward_steps(Step<T, kFamily>& step, Barrier& barrier) {
         step.put_output(t, group);
         step.laps.lap(Part::kOutput);
       });
+      if (!p.whole_sequence) step.put_input(t + 1);
       continue;
     }
     step.for_groups([&](Range group, T* panel) {
@@ -106,6 +129,7 @@ void forward_steps(Step<T, kFamily>& step, Barrier& barrier) {
       for (ptrdiff_t j = group.begin; j < group.end; ++j) step.forward_state(t, j);
       step.put_output(t, group);
     });
+    if (!p.whole_sequence) step.put_input(t + 1);
   }
 }
 
@@ -124,7 +148,13 @@ void backward_steps(Step<T, kFamily>& step, Barrier& barrier) {
   // Whether backward_state writes to grad_state a part that does not pass through W_h.
   const bool around =
       !step.drops_hidden() && (p.mask_stride != 0 || !p.hold_hidden.is_constant(0));
-  WeightGradient<T> weight_gradient(step);
+  if (p.grad_input != nullptr) {
+    pack(step.packed_ih_transposed, step.inputs.size(), features, [&](ptrdiff_t row, ptrdiff_t k) {
+      return p.weight_ih[k * p.input_size + step.inputs.begin + row];
+    });
+  }
+  auto of_weight_hh = recurrent_weight_gradient(step);
+  auto of_weight_ih = input_weight_gradient(step);
   step.laps.lap(Part::kPacking);
   for (ptrdiff_t t = p.steps - 1; t >= 0; --t) {
     if (kFamily) step.layer_ih.recall(t), step.layer_hh.recall(t), step.layer_c.recall(t);
@@ -166,11 +196,22 @@ void backward_steps(Step<T, kFamily>& step, Barrier& barrier) {
     packed_product(
         step.packed, units.size(), features, step.panel_at(t, features), W, rows.data(), around);
     step.laps.lap(Part::kBackwardProduct);
-    weight_gradient.add(t);
+    of_weight_hh.add(t);
     step.laps.lap(Part::kWeightGradient);
+    if (p.whole_sequence) continue;  // its gradient needs the sums over all steps
+    step.put_grad_dense(t);
+    of_weight_ih.add(t);
+    step.laps.lap(Part::kGradInput);
   }
   step.complete_grad_state();
-  if (p.sequence_weights != nullptr) sequence_gradient(step);
+  if (!p.whole_sequence) return;
+  sequence_gradient(step);
+  if (p.dense == nullptr) return;
+  barrier.wait();  // the gradient of all W_x x_t is complete
+  for (ptrdiff_t t = p.steps - 1; t >= 0; --t) {
+    step.put_grad_dense(t);
+    of_weight_ih.add(t);
+  }
 }
 
 template <bool kFamily, typename T, typename Run>
@@ -188,9 +229,9 @@ void in_parallel(const Problem<T>& problem, Run&& run) {
 
 }  // namespace
 
-ptrdiff_t packed_size(ptrdiff_t hidden, int threads) {
+ptrdiff_t packed_size(ptrdiff_t rows, ptrdiff_t depth, int threads) {
   // An upper bound for any number of threads up to this one.
-  return (packed_rows(hidden) + threads * packed_rows(1)) * hidden;
+  return (packed_rows(rows) + threads * packed_rows(1)) * depth;
 }
 
 ptrdiff_t backward_panels(ptrdiff_t batch) {

@@ -51,16 +51,23 @@ struct Problem {
   // the backward pass needs no input term.
   bool sums = false;
 
-  // The input term W_x x_t, in one of three forms:
-  const T* term = nullptr;         // (T, B, 4H), already computed
+  // The input, in one of three forms:
   const int64_t* index = nullptr;  // (T, B) one-hot inputs, with columns (D, 4H): W_x transposed
   const T* columns = nullptr;
-  const T* narrow = nullptr;  // (T, D, W), an input of few features, with weight_ih (4H, D)
-  const T* weight_ih = nullptr;
-  // Weights for batch statistics of the input term over the whole sequence; null if its statistics
-  // are per step, given or absent.
-  const T* sequence_weights = nullptr;  // one per row of term (T * B) or of columns (D)
-  T sequence_total = 0;                 // their sum
+  const T* narrow = nullptr;  // (T, D, W), an input of few features, with weight_ih
+  const T* dense = nullptr;   // (T, B, D), an input of many features, with weight_ih
+  const T* weight_ih = nullptr;  // (4H, D)
+  // The term W_x x_t of a dense input: (T, 4H, W), or (4H, W) if term_stride is 0. If ih is layer
+  // normalisation, the forward pass normalises it in place. Null for a normalised sum.
+  T* term = nullptr;
+  ptrdiff_t term_stride = 0;  // between steps
+  // Instead of it, that of a lone sequence, (T, 4H), is given: its product reads W_x only once.
+  const T* lone_term = nullptr;
+
+  // Whether the statistics of the input term are those of the batch over the whole sequence.
+  bool whole_sequence = false;
+  const T* symbol_weights = nullptr;  // (D,): with index, how often each symbol occurs
+  T sequence_total = 0;               // the number of frames
 
   const T* weight_hh;        // (4H, H)
   const T* bias = nullptr;   // (4H,)
@@ -92,23 +99,29 @@ struct Problem {
   // product and still lacks that factor; grad_around holds the rest.
   T* grad_around = nullptr;        // (H, W): initially for h_n
   T* grad_cell = nullptr;          // (H, W): initially for c_n, finally for c_0
-  T* grad_term = nullptr;          // (T, B, 4H)
+  T* grad_input = nullptr;         // (T, B, D), if dense
   T* grad_columns = nullptr;       // (D, 4H), initially zero
-  T* grad_weight_ih = nullptr;     // (4H, D), initially zero
-  T* grad_weight_hh = nullptr;     // (4H, grad_weight_columns)
-  ptrdiff_t grad_weight_columns = 0;  // H rounded up to whole vectors
+  // (4H, D), initially zero; if dense, with D rounded up to whole vectors
+  T* grad_weight_ih = nullptr;
+  T* grad_weight_hh = nullptr;     // (4H, H), with H rounded up to whole vectors
   T* grad_bias = nullptr;             // (4H,), initially zero
   T* grad_beta_c = nullptr;           // (H,), initially zero
 
-  T* packed;  // W_h as products.h packs it, packed_size(...) elements
+  // W_h and, if the input is dense, W_x as products.h packs them: packed_size(H, H) and
+  // packed_size(H, D) elements, or in the backward pass packed_size(D, H).
+  T *packed, *packed_ih = nullptr;
   // The right operands of the products of some steps, laid out as in products.h: h_{t-1}, (H, W),
   // or in the backward pass the gradient of W_h h_{t-1}, (4H, W).
   T* panels;
   ptrdiff_t panel_count;  // 2, or in the backward pass backward_panels(B)
+  // The same for a dense input: x_t, (D, W), or the gradient of W_x x_t, (4H, W), of all steps if
+  // `whole_sequence`. For a normalised sum they are the panels above.
+  T* input_panels = nullptr;
+  ptrdiff_t input_panel_count = 0;
 };
 
-// Number of elements of the packed copy of W_h, for either pass.
-ptrdiff_t packed_size(ptrdiff_t hidden, int threads);
+// Number of elements of the packed copy of a weight with four times `rows` rows in total.
+ptrdiff_t packed_size(ptrdiff_t rows, ptrdiff_t depth, int threads);
 
 ptrdiff_t backward_panels(ptrdiff_t batch);
 

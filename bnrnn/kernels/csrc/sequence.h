@@ -1,4 +1,5 @@
-// Sequence-wise statistics of the input term.
+// Sequence-wise statistics of the input term: over all frames of the batch. Those of one-hot inputs
+// follow from the columns of W_x, each weighted by how often its symbol occurs.
 #pragma once
 
 #include <vector>
@@ -7,45 +8,62 @@
 
 namespace bnrnn {
 
-// The number of rows in the whole-sequence statistics. They are the rows of `term`, or those of
-// `columns`, each weighted by how often it occurs.
-template <typename T>
-ptrdiff_t sequence_rows(const Problem<T>& p) {
-  return p.index != nullptr ? p.input_size : p.steps * p.batch;
+// visit(feature, i) for the features of the thread's units; i counts them.
+template <typename T, typename Visit>
+void for_features(const Share<T>& share, Visit&& visit) {
+  const Range units = share.units;
+  for (int gate = 0; gate < kGates; ++gate) {
+    for (ptrdiff_t j = units.begin; j < units.end; ++j) {
+      visit(gate * share.H + j, gate * units.size() + j - units.begin);
+    }
+  }
 }
 
-// Mean and variance over these rows, for the thread's units.
+// to[i] = sum over all frames of of(y, i) for the i-th feature of the thread, y being its values.
+// Partial sums keep the rounding errors of long sums small.
+template <typename T, typename Of>
+void sum_frames(const Share<T>& share, T* to, Of&& of) {
+  const Problem<T>& p = share.p;
+  const ptrdiff_t n = kGates * share.units.size(), lanes = kLanes<T>;
+  constexpr ptrdiff_t kChunk = 64;  // steps or symbols
+  Rows<T> total(n * lanes), partial(n * lanes);
+  const ptrdiff_t rows = p.index != nullptr ? p.input_size : p.steps;
+  for (ptrdiff_t begin = 0; begin < rows; begin += kChunk) {
+    std::fill(partial.begin(), partial.end(), T(0));
+    for (ptrdiff_t row = begin; row < std::min(rows, begin + kChunk); ++row) {
+      if (p.index != nullptr && p.symbol_weights[row] == 0) continue;
+      for_features(share, [&](ptrdiff_t feature, ptrdiff_t i) {
+        T* const sum = partial.data() + i * lanes;
+        if (p.index != nullptr) {
+          const T y = p.columns[row * kGates * share.H + feature];
+          sum[0] += p.symbol_weights[row] * of(broadcast(y), i)[0];
+          return;
+        }
+        const T *y = share.term_at(row, feature), *live = share.live_at(row);
+        Vector<T> sums = load(sum);
+        for (ptrdiff_t b = 0; b < share.W; b += lanes) sums += load(live + b) * of(load(y + b), i);
+        store(sum, sums);
+      });
+    }
+    for (ptrdiff_t i = 0; i < n * lanes; ++i) total[i] += partial[i];
+  }
+  for (ptrdiff_t i = 0; i < n; ++i) to[i] = sum<T>(load(total.data() + i * lanes));
+}
+
+// Mean and variance over all frames, for the thread's units.
 template <typename T>
 void sequence_moments(const Share<T>& share) {
   const Problem<T>& p = share.p;
-  const Range units = share.units;
-  const ptrdiff_t H = share.H;
-  const T* rows = p.index != nullptr ? p.columns : p.term;
-  const ptrdiff_t features = kGates * H, n = sequence_rows(p);
-  constexpr ptrdiff_t kChunk = 64;  // partial sums keep the rounding errors of long sums small
-  std::vector<T> total(units.size()), partial(units.size());
-  for (int gate = 0; gate < kGates; ++gate) {
-    const ptrdiff_t first = gate * H + units.begin;
-    T *mean = p.ih.mean + first, *var = p.ih.var + first;
-    for (const bool squares : {false, true}) {
-      std::fill(total.begin(), total.end(), T(0));
-      for (ptrdiff_t begin = 0; begin < n; begin += kChunk) {
-        std::fill(partial.begin(), partial.end(), T(0));
-        for (ptrdiff_t row = begin; row < std::min(n, begin + kChunk); ++row) {
-          const T weight = p.sequence_weights[row];
-          if (weight == 0) continue;
-          const T* y = rows + row * features + first;
-          for (ptrdiff_t j = 0; j < units.size(); ++j) {
-            const T off = squares ? (y[j] - mean[j]) * (y[j] - mean[j]) : y[j];
-            partial[j] += weight * off;
-          }
-        }
-        for (ptrdiff_t j = 0; j < units.size(); ++j) total[j] += partial[j];
-      }
-      T* to = squares ? var : mean;
-      for (ptrdiff_t j = 0; j < units.size(); ++j) to[j] = total[j] / p.sequence_total;
-    }
-  }
+  std::vector<T> mean(kGates * share.units.size()), var(mean.size());
+  sum_frames(share, mean.data(), [](Vector<T> y, ptrdiff_t) { return y; });
+  for (T& of : mean) of /= p.sequence_total;
+  sum_frames(share, var.data(), [&](Vector<T> y, ptrdiff_t i) {
+    return (y - mean[i]) * (y - mean[i]);
+  });
+  for_features(share, [&](ptrdiff_t feature, ptrdiff_t i) {
+    p.ih.mean[feature] = mean[i];
+    p.ih.var[feature] = var[i] / p.sequence_total;
+  });
 }
 
 // Propagate the gradient of the normalised input term, which the steps have stored, through the
@@ -53,28 +71,34 @@ void sequence_moments(const Share<T>& share) {
 template <typename T>
 void sequence_gradient(const Share<T>& share) {
   const Problem<T>& p = share.p;
-  const Range units = share.units;
-  const ptrdiff_t H = share.H;
-  T* grads = p.index != nullptr ? p.grad_columns : p.grad_term;
-  if (grads == nullptr) return;
-  const T* rows = p.index != nullptr ? p.columns : p.term;
-  const ptrdiff_t features = kGates * H, n = sequence_rows(p);
-  for (int gate = 0; gate < kGates; ++gate) {
-    const ptrdiff_t first = gate * H + units.begin;
-    std::vector<Standard<T>> of_x(units.size());
-    for (ptrdiff_t j = 0; j < units.size(); ++j) {
-      of_x[j] = standard_at(p.ih, 0, first + j, features);
+  const ptrdiff_t features = kGates * share.H;
+  const auto through = [&](ptrdiff_t feature, Vector<T> y, Vector<T> grad, Vector<T> weight) {
+    const Standard<T> of = standard_at(p.ih, 0, feature, features);
+    const Vector<T> hat = (y - of.mean) * of.rstd;
+    const Vector<T> off = p.grad_bias[feature] + hat * p.ih.grad_gamma[feature];
+    return (grad - weight / p.sequence_total * off) * of.scale();
+  };
+  if (p.index != nullptr) {
+    if (p.grad_columns == nullptr) return;
+    for (ptrdiff_t symbol = 0; symbol < p.input_size; ++symbol) {
+      for_features(share, [&](ptrdiff_t feature, ptrdiff_t) {
+        T* const grad = p.grad_columns + symbol * features + feature;
+        const T y = p.columns[symbol * features + feature];
+        const Vector<T> weight = broadcast(p.symbol_weights[symbol]);
+        *grad = through(feature, broadcast(y), broadcast(*grad), weight)[0];
+      });
     }
-    for (ptrdiff_t row = 0; row < n; ++row) {
-      const T* y = rows + row * features + first;
-      T* grad = grads + row * features + first;
-      const T share = p.sequence_weights[row] / p.sequence_total;
-      for (ptrdiff_t j = 0; j < units.size(); ++j) {
-        const T hat = (y[j] - of_x[j].mean) * of_x[j].rstd;
-        const T off = p.grad_bias[first + j] + hat * p.ih.grad_gamma[first + j];
-        grad[j] = (grad[j] - share * off) * of_x[j].scale();
+    return;
+  }
+  for (ptrdiff_t t = 0; t < p.steps; ++t) {
+    T* const panel = share.input_panel_at(t, features);
+    for_features(share, [&](ptrdiff_t feature, ptrdiff_t) {
+      for (ptrdiff_t b = 0; b < share.W; b += kLanes<T>) {
+        T* const grad = share.layout.at(panel, features, feature, b);
+        const Vector<T> y = load(share.term_at(t, feature) + b), live = load(share.live_at(t) + b);
+        store(grad, through(feature, y, load(grad), live));
       }
-    }
+    });
   }
 }
 

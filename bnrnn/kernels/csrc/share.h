@@ -8,6 +8,7 @@
 #include "products.h"
 #include "profile.h"
 #include "recurrence.h"
+#include "transpose.h"
 
 namespace bnrnn {
 
@@ -77,8 +78,14 @@ struct Share {
         H(p.hidden),
         W(p.width),
         units(part({0, H}, threads, thread)),
+        inputs(part({0, p.input_size}, threads, thread)),
         layout(W),
-        packed(p.packed + thread * packed_rows(ceil_div(H, threads)) * H) {}
+        packed(p.packed + thread * packed_rows(ceil_div(H, threads)) * H),
+        packed_ih(p.packed_ih),
+        packed_ih_transposed(p.packed_ih) {
+    packed_ih += thread * packed_rows(ceil_div(H, threads)) * p.input_size;
+    packed_ih_transposed += thread * packed_rows(ceil_div(p.input_size, threads)) * H;
+  }
 
   FactorRow<T> row_of(const Factor<T>& factor, ptrdiff_t t, ptrdiff_t j) const {
     const uint8_t* const row =
@@ -103,6 +110,41 @@ struct Share {
   // The right operand of the product of step t. There are at least two: a fast thread may write
   // that of the next step while a slow thread still reads that of this step.
   T* panel_at(ptrdiff_t t, ptrdiff_t depth) const { return p.panels + t % p.panel_count * depth * W; }
+
+  T* input_panel_at(ptrdiff_t t, ptrdiff_t depth) const {
+    return p.input_panels + t % p.input_panel_count * depth * W;
+  }
+
+  // Whether the forward pass multiplies W_x by a dense input.
+  bool has_input_product() const { return p.dense != nullptr && p.lone_term == nullptr; }
+
+  // Row (W,) of the W_x x_t that is kept.
+  T* term_at(ptrdiff_t t, ptrdiff_t feature) const {
+    return p.term + t * p.term_stride + feature * W;
+  }
+
+  // Write the thread's part of x_t to its panel.
+  void put_input(ptrdiff_t t) const {
+    if (t == p.steps || !has_input_product()) return;
+    T* const panel = input_panel_at(t, p.input_size);
+    transpose_in<T>(
+        inputs.size(), p.batch, W,
+        [&](ptrdiff_t b) { return p.dense + (t * p.batch + b) * p.input_size + inputs.begin; },
+        [&](ptrdiff_t d, ptrdiff_t b, Vector<T> x) {
+          store(layout.at(panel, p.input_size, inputs.begin + d, b), x);
+        });
+  }
+
+  // The group's rows of W_x x_t. `panel` is that of the group's rows of W_h, see `for_groups`.
+  void input_product(ptrdiff_t t, Range group, const T* panel) const {
+    T* rows[kGates * kGroup];
+    for (ptrdiff_t row = 0; row < kGates * group.size(); ++row) {
+      rows[row] = p.sums ? recurrent_at(t) + feature(group, row) * W : term_at(t, feature(group, row));
+    }
+    packed_product(
+        packed_ih + (panel - packed) / H * p.input_size, kGates * group.size(), p.input_size,
+        input_panel_at(t, p.input_size), W, rows, false);
+  }
 
   // h_{t-1} of unit j as it enters the product, after dropout.
   Vector<T> state_in_product(ptrdiff_t t, ptrdiff_t j, ptrdiff_t b) const {
@@ -149,8 +191,10 @@ struct Share {
   const Problem<T>& p;
   const ptrdiff_t H, W;
   const Range units;
+  const Range inputs;           // of the D features of a dense input
   const RightLayout<T> layout;  // of the panels
-  T* const packed;  // this thread's part of W_h
+  T* const packed;  // this thread's part of W_h, and of W_x
+  T *packed_ih, *packed_ih_transposed;
   [[no_unique_address]] Laps laps;
 };
 

@@ -5,7 +5,6 @@
 
 #include "layer_norm.h"
 #include "share.h"
-#include "transpose.h"
 
 namespace bnrnn {
 
@@ -19,7 +18,8 @@ class Step : public Share<T> {
  public:
   using Share<T>::p, Share<T>::H, Share<T>::W, Share<T>::units;
   using Share<T>::recurrent_at, Share<T>::state_at, Share<T>::cell_at, Share<T>::live_at;
-  using Share<T>::counted_at, Share<T>::panel_at, Share<T>::put_state;
+  using Share<T>::counted_at, Share<T>::panel_at, Share<T>::input_panel_at, Share<T>::put_state;
+  using Share<T>::term_at, Share<T>::inputs;
   using Share<T>::is_lone, Share<T>::layout, Share<T>::row_of;
 
   Step(const Problem<T>& problem, int thread, int threads)
@@ -36,15 +36,26 @@ class Step : public Share<T> {
     unit_constants.resize(apart ? units.size() : 1);
   }
 
-  // Write the group's rows of W_x x_t to `input`. If the sum is normalised, write them to
-  // `recurrent` instead, where the product will be added; `input` stays zero.
+  // Write the group's rows of W_x x_t to `input`, unless they are kept in `term`. If the sum is
+  // normalised, write them to `recurrent` instead, where the product will be added; `input` stays
+  // zero.
   void input_term(ptrdiff_t t, Range group) {
+    if (p.term != nullptr) return;
     for (int gate = 0; gate < kGates; ++gate) {
       const ptrdiff_t first = gate * H + group.begin;
-      T* const rows = p.sums ? recurrent_at(t) + first * W : input_row(gate, group.begin, group);
-      if (p.narrow == nullptr) {
-        transpose_in(group.size(), p.batch, W, rows,
-             [&](ptrdiff_t b) { return term_row(t, b) + first; });
+      T* const rows =
+          p.sums ? recurrent_at(t) + first * W : input_row(gate, group.begin, group);
+      if (p.lone_term != nullptr) {
+        std::fill_n(rows, group.size() * W, T(0));
+        const T* const term = p.lone_term + t * kGates * H + first;
+        for (ptrdiff_t u = 0; u < group.size(); ++u) rows[u * W] = term[u];
+        continue;
+      }
+      if (p.index != nullptr) {
+        transpose_in<T>(
+            group.size(), p.batch, W,
+            [&](ptrdiff_t b) { return p.columns + p.index[t * p.batch + b] * kGates * H + first; },
+            [&](ptrdiff_t u, ptrdiff_t b, Vector<T> term) { store(rows + u * W + b, term); });
         continue;
       }
       const T* x = p.narrow + t * p.input_size * W;
@@ -164,9 +175,11 @@ class Step : public Share<T> {
   // Read the group's part of the output gradient into `grad_out`.
   void get_grad_output(ptrdiff_t t, Range group) {
     if (p.grad_output == nullptr) return;
-    transpose_in(group.size(), p.batch, W, grad_out_row(group.begin, group), [&](ptrdiff_t b) {
-      return p.grad_output + (t * p.batch + b) * H + group.begin;
-    });
+    T* const rows = grad_out_row(group.begin, group);
+    transpose_in<T>(
+        group.size(), p.batch, W,
+        [&](ptrdiff_t b) { return p.grad_output + (t * p.batch + b) * H + group.begin; },
+        [&](ptrdiff_t u, ptrdiff_t b, Vector<T> grad) { store(rows + u * W + b, grad); });
   }
 
   // The gradients of unit j at step t follow the equations at the head of recurrence.cpp. This is
@@ -175,10 +188,12 @@ class Step : public Share<T> {
     const ptrdiff_t W = this->W;
     const Constants& of = constants_of(j) = Constants(*this, t, j);
     T *x[kGates], *h[kGates];
-    terms(t, group, j, x, h);  // the input terms are normalised in place
-    if (kFamily && p.ih.layer) {
+    terms(t, group, j, x, h);
+    if (kFamily && p.ih.layer && p.term == nullptr) {  // a kept term is normalised already
       for (int gate = 0; gate < kGates; ++gate) layer_ih.normalize(x[gate]);
     }
+    T* x_hats[kGates];
+    for (int gate = 0; gate < kGates; ++gate) x_hats[gate] = input_row(gate, j, group);
     T* const h_hats = array(j, kHiddenHat);
     T* const gates = array(j, 0);
     const T *c_before = cell_at(t) + j * W, *live = live_at(t);
@@ -196,7 +211,7 @@ class Step : public Share<T> {
       for (int gate = 0; gate < kGates; ++gate) {
         const Vector<T> x_hat = (load(x[gate] + b) - of.x[gate].mean) * of.x[gate].rstd;
         const Vector<T> h_hat = (load(h[gate] + b) - of.h[gate].mean) * of.h[gate].rstd;
-        store(x[gate] + b, x_hat);
+        store(x_hats[gate] + b, x_hat);
         store(h_hats + gate * W + b, h_hat);
         gate_of[gate] = x_hat * of.x[gate].gamma + h_hat * of.h[gate].gamma + of.bias[gate];
       }
@@ -316,8 +331,8 @@ class Step : public Share<T> {
     if (kFamily && p.hh.layer) layer_hh.put_gradient(j, {dz[0], dz[1], dz[2], dz[3]}, h, of.h);
   }
 
-  // From z = BN(W_x x_t) + BN(W_h h_{t-1}) + b to the gradients of the two products; that of the
-  // input term replaces its normalised values.
+  // From z = BN(W_x x_t) + BN(W_h h_{t-1}) + b to the gradients of the two products. That of the
+  // input term goes to its panel if the input is dense, and else replaces the normalised values.
   void backward_terms(ptrdiff_t t, Range group, ptrdiff_t j) {
     const ptrdiff_t W = this->W;
     const Constants& of = constants_of(j);
@@ -332,9 +347,10 @@ class Step : public Share<T> {
       const T mean_x = total * x_inverse, mean_x_hat = sums[3 * gate + 1] * x_inverse;
       const T mean_h = total * h_inverse, mean_h_hat = sums[3 * gate + 2] * h_inverse;
       // The gradient through whole-sequence statistics needs sums over all steps: see sequence.h.
-      const T x_scale = p.sequence_weights != nullptr ? 1 : of_x.scale();
+      const T x_scale = p.whole_sequence ? 1 : of_x.scale();
       const T h_scale = of_h.scale();
       T* const x = input_row(gate, j, group);
+      T* const of_dense = p.dense != nullptr && !is_sum ? input_panel_at(t, kGates * H) : nullptr;
       const T* h = array(j, kHiddenHat + gate);
       const T* dz = array(j, kOfZ + gate);
       for (ptrdiff_t b = 0; b < W; b += kLanes<T>) {
@@ -347,7 +363,8 @@ class Step : public Share<T> {
         const Vector<T> of_input =
             layer_x ? layer_ih.gradient(of_z, x_hat, of_x.gamma, b)
                     : (of_z - m * (mean_x + x_hat * mean_x_hat)) * x_scale;
-        store(x + b, is_sum ? of_product : of_input);
+        store(of_dense != nullptr ? layout.at(of_dense, kGates * H, k, b) : x + b,
+              is_sum ? of_product : of_input);
       }
     }
   }
@@ -362,8 +379,10 @@ class Step : public Share<T> {
     }
   }
 
-  // Add the gradient of W_x x_t, or of the sum, from `input` to the requested result.
+  // Add the gradient of W_x x_t, or of the sum, from `input` to that of W_x; not if the input is
+  // dense.
   void put_grad_input(ptrdiff_t t, Range group) {
+    if (p.dense != nullptr) return;
     for (int gate = 0; gate < kGates; ++gate) {
       const ptrdiff_t first = gate * H + group.begin;
       const T* const rows = input_row(gate, group.begin, group);
@@ -385,13 +404,23 @@ class Step : public Share<T> {
                     T* to = p.grad_columns + p.index[t * p.batch + b] * kGates * H + first + u0;
                     store_first(to, load_first(to, n) + grad, n);
                   });
-      } else if (p.grad_term != nullptr) {
-        transpose_out<T>(group.size(), p.batch, rows_at(rows),
-                  [&](ptrdiff_t b, ptrdiff_t u0, int n, Vector<T> grad) {
-                    store_first(p.grad_term + (t * p.batch + b) * kGates * H + first + u0, grad, n);
-                  });
       }
     }
+  }
+
+  // The thread's part of the gradient of a dense input: W_x^T times the gradient of W_x x_t.
+  void put_grad_dense(ptrdiff_t t) {
+    if (p.grad_input == nullptr) return;
+    grad_dense.resize(inputs.size() * W);
+    std::vector<T*> rows(inputs.size());
+    for (ptrdiff_t d = 0; d < inputs.size(); ++d) rows[d] = grad_dense.data() + d * W;
+    packed_product(this->packed_ih_transposed, inputs.size(), kGates * H,
+                   input_panel_at(t, kGates * H), W, rows.data(), false);
+    transpose_out<T>(inputs.size(), p.batch, rows_at(grad_dense.data()),
+              [&](ptrdiff_t b, ptrdiff_t d, int n, Vector<T> grad) {
+                store_first(p.grad_input + (t * p.batch + b) * p.input_size + inputs.begin + d,
+                            grad, n);
+              });
   }
 
   // Whether there is dropout of h_{t-1} within the product.
@@ -458,7 +487,7 @@ class Step : public Share<T> {
   // The rows of the two terms of unit j, one per gate.
   void terms(ptrdiff_t t, Range group, ptrdiff_t j, T* (&x)[kGates], T* (&h)[kGates]) {
     for (int gate = 0; gate < kGates; ++gate) {
-      x[gate] = input_row(gate, j, group);
+      x[gate] = p.term != nullptr ? term_at(t, gate * H + j) : input_row(gate, j, group);
       h[gate] = recurrent_at(t) + (gate * H + j) * W;
     }
   }
@@ -482,12 +511,6 @@ class Step : public Share<T> {
   }
 
   T inverse_count(ptrdiff_t t) const { return is_lone(t) ? 0 : p.inverse_count[t * p.count_stride]; }
-
-  // Row (t, b) of the input term; not for a narrow input, whose term is not stored.
-  const T* term_row(ptrdiff_t t, ptrdiff_t b) const {
-    const ptrdiff_t i = t * p.batch + b;
-    return p.index != nullptr ? p.columns + p.index[i] * kGates * H : p.term + i * kGates * H;
-  }
 
   // Whether this pass computes the slot's statistics.
   bool finds(const Slot<T>& slot) const { return slot.gamma != nullptr && slot.per_step; }
@@ -560,6 +583,7 @@ class Step : public Share<T> {
   // W_x x_t, in the backward pass then its normalised values, and then their gradient.
   Rows<T> input;              // [gate][unit][W]
   Rows<T> grad_out;           // [unit][W]
+  Rows<T> grad_dense;         // [input][W]
   // kUnitArrays rows (W,) and kUnitSums sums, for the current unit or, if `apart`, for all units of
   // the thread.
   Rows<T> unit, unit_sums;

@@ -10,10 +10,10 @@ namespace bnrnn {
 // One block of whole vectors, or of fewer rows or columns: two paths, so that the block of the first
 // stays in registers.
 
-// Batch-major to feature-major: to[u][b] = from(b)[u] for `count` units and b < B; zero in the
-// other columns up to W.
-template <typename T, typename From>
-void transpose_in(ptrdiff_t count, ptrdiff_t batch, ptrdiff_t width, T* to, From&& from) {
+// Batch-major to feature-major: put(u, b, vector) gets vectors of the batch of one unit, for `count`
+// units, from the elements from(b)[u]; zero in the columns from B up to W.
+template <typename T, typename From, typename Put>
+void transpose_in(ptrdiff_t count, ptrdiff_t batch, ptrdiff_t width, From&& from, Put&& put) {
   constexpr int lanes = kLanes<T>;
   for (ptrdiff_t b0 = 0; b0 < width; b0 += lanes) {
     const T* rows[lanes];
@@ -26,13 +26,13 @@ void transpose_in(ptrdiff_t count, ptrdiff_t batch, ptrdiff_t width, T* to, From
         for (int i = 0; i < lanes; ++i) block[i] = load(rows[i] + u0);
         transpose<T>(block);
 #pragma GCC unroll 16
-        for (int i = 0; i < lanes; ++i) store(to + (u0 + i) * width + b0, block[i]);
+        for (int i = 0; i < lanes; ++i) put(u0 + i, b0, block[i]);
       } else {
         for (int i = 0; i < lanes; ++i) {
           block[i] = rows[i] != nullptr ? load_first(rows[i] + u0, n) : zero<T>();
         }
         transpose<T>(block);
-        for (int i = 0; i < n; ++i) store(to + (u0 + i) * width + b0, block[i]);
+        for (int i = 0; i < n; ++i) put(u0 + i, b0, block[i]);
       }
     }
   }

@@ -1,33 +1,40 @@
-// The gradient of W_h: the sum over t of (gradient of W_h h_{t-1}) h_{t-1}^T, where h_{t-1} is that
-// of the product, after dropout.
+// The gradient of a weight W in y_t = W x_t, where x_t is h_{t-1} or the input of step t: the sum
+// over t of (gradient of y_t) x_t^T.
 #pragma once
 
 #include <vector>
 
 #include "share.h"
-#include "transpose.h"
 
 namespace bnrnn {
 
 // Computes the rows of the thread's units, one block of steps at a time, while their gradients are
 // in the cache.
-template <typename T>
+//   panel_at(t)                  the panel that has the gradient of y_t, see products.h
+//   put(t, column, count, put)   calls put(b, u, vector) with vectors of x_t[b], of which the first
+//                                begins at this column; `count` elements are wanted
+template <typename T, typename PanelAt, typename Put>
 class WeightGradient {
  public:
-  explicit WeightGradient(const Share<T>& share)
+  // `to` is (4H, columns), with columns rounded up to whole vectors. If it is null, nothing is done.
+  WeightGradient(const Share<T>& share, ptrdiff_t columns, T* to, PanelAt panel_at, Put put)
       : share(share),
         p(share.p),
         H(share.H),
         W(share.W),
-        width(p.grad_weight_columns),
-        states(steps_a_block(p.batch) * p.batch * width) {}
+        columns(columns),
+        width(ceil_div(columns, kLanes<T>) * kLanes<T>),
+        to(to),
+        panel_at(panel_at),
+        put(put),
+        right(to == nullptr ? 0 : steps_a_block(p.batch) * p.batch * width) {}
 
   // Add a block of steps once step t, its first, is done; otherwise do nothing.
   void add(ptrdiff_t t) {
     const ptrdiff_t most = steps_a_block(p.batch);
-    if (t % most != 0) return;
+    if (to == nullptr || t % most != 0) return;
     const Range steps = {t, std::min(t + most, p.steps)};
-    transpose_states(steps);
+    put_right(steps);
     find_pieces(steps);
     constexpr ptrdiff_t kRows = 60;  // whole tiles whose operands stay in the cache
     for (int gate = 0; gate < kGates; ++gate) {
@@ -39,7 +46,7 @@ class WeightGradient {
   }
 
  private:
-  // Some columns of the gradient of W_h h_{t-1} at one step: row r is at a + r * a_row.
+  // Some columns of the gradient of y_t at one step: row r is at a + r * a_row.
   struct Piece {
     const T* a;
     ptrdiff_t a_row, depth, before;  // number of columns, in this piece and in all before it
@@ -50,7 +57,7 @@ class WeightGradient {
     pieces.clear();
     ptrdiff_t before = 0;
     for (ptrdiff_t t = steps.end - 1; t >= steps.begin; --t) {
-      const T* const panel = share.panel_at(t, kGates * H);
+      const T* const panel = panel_at(t);
       for_column_chunks<T>(W, [&](ptrdiff_t column, int vectors) {
         const ptrdiff_t across = vectors * kLanes<T>, depth = std::min(across, p.batch - column);
         pieces.push_back({panel + column * kGates * H, across, depth, before});
@@ -63,7 +70,7 @@ class WeightGradient {
     const ptrdiff_t depth = steps.size() * p.batch;
     for_column_chunks<T>(width, [&](ptrdiff_t column, int vectors) {
       const ptrdiff_t across = vectors * kLanes<T>;
-      const T* const right = states.data() + column * depth;
+      const T* const chunk = right.data() + column * depth;
       for (size_t first = 0, next; first < pieces.size(); first = next) {
         // As many pieces as stay in the cache.
         for (next = first + 1; next < pieces.size(); ++next) {
@@ -74,11 +81,11 @@ class WeightGradient {
           for (size_t i = first; i < next; ++i) {
             const Piece& of = pieces[i];
             segments.push_back(
-                {of.a + r * of.a_row, right + of.before * across, of.a_row, 1, across, of.depth});
+                {of.a + r * of.a_row, chunk + of.before * across, of.a_row, 1, across, of.depth});
           }
           const int count = static_cast<int>(std::min<ptrdiff_t>(kTileRows, rows.end - r));
           T* c[kTileRows];
-          for (int i = 0; i < count; ++i) c[i] = p.grad_weight_hh + (r + i) * width;
+          for (int i = 0; i < count; ++i) c[i] = to + (r + i) * width;
           tile_of<T>(count, vectors)(
               segments.data(), segments.size(), c, column, steps.end < p.steps || first > 0);
         }
@@ -86,27 +93,59 @@ class WeightGradient {
     });
   }
 
-  // Store h_{t-1} as the right operand: [chunk of columns][t, last step first][b][unit]. What is
-  // beyond H only adds to columns that nobody reads.
-  void transpose_states(Range steps) {
-    T* panel = states.data();
+  // The right operand: [chunk of columns][t, last step first][b][column]. Columns beyond the last
+  // only add to columns that nobody reads.
+  void put_right(Range steps) {
+    T* panel = right.data();
     for_column_chunks<T>(width, [&](ptrdiff_t column, int vectors) {
       const ptrdiff_t across = vectors * kLanes<T>;
       for (ptrdiff_t t = steps.end - 1; t >= steps.begin; --t, panel += p.batch * across) {
-        transpose_out<T>(
-            std::min(across, H - column), p.batch,
-            [&](ptrdiff_t u, ptrdiff_t b) { return share.state_in_product(t, column + u, b); },
-            [&](ptrdiff_t b, ptrdiff_t u, int, Vector<T> h) { store(panel + b * across + u, h); });
+        put(t, column, std::min(across, columns - column),
+            [&](ptrdiff_t b, ptrdiff_t u, Vector<T> x) { store(panel + b * across + u, x); });
       }
     });
   }
 
   const Share<T>& share;
   const Problem<T>& p;
-  const ptrdiff_t H, W, width;
-  Rows<T> states;
+  const ptrdiff_t H, W, columns, width;
+  T* const to;
+  const PanelAt panel_at;
+  const Put put;
+  Rows<T> right;
   std::vector<Piece> pieces;
   std::vector<Segment<T>> segments;
 };
+
+// Of W_h, with h_{t-1} as it enters the product, after dropout.
+template <typename T>
+auto recurrent_weight_gradient(const Share<T>& share) {
+  return WeightGradient(
+      share, share.H, share.p.grad_weight_hh,
+      [&](ptrdiff_t t) { return share.panel_at(t, kGates * share.H); },
+      [&](ptrdiff_t t, ptrdiff_t column, ptrdiff_t count, auto&& put) {
+        transpose_out<T>(
+            count, share.p.batch,
+            [&](ptrdiff_t u, ptrdiff_t b) { return share.state_in_product(t, column + u, b); },
+            [&](ptrdiff_t b, ptrdiff_t u, int, Vector<T> h) { put(b, u, h); });
+      });
+}
+
+// Of W_x, for a dense input.
+template <typename T>
+auto input_weight_gradient(const Share<T>& share) {
+  const Problem<T>& p = share.p;
+  return WeightGradient(
+      share, p.input_size, p.dense == nullptr ? nullptr : p.grad_weight_ih,
+      [&](ptrdiff_t t) { return share.input_panel_at(t, kGates * share.H); },
+      [&](ptrdiff_t t, ptrdiff_t column, ptrdiff_t count, auto&& put) {
+        for (ptrdiff_t b = 0; b < p.batch; ++b) {
+          const T* const x = p.dense + (t * p.batch + b) * p.input_size + column;
+          for (ptrdiff_t u = 0; u < count; u += kLanes<T>) {
+            put(b, u, load_first(x + u, static_cast<int>(count - u)));
+          }
+        }
+      });
+}
 
 }  // namespace bnrnn
