@@ -20,18 +20,19 @@ constexpr int kTileRows = 4, kTileVectors = 3;  // 12 of 16 registers
 constexpr ptrdiff_t kDepth = 256;
 #endif
 
-// A range of k: element (r, k) of the left operand is a[r * a_row + k * a_k], vector n of row k of
-// the right operand b[k * b_k + n * lanes].
+// The left operand of a product over a range of k: element (r, k) is a[r * a_row + k * a_k].
 template <typename T>
-struct Segment {
-  const T *a, *b;
-  ptrdiff_t a_row, a_k, b_k, depth;
+struct Left {
+  const T* a;
+  ptrdiff_t a_row, a_k, depth;
 };
 
-// c[r][column...] (+)= the sum over all k of all segments.
+// c[r][column...] (+)= the sum over the k of all left operands, one after another, from row `row`
+// on; vector n of row k of the right operand is b[k * b_k + n * lanes].
 template <typename T, int R, int N>
 void tile_product(
-    const Segment<T>* segments, ptrdiff_t count, T* const* c, ptrdiff_t column, bool add) {
+    const Left<T>* lefts, ptrdiff_t count, ptrdiff_t row, const T* b, ptrdiff_t b_k, T* const* c,
+    ptrdiff_t column, bool add) {
   constexpr int lanes = kLanes<T>;
   Vector<T> sums[R][N];
 #pragma GCC unroll 8
@@ -42,11 +43,12 @@ void tile_product(
     }
   }
   for (ptrdiff_t i = 0; i < count; ++i) {
-    const auto [a, b, a_row, a_k, b_k, depth] = segments[i];
-    for (ptrdiff_t k = 0; k < depth; ++k) {
+    const ptrdiff_t a_row = lefts[i].a_row, a_k = lefts[i].a_k, depth = lefts[i].depth;
+    const T* const a = lefts[i].a + row * a_row;
+    for (ptrdiff_t k = 0; k < depth; ++k, b += b_k) {
       Vector<T> right[N];
 #pragma GCC unroll 8
-      for (int n = 0; n < N; ++n) right[n] = load(b + k * b_k + n * lanes);
+      for (int n = 0; n < N; ++n) right[n] = load(b + n * lanes);
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
         const Vector<T> left = broadcast(a[r * a_row + k * a_k]);
@@ -63,7 +65,8 @@ void tile_product(
 }
 
 template <typename T>
-using TileProduct = void (*)(const Segment<T>*, ptrdiff_t, T* const*, ptrdiff_t, bool);
+using TileProduct = void (*)(
+    const Left<T>*, ptrdiff_t, ptrdiff_t, const T*, ptrdiff_t, T* const*, ptrdiff_t, bool);
 
 template <typename T, int R>
 TileProduct<T> tile_of(int vectors) {
@@ -194,9 +197,9 @@ void packed_product(
       const T* tile = packed;
       for (ptrdiff_t r0 = 0; r0 < rows; r0 += kTileRows, tile += deep * kTileRows) {
         const int count = static_cast<int>(std::min<ptrdiff_t>(kTileRows, rows - r0));
-        const Segment<T> segment = {
-            tile, right + column * depth + k0 * across, 1, kTileRows, across, deep};
-        tile_of<T>(count, vectors)(&segment, 1, c + r0, column, add || k0 > 0);
+        const Left<T> left = {tile, 1, kTileRows, deep};
+        tile_of<T>(count, vectors)(&left, 1, 0, right + column * depth + k0 * across, across,
+                                   c + r0, column, add || k0 > 0);
       }
     });
     packed += whole_tiles(rows) * deep;

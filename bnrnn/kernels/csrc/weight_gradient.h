@@ -35,7 +35,7 @@ class WeightGradient {
     if (to == nullptr || t % most != 0) return;
     const Range steps = {t, std::min(t + most, p.steps)};
     put_right(steps);
-    find_pieces(steps);
+    find_lefts(steps);
     constexpr ptrdiff_t kRows = 60;  // whole tiles whose operands stay in the cache
     for (int gate = 0; gate < kGates; ++gate) {
       const Range features = {gate * H + share.units.begin, gate * H + share.units.end};
@@ -46,49 +46,39 @@ class WeightGradient {
   }
 
  private:
-  // Some columns of the gradient of y_t at one step: row r is at a + r * a_row.
-  struct Piece {
-    const T* a;
-    ptrdiff_t a_row, depth, before;  // number of columns, in this piece and in all before it
-  };
-
-  // The columns of a block are those of the panels, last step first, without the padding.
-  void find_pieces(Range steps) {
-    pieces.clear();
-    ptrdiff_t before = 0;
+  // The left operands of a block are the columns of its panels, last step first, without padding.
+  void find_lefts(Range steps) {
+    lefts.clear();
     for (ptrdiff_t t = steps.end - 1; t >= steps.begin; --t) {
       const T* const panel = panel_at(t);
       for_column_chunks<T>(W, [&](ptrdiff_t column, int vectors) {
         const ptrdiff_t across = vectors * kLanes<T>, depth = std::min(across, p.batch - column);
-        pieces.push_back({panel + column * kGates * H, across, depth, before});
-        before += depth;
+        lefts.push_back({panel + column * kGates * H, across, 1, depth});
       });
     }
   }
 
-  void add_rows(Range rows, Range steps) {
-    const ptrdiff_t depth = steps.size() * p.batch;
+  void add_rows(Range rows, Range steps) const {
     for_column_chunks<T>(width, [&](ptrdiff_t column, int vectors) {
       const ptrdiff_t across = vectors * kLanes<T>;
-      const T* const chunk = right.data() + column * depth;
-      for (size_t first = 0, next; first < pieces.size(); first = next) {
-        // As many pieces as stay in the cache.
-        for (next = first + 1; next < pieces.size(); ++next) {
-          if (pieces[next].before + pieces[next].depth - pieces[first].before > kDepth) break;
+      const T* b = right.data() + column * steps.size() * p.batch;
+      for (size_t first = 0; first < lefts.size();) {
+        // As many as keep the right operand in the cache.
+        ptrdiff_t depth = lefts[first].depth;
+        size_t next = first + 1;
+        while (next < lefts.size() && depth + lefts[next].depth <= kDepth) {
+          depth += lefts[next++].depth;
         }
         for (ptrdiff_t r = rows.begin; r < rows.end; r += kTileRows) {
-          segments.clear();
-          for (size_t i = first; i < next; ++i) {
-            const Piece& of = pieces[i];
-            segments.push_back(
-                {of.a + r * of.a_row, chunk + of.before * across, of.a_row, 1, across, of.depth});
-          }
           const int count = static_cast<int>(std::min<ptrdiff_t>(kTileRows, rows.end - r));
           T* c[kTileRows];
           for (int i = 0; i < count; ++i) c[i] = to + (r + i) * width;
           tile_of<T>(count, vectors)(
-              segments.data(), segments.size(), c, column, steps.end < p.steps || first > 0);
+              lefts.data() + first, next - first, r, b, across, c, column,
+              steps.end < p.steps || first > 0);
         }
+        b += depth * across;
+        first = next;
       }
     });
   }
@@ -113,8 +103,7 @@ class WeightGradient {
   const PanelAt panel_at;
   const Put put;
   Rows<T> right;
-  std::vector<Piece> pieces;
-  std::vector<Segment<T>> segments;
+  std::vector<Left<T>> lefts;
 };
 
 // Of W_h, with h_{t-1} as it enters the product, after dropout.
