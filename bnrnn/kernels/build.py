@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 _CSRC = Path(__file__).with_name("csrc")
 _NAME = "bnrnn_cpu"
 _FLAGS = (
-    "-O3", "-std=c++20", "-fopenmp", "-fno-math-errno", "-fno-trapping-math",
+    "-O2", "-std=c++20", "-fopenmp", "-fno-math-errno", "-fno-trapping-math",
     "-ffp-contract=fast",
 )  # fmt: skip
 # Widest first. The names are PyTorch's, except that it calls the baseline "default".
