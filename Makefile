@@ -134,6 +134,7 @@ bench: install  ## results/bench/: the cost of a training step, compared with nn
 	$(BIN)/python -m bench.recurrence results/bench
 	$(BIN)/python -m bench.reader results/bench
 	$(BIN)/python -m bench.processes results/bench
+	$(BIN)/python -m bench.profile results/bench
 
 # Use .venv if there is one, else $(PYTHON), which may already have a torch for the GPU.
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))

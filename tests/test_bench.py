@@ -1,6 +1,9 @@
 """The benchmarks run and write their output. No test checks speed."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -44,6 +47,23 @@ def test_the_benchmark_of_the_reader(tmp_path, monkeypatch):
     assert len(written["a"]) == len(VARIANTS) + 2
     assert all(took > 0 for (took,) in written["a"].values())
     assert (tmp_path / "reader.md").read_text().count("attentive_") == len(VARIANTS) + 2
+
+
+@pytest.mark.slow
+def test_the_profile_of_the_kernel(tmp_path):
+    """In a process of its own: one process cannot load two builds of the kernel."""
+    code = """
+from bench import profile
+profile.PAPER["pMNIST"] = profile.Shape(40, 12, 1, 50)
+profile.main(["OUT", "--shapes", "pMNIST"])
+"""
+    command = [sys.executable, "-c", code.replace("OUT", str(tmp_path))]
+    subprocess.run(command, check=True, cwd=Path(__file__).parent.parent)
+    rows = [line.split("|")[1:-1] for line in (tmp_path / "profile.md").read_text().split("\n")]
+    parts = {row[0].strip(): float(row[1]) for row in rows if len(row) == 3 and "." in row[1]}
+    assert len(parts) == 14
+    assert all(milliseconds >= 0 for milliseconds in parts.values())
+    assert parts["forward: W_h h_{t-1}"] > 0 < parts["backward: the gradient of W_h"]
 
 
 @pytest.mark.numeric

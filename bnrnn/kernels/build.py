@@ -92,6 +92,8 @@ def instruction_sets() -> list[str]:
 def flags() -> tuple[str, ...]:
     """The compiler's flags for the widest instruction set, or for BNRNN_KERNEL_ISA if set.
 
+    With BNRNN_KERNEL_PROFILE the kernel counts the time of its parts, see `bench/profile.py`.
+
     Raises:
         BuildError: this machine does not have the set that BNRNN_KERNEL_ISA names.
     """
@@ -99,7 +101,8 @@ def flags() -> tuple[str, ...]:
     wanted = os.environ.get("BNRNN_KERNEL_ISA") or sets[0]
     if wanted not in sets:
         raise BuildError(f"BNRNN_KERNEL_ISA is {wanted!r}: here it is one of {', '.join(sets)}")
-    return _FLAGS + _INSTRUCTIONS[wanted]
+    profile = ("-DBNRNN_PROFILE",) if os.environ.get("BNRNN_KERNEL_PROFILE") else ()
+    return (*_FLAGS, *_INSTRUCTIONS[wanted], *profile)
 
 
 def library_path() -> Path:

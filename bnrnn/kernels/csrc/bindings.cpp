@@ -16,6 +16,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <optional>
+#include <string>
 #include <string_view>
 #include <tuple>
 #include <vector>
@@ -580,10 +581,11 @@ TORCH_LIBRARY(bnrnn_cpu, m) {
   // Python needs these for the shapes of `saved`: the number of elements per vector, and the
   // largest number of features of a narrow input.
 #if defined(BNRNN_PROFILE)
-  m.def("spent() -> int[]", [] {
+  // The names of the parts, and the nanoseconds of all threads in each since the last call.
+  m.def("spent() -> (str[], int[])", [] {
     std::vector<int64_t> of;
     for (auto& part : bnrnn::spent) of.push_back(part.exchange(0));
-    return of;
+    return std::tuple(std::vector<std::string>(bnrnn::kPartNames.begin(), bnrnn::kPartNames.end()), of);
   });
 #endif
   m.def("lanes(bool is_double) -> int", lanes);

@@ -1,23 +1,40 @@
-// Where the time of a thread goes, in a build with -DBNRNN_PROFILE (bench/profile.py). Otherwise
-// nothing of this is compiled.
+// Where the time of the threads goes, in a build with -DBNRNN_PROFILE (bench/profile.py). Otherwise
+// a `Laps` does nothing.
 #pragma once
 
 #include <array>
 #include <atomic>
 #include <chrono>
+#include <cstddef>
 #include <cstdint>
 
 namespace bnrnn {
 
-enum class Part {
+enum class Part : size_t {
   kPacking, kInputTerm, kProduct, kCell, kState, kOutput, kBackwardState, kBackwardCell,
   kBackwardTerms, kGradInput, kBackwardProduct, kWeightGradient, kBarrier, kCount
+};
+constexpr auto kParts = static_cast<size_t>(Part::kCount);
+
+constexpr std::array<const char*, kParts> kPartNames = {
+    "packing the weights",
+    "forward and backward: the input term",
+    "forward: W_h h_{t-1}",
+    "forward: moments, gates, c_t",
+    "forward: BN(c_t), h_t",
+    "layout of the output and its gradient",
+    "backward: the gates again, to the gradient of BN(c_t)",
+    "backward: to the gradients of the gates",
+    "backward: to the gradients of the products",
+    "backward: gradients of the input and of W_x",
+    "backward: W_h^T times the gradient",
+    "backward: the gradient of W_h",
+    "waiting for other threads",
 };
 
 #if defined(BNRNN_PROFILE)
 
-// Nanoseconds of all threads.
-inline std::array<std::atomic<int64_t>, static_cast<size_t>(Part::kCount)> spent;
+inline std::array<std::atomic<int64_t>, kParts> spent;  // nanoseconds of all threads
 
 class Laps {
  public:
@@ -28,12 +45,12 @@ class Laps {
     last = now;
   }
   ~Laps() {
-    for (size_t i = 0; i < of.size(); ++i) spent[i] += of[i];
+    for (size_t i = 0; i < kParts; ++i) spent[i] += of[i];
   }
 
  private:
   std::chrono::steady_clock::time_point last = std::chrono::steady_clock::now();
-  std::array<int64_t, static_cast<size_t>(Part::kCount)> of = {};
+  std::array<int64_t, kParts> of = {};
 };
 
 #else
