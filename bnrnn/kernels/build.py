@@ -146,7 +146,7 @@ def _build(library: Path) -> None:
         for left in library.parent.iterdir():
             if left.name.startswith(_BUILDING):  # left by a killed process: we hold the lock
                 shutil.rmtree(left, ignore_errors=True)
-        _log.info("Compiling the CPU kernel: once, for about half a minute")
+        _log.info("Compiling the CPU kernel: once, for about 20 seconds")
         with tempfile.TemporaryDirectory(
             dir=library.parent, prefix=_BUILDING[0], ignore_cleanup_errors=True
         ) as folder:

@@ -79,11 +79,8 @@ void forward_steps(Step<T, kFamily>& step, Barrier& barrier) {
     for (ptrdiff_t row = 0; row < kGates * group.size(); ++row) {
       rows[row] = step.recurrent_at(t) + step.feature(group, row) * W;
     }
-    if (!step.has_input_product()) {
-      if (p.sums) step.input_term(t, group);
-    } else if (!p.whole_sequence) {
-      step.input_product(t, group, panel);
-    }
+    if (step.has_input_product() && !p.whole_sequence) step.input_product(t, group, panel);
+    if (p.sums) step.input_term(t, group);
     step.laps.lap(Part::kInputTerm);
     if (p.batch > 1) {
       packed_product(panel, kGates * group.size(), H, step.panel_at(t, H), W, rows, p.sums);

@@ -36,11 +36,11 @@ class Step : public Share<T> {
     unit_constants.resize(apart ? units.size() : 1);
   }
 
-  // Write the group's rows of W_x x_t to `input`, unless they are kept in `term`. If the sum is
-  // normalised, write them to `recurrent` instead, where the product will be added; `input` stays
+  // Write the group's rows of W_x x_t to `input`, unless `input_product` computes them. If the sum
+  // is normalised, write them to `recurrent` instead, where the product will be added; `input` stays
   // zero.
   void input_term(ptrdiff_t t, Range group) {
-    if (p.term != nullptr) return;
+    if (this->has_input_product()) return;
     for (int gate = 0; gate < kGates; ++gate) {
       const ptrdiff_t first = gate * H + group.begin;
       T* const rows =
