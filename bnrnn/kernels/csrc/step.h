@@ -310,6 +310,7 @@ class Step : public Share<T> {
       const Vector<T> of_z[kGates] = {
           of_g * i * (1 - i), grad * load(c_before + b) * f * (1 - f), of_i * (1 - g * g),
           load(dz[kOutput] + b)};
+#pragma GCC unroll 4
       for (int gate = 0; gate < kGates; ++gate) {
         store(dz[gate] + b, of_z[gate]);
         sum_z[gate] += of_z[gate];
