@@ -196,7 +196,12 @@ def test_a_single_sequence(dtype, hidden, norms):
 # Sizes larger than every block of the kernel: depth, columns, units, steps, groups of threads.
 @pytest.mark.parametrize(
     ("shape", "one_hot"),
-    [((3, 130, 5, 300), False), ((70, 5, 300, 40), False), ((4, 33, 70, 261), True)],
+    [
+        ((3, 130, 5, 300), False),
+        ((70, 5, 300, 40), False),
+        ((4, 33, 70, 261), True),
+        ((4, 33, 300, 21), True),  # many symbols: W_x is laid out by symbol
+    ],
 )
 @pytest.mark.parametrize(
     ("norms", "threads"),

@@ -33,6 +33,8 @@ using OptionalTensor = std::optional<Tensor>;
 
 // Up to this many input features, computing W_x x_t twice is cheaper than keeping it.
 constexpr int64_t kNarrow = 4;
+// Up to this many symbols, the elements of W_x of one feature fit into the first-level cache.
+constexpr int64_t kFewSymbols = 256;
 // A thread with fewer multiply-adds than this costs more time than it saves.
 constexpr int64_t kWorkPerThread = 100'000;
 
@@ -94,6 +96,7 @@ struct Layer {
   int64_t hidden() const { return weight_hh.size(1); }
   int64_t input_size() const { return weight_ih.size(1); }
   bool one_hot() const { return !input.is_floating_point(); }
+  bool has_few_symbols() const { return one_hot() && input_size() <= kFewSymbols; }
   bool sums() const { return hh == "sum"; }
   bool whole_sequence() const { return ih == "sequence" && by_batch; }
   bool has_layer() const { return ih == "layer" || hh == "layer" || c == "layer"; }
@@ -229,7 +232,9 @@ class Call {
       const auto [low, high] = std::minmax_element(p.index, p.index + index.numel());
       TORCH_CHECK_INDEX(*low >= 0 && *high < p.input_size, "one-hot indices must be in 0..",
                         p.input_size - 1);
-      p.columns = data(l.weight_ih.t());
+      p.columns = data(l.has_few_symbols() ? l.weight_ih : l.weight_ih.t());
+      p.symbol_stride = l.has_few_symbols() ? 1 : 4 * p.hidden;
+      p.feature_stride = l.has_few_symbols() ? p.input_size : 1;
     } else {
       const Tensor narrow = zeros({p.steps, p.input_size, p.width});
       narrow.narrow(2, 0, p.batch).copy_(l.input.transpose(1, 2));
@@ -481,14 +486,17 @@ Gradients backward(const OptionalTensor& grad_output, const OptionalTensor& grad
     p.input_panels =
         p.sums ? p.panels : call.data(call.empty({p.input_panel_count, 4 * H, W}));
   } else if (grad_weight_ih) {
-    of_weight_ih = l.one_hot() ? call.zeros({D, 4 * H}) : call.zeros({4 * H, D});
+    const bool by_symbol = l.one_hot() && !l.has_few_symbols();
+    of_weight_ih = by_symbol ? call.zeros({D, 4 * H}) : call.zeros({4 * H, D});
     (l.one_hot() ? p.grad_columns : p.grad_weight_ih) = call.data(of_weight_ih);
   }
   const Tensor of_weight_hh = call.empty({4 * H, whole_vectors(H)});
   p.grad_weight_hh = call.data(of_weight_hh);
   bnrnn::backward(p);
 
-  if (l.one_hot() && grad_weight_ih) of_weight_ih = of_weight_ih.t().contiguous();
+  if (p.grad_columns != nullptr && !l.has_few_symbols()) {
+    of_weight_ih = of_weight_ih.t().contiguous();
+  }
   if (is_dense && grad_weight_ih) of_weight_ih = of_weight_ih.narrow(1, 0, D).contiguous();
   return {of_input, call.batch_major(grad_state), call.batch_major(grad_cell), of_weight_ih,
           of_weight_hh.narrow(1, 0, H).contiguous(), of_bias, of_gamma_ih, of_gamma_hh, of_gamma_c,

@@ -52,8 +52,12 @@ struct Problem {
   bool sums = false;
 
   // The input, in one of three forms:
-  const int64_t* index = nullptr;  // (T, B) one-hot inputs, with columns (D, 4H): W_x transposed
+  // (T, B) symbols, a one-hot input. W_x has the element of a symbol and a feature (of 4H) at
+  // columns[symbol * symbol_stride + feature * feature_stride]. Of few symbols, a feature's are
+  // contiguous, and else a symbol's features: so few lines of the cache have what a step needs.
+  const int64_t* index = nullptr;
   const T* columns = nullptr;
+  ptrdiff_t symbol_stride = 0, feature_stride = 0;
   const T* narrow = nullptr;  // (T, D, W), an input of few features, with weight_ih
   const T* dense = nullptr;   // (T, B, D), an input of many features, with weight_ih
   const T* weight_ih = nullptr;  // (4H, D)
@@ -100,7 +104,7 @@ struct Problem {
   T* grad_around = nullptr;        // (H, W): initially for h_n
   T* grad_cell = nullptr;          // (H, W): initially for c_n, finally for c_0
   T* grad_input = nullptr;         // (T, B, D), if dense
-  T* grad_columns = nullptr;       // (D, 4H), initially zero
+  T* grad_columns = nullptr;       // laid out like `columns`, initially zero
   // (4H, D), initially zero; if dense, with D rounded up to whole vectors
   T* grad_weight_ih = nullptr;
   T* grad_weight_hh = nullptr;     // (4H, H), with H rounded up to whole vectors

@@ -35,7 +35,7 @@ void sum_frames(const Share<T>& share, T* to, Of&& of) {
       for_features(share, [&](ptrdiff_t feature, ptrdiff_t i) {
         T* const sum = partial.data() + i * lanes;
         if (p.index != nullptr) {
-          const T y = p.columns[row * kGates * share.H + feature];
+          const T y = p.columns[row * p.symbol_stride + feature * p.feature_stride];
           sum[0] += p.symbol_weights[row] * of(broadcast(y), i)[0];
           return;
         }
@@ -82,8 +82,9 @@ void sequence_gradient(const Share<T>& share) {
     if (p.grad_columns == nullptr) return;
     for (ptrdiff_t symbol = 0; symbol < p.input_size; ++symbol) {
       for_features(share, [&](ptrdiff_t feature, ptrdiff_t) {
-        T* const grad = p.grad_columns + symbol * features + feature;
-        const T y = p.columns[symbol * features + feature];
+        const ptrdiff_t i = symbol * p.symbol_stride + feature * p.feature_stride;
+        T* const grad = p.grad_columns + i;
+        const T y = p.columns[i];
         const Vector<T> weight = broadcast(p.symbol_weights[symbol]);
         *grad = through(feature, broadcast(y), broadcast(*grad), weight)[0];
       });

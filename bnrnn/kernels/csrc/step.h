@@ -52,10 +52,20 @@ class Step : public Share<T> {
         continue;
       }
       if (p.index != nullptr) {
-        transpose_in<T>(
-            group.size(), p.batch, W,
-            [&](ptrdiff_t b) { return p.columns + p.index[t * p.batch + b] * kGates * H + first; },
-            [&](ptrdiff_t u, ptrdiff_t b, Vector<T> term) { store(rows + u * W + b, term); });
+        const int64_t* const symbols = p.index + t * p.batch;
+        if (p.feature_stride == 1) {
+          transpose_in<T>(
+              group.size(), p.batch, W,
+              [&](ptrdiff_t b) { return p.columns + symbols[b] * p.symbol_stride + first; },
+              [&](ptrdiff_t u, ptrdiff_t b, Vector<T> term) { store(rows + u * W + b, term); });
+          continue;
+        }
+        for (ptrdiff_t u = 0; u < group.size(); ++u) {
+          const T* const weights = p.columns + (first + u) * p.feature_stride;
+          T* const row = rows + u * W;
+          for (ptrdiff_t b = 0; b < p.batch; ++b) row[b] = weights[symbols[b]];
+          std::fill(row + p.batch, row + W, T(0));
+        }
         continue;
       }
       const T* x = p.narrow + t * p.input_size * W;
@@ -400,11 +410,20 @@ class Step : public Share<T> {
           }
         }
       } else if (p.grad_columns != nullptr) {
-        transpose_out<T>(group.size(), p.batch, rows_at(rows),
-                  [&](ptrdiff_t b, ptrdiff_t u0, int n, Vector<T> grad) {
-                    T* to = p.grad_columns + p.index[t * p.batch + b] * kGates * H + first + u0;
-                    store_first(to, load_first(to, n) + grad, n);
-                  });
+        const int64_t* const symbols = p.index + t * p.batch;
+        if (p.feature_stride == 1) {
+          transpose_out<T>(
+              group.size(), p.batch, rows_at(rows),
+              [&](ptrdiff_t b, ptrdiff_t u0, int n, Vector<T> grad) {
+                T* const to = p.grad_columns + symbols[b] * p.symbol_stride + first + u0;
+                store_first(to, load_first(to, n) + grad, n);
+              });
+          continue;
+        }
+        for (ptrdiff_t u = 0; u < group.size(); ++u) {
+          T* const to = p.grad_columns + (first + u) * p.feature_stride;
+          for (ptrdiff_t b = 0; b < p.batch; ++b) to[symbols[b]] += rows[u * W + b];
+        }
       }
     }
   }
