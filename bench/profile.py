@@ -20,6 +20,7 @@ from tqdm import tqdm
 from bench.recurrence import OURS, PAPER, Shape, build, product_rate
 from bnrnn.command.allocator import keep_large_blocks
 from bnrnn.kernels import operators
+from bnrnn.kernels.build import BuildError
 from bnrnn.runs.files import write_atomic
 from bnrnn.runs.provenance import provenance
 
@@ -96,7 +97,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--shapes", nargs="*", default=list(SHAPES), choices=list(PAPER))
     options = parser.parse_args(arguments)
     os.environ["BNRNN_KERNEL_PROFILE"] = "1"
-    operators.load()
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+        operators.load()
+    except (OSError, BuildError) as error:
+        parser.error(str(error))
     keep_large_blocks()
     facts = provenance(torch.device("cpu"))
     rate, bytes_a_second = product_rate(), bandwidth()
@@ -113,7 +118,6 @@ def main(arguments: list[str] | None = None) -> None:
         tqdm.write(f"{name}: {PAPER[name]}", file=sys.stderr)
         text.append(table(name, PAPER[name], rate, bytes_a_second))
         print(text[-1])
-    options.out.mkdir(parents=True, exist_ok=True)
     write_atomic(options.out / "profile.md", "\n".join(text).encode())
 
 

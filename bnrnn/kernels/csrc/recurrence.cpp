@@ -146,7 +146,7 @@ void backward_steps(Step<T, kFamily>& step, Barrier& barrier) {
   const bool around =
       !step.drops_hidden() && (p.mask_stride != 0 || !p.hold_hidden.is_constant(0));
   if (p.grad_input != nullptr) {
-    pack(step.packed_ih_transposed, step.inputs.size(), features, [&](ptrdiff_t row, ptrdiff_t k) {
+    pack(step.packed_ih, step.inputs.size(), features, [&](ptrdiff_t row, ptrdiff_t k) {
       return p.weight_ih[k * p.input_size + step.inputs.begin + row];
     });
   }

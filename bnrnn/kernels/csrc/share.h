@@ -81,10 +81,11 @@ struct Share {
         inputs(part({0, p.input_size}, threads, thread)),
         layout(W),
         packed(p.packed + thread * packed_rows(ceil_div(H, threads)) * H),
-        packed_ih(p.packed_ih),
-        packed_ih_transposed(p.packed_ih) {
-    packed_ih += thread * packed_rows(ceil_div(H, threads)) * p.input_size;
-    packed_ih_transposed += thread * packed_rows(ceil_div(p.input_size, threads)) * H;
+        packed_ih(p.packed_ih) {
+    if (packed_ih == nullptr) return;
+    packed_ih += thread * (p.grad_input == nullptr
+                               ? packed_rows(ceil_div(H, threads)) * p.input_size
+                               : packed_rows(ceil_div(p.input_size, threads)) * H);
   }
 
   FactorRow<T> row_of(const Factor<T>& factor, ptrdiff_t t, ptrdiff_t j) const {
@@ -193,8 +194,8 @@ struct Share {
   const Range units;
   const Range inputs;           // of the D features of a dense input
   const RightLayout<T> layout;  // of the panels
-  T* const packed;  // this thread's part of W_h, and of W_x
-  T *packed_ih, *packed_ih_transposed;
+  T* const packed;  // this thread's part of W_h
+  T* packed_ih;     // of W_x, or in the backward pass of its transpose
   [[no_unique_address]] Laps laps;
 };
 

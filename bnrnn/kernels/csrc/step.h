@@ -196,7 +196,9 @@ class Step : public Share<T> {
   // the first part, from h_t to the normalised cell state.
   void backward_state(ptrdiff_t t, Range group, ptrdiff_t j) {
     const ptrdiff_t W = this->W;
-    const Constants& of = constants_of(j) = Constants(*this, t, j);
+    Constants& of = constants_of(j) = Constants(*this, t, j);
+    of.c = standard_at(p.c, t, j, H);
+    const T beta = beta_of(j);
     T *x[kGates], *h[kGates];
     terms(t, group, j, x, h);
     if (kFamily && p.ih.layer && p.term == nullptr) {  // a kept term is normalised already
@@ -242,7 +244,7 @@ class Step : public Share<T> {
     for_blocks<T>(W, [&](ptrdiff_t first, auto vectors) {
       Vector<T> squashed[vectors];
       for (int i = 0; i < vectors; ++i) {
-        squashed[i] = load(c_hat + first + i * kLanes<T>) * of.c.gamma + of.beta;
+        squashed[i] = load(c_hat + first + i * kLanes<T>) * of.c.gamma + beta;
       }
       tanh<T>(squashed);
       for (int i = 0; i < vectors; ++i) {
@@ -434,7 +436,7 @@ class Step : public Share<T> {
     grad_dense.resize(inputs.size() * W);
     std::vector<T*> rows(inputs.size());
     for (ptrdiff_t d = 0; d < inputs.size(); ++d) rows[d] = grad_dense.data() + d * W;
-    packed_product(this->packed_ih_transposed, inputs.size(), kGates * H,
+    packed_product(this->packed_ih, inputs.size(), kGates * H,
                    input_panel_at(t, kGates * H), W, rows.data(), false);
     transpose_out<T>(inputs.size(), p.batch, rows_at(grad_dense.data()),
               [&](ptrdiff_t b, ptrdiff_t d, int n, Vector<T> grad) {
@@ -457,8 +459,7 @@ class Step : public Share<T> {
   // What is the same for all sequences of unit j at step t.
   struct Constants {
     Constants() = default;
-    Constants(const Step& step, ptrdiff_t t, ptrdiff_t j)
-        : c(standard_at(step.p.c, t, j, step.H)), beta(step.beta_of(j)) {
+    Constants(const Step& step, ptrdiff_t t, ptrdiff_t j) {
       for (int gate = 0; gate < kGates; ++gate) {
         const ptrdiff_t k = gate * step.H + j;
         x[gate] = standard_at(step.p.ih, t, k, kGates * step.H);
@@ -466,8 +467,9 @@ class Step : public Share<T> {
         bias[gate] = step.p.bias == nullptr ? 0 : step.p.bias[k];
       }
     }
-    Standard<T> x[kGates], h[kGates], c;
-    T bias[kGates], beta;
+    Standard<T> x[kGates], h[kGates];
+    Standard<T> c;  // in the backward pass: the forward pass finds its moments after the gates
+    T bias[kGates];
   };
 
   // A unit's sums over the batch: first those of the cell, later those of its gates' arguments.
