@@ -1,5 +1,6 @@
 """Test the commands in the README and docs/, and their numbers against `results/`."""
 
+import json
 import os
 import re
 import shlex
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from bnrnn.report import readme
+from bnrnn.runs.find import find_runs
 from tests.conftest import DATA, QUESTIONS, ROOT, needs_data
 from tests.run_folders import make_run
 
@@ -193,6 +195,24 @@ def test_the_numbers_are_those_of_the_results():
         assert readme.refreshed(text, ROOT / "results", f"{up}results") == text
         found += names
     assert sorted(found) == ["experiments", "experiments", "gpu", "speed"]
+
+
+def test_our_result_names_its_length(tmp_path):
+    """The longest run counts, in any precision; one with other settings is only mentioned."""
+
+    def ours(data="ptb", model="bnlstm"):
+        return readme.ours(find_runs(tmp_path), data, model)
+
+    assert ours() == "not run yet"
+    make_run(tmp_path / "small", "bnlstm", [2.0], test=1.9, model__hidden_size=8)
+    assert ours() == "[only with other settings](results/README.md)"
+    make_run(tmp_path / "lstm", "lstm", [1.5], test=1.399)
+    make_run(tmp_path / "bnlstm", "bnlstm", [1.5], test=1.332)
+    assert ours() == "1.332 bits per character (LSTM 1.399) after 2 epochs"
+    make_run(tmp_path / "longer", "bnlstm", [1.5, 1.4], test=1.328, precision="tf32")
+    result = json.loads((tmp_path / "longer" / "result.json").read_text())
+    (tmp_path / "longer" / "result.json").write_text(json.dumps(result | {"epochs": 19.8101}))
+    assert ours() == "1.328 bits per character after 19.8 epochs (LSTM 1.399 after 2)"
 
 
 def test_every_make_target_is_one():

@@ -62,7 +62,11 @@ def _experiments(block: str, runs: list[Run], to_results: str) -> str:
 
 
 def ours(runs: list[Run], data: str, model: str, to_results: str = "results") -> str:
-    """`90.4 % (LSTM 81.2) after 20 epochs`, from runs with the paper's settings, of any length."""
+    """Our result, from runs with the paper's settings, of any length.
+
+    `90.4 % (LSTM 81.2) after 20 epochs`; if the LSTM's run is of another length, `90.4 % after 20
+    epochs (LSTM 90.9 after 89)`.
+    """
     if model.startswith("words_"):
         baseline = model.removesuffix("_bn_input")
     else:
@@ -72,16 +76,20 @@ def ours(runs: list[Run], data: str, model: str, to_results: str = "results") ->
     found = {run.model: run for run in sorted(alike, key=lambda run: (run.step, -run.seed))}
     if model not in found or baseline not in found:
         others = [run.subject.data_title for run in runs if run.data.startswith(f"{data}-")]
+        if any((run.data, run.model) == (data, model) for run in runs):
+            others.insert(0, "with other settings")
         return f"[only {others[0]}]({to_results}/README.md)" if others else "not run yet"
     run, base = found[model], found[baseline]
     metric = run.metric
     decimals = metric.decimals - (metric.unit == "%")
     test, base_test = (metric.number(r.final("test"), decimals) for r in (run, base))
-    shown = f"{test} {metric.unit or metric.title} (LSTM {base_test})"
+    number = f"{test} {metric.unit or metric.title}"
     if run.settings.get("patience") is not None:
-        return f"{shown}, trained until they stop improving"
-    epochs = sorted({r.result.epochs for r in (run, base) if r.result is not None})
-    return f"{shown} after {' and '.join(f'{n:g}' for n in epochs)} epochs"
+        return f"{number} (LSTM {base_test}), trained until they stop improving"
+    epochs, base_epochs = (f"{r.result.epochs:.3g}" for r in (run, base) if r.result is not None)
+    if epochs == base_epochs:
+        return f"{number} (LSTM {base_test}) after {epochs} epochs"
+    return f"{number} after {epochs} epochs (LSTM {base_test} after {base_epochs})"
 
 
 def _usual(run: Run) -> bool:
