@@ -42,6 +42,10 @@ void tile_product(
       sums[r][n] = add ? load(c[r] + column + n * lanes) : zero<T>();
     }
   }
+  if (!add) {
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) prefetch<true>(c[r] + column, N * lanes);
+  }
   for (ptrdiff_t i = 0; i < count; ++i) {
     const ptrdiff_t a_row = lefts[i].a_row, a_k = lefts[i].a_k, depth = lefts[i].depth;
     const T* const a = lefts[i].a + row * a_row;

@@ -188,7 +188,11 @@ class Step : public Share<T> {
     T* const rows = grad_out_row(group.begin, group);
     transpose_in<T>(
         group.size(), p.batch, W,
-        [&](ptrdiff_t b) { return p.grad_output + (t * p.batch + b) * H + group.begin; },
+        [&](ptrdiff_t b) {
+          const T* const row = p.grad_output + (t * p.batch + b) * H + group.begin;
+          if (t > 0) prefetch<false>(row - p.batch * H, group.size());  // of the next step
+          return row;
+        },
         [&](ptrdiff_t u, ptrdiff_t b, Vector<T> grad) { store(rows + u * W + b, grad); });
   }
 

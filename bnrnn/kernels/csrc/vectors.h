@@ -127,6 +127,15 @@ BNRNN_INLINE void store_first(T* p, Vector<T> v, int count) {
 #endif
 }
 
+// Fetch the memory of `count` elements into the cache, to be read or (kWrite) written later. Rows that
+// are far apart are not recognised by the processor's own prefetchers.
+template <bool kWrite, typename T>
+BNRNN_INLINE void prefetch(const T* p, ptrdiff_t count) {
+  constexpr ptrdiff_t line = 64 / sizeof(T);
+  for (ptrdiff_t i = 0; i < count; i += line) __builtin_prefetch(p + i, kWrite);
+  __builtin_prefetch(p + count - 1, kWrite);
+}
+
 template <typename T>
 BNRNN_INLINE Vector<T> zero() {
   return Vector<T>{};

@@ -73,6 +73,9 @@ class WeightGradient {
           const int count = static_cast<int>(std::min<ptrdiff_t>(kTileRows, rows.end - r));
           T* c[kTileRows];
           for (int i = 0; i < count; ++i) c[i] = to + (r + i) * width;
+          for (ptrdiff_t i = r + count; i < std::min(r + count + kTileRows, rows.end); ++i) {
+            prefetch<true>(to + i * width + column, across);  // of the next tile
+          }
           tile_of<T>(count, vectors)(
               lefts.data() + first, next - first, r, b, across, c, column,
               steps.end < p.steps || first > 0);
