@@ -189,25 +189,46 @@ class RightLayout {
   std::vector<Place> places;  // of each vector of a row
 };
 
-// c[row][0..width) (+)= packed (rows, depth) times right (depth, width).
-template <typename T>
-void packed_product(
-    const T* packed, ptrdiff_t rows, ptrdiff_t depth, const T* right, ptrdiff_t width, T* const* c,
+// c[row][0..width) (+)= left (rows, depth) times right (depth, width). left_at(row, k, depth) is the
+// left operand of the tile that begins at this row and k.
+template <typename T, typename LeftAt>
+void tiled_product(
+    LeftAt&& left_at, ptrdiff_t rows, ptrdiff_t depth, const T* right, ptrdiff_t width, T* const* c,
     bool add) {
   for (ptrdiff_t k0 = 0; k0 < depth; k0 += kDepth) {
     const ptrdiff_t deep = std::min(kDepth, depth - k0);
     for_column_chunks<T>(width, [&](ptrdiff_t column, int vectors) {
       const ptrdiff_t across = vectors * kLanes<T>;
-      const T* tile = packed;
-      for (ptrdiff_t r0 = 0; r0 < rows; r0 += kTileRows, tile += deep * kTileRows) {
+      for (ptrdiff_t r0 = 0; r0 < rows; r0 += kTileRows) {
         const int count = static_cast<int>(std::min<ptrdiff_t>(kTileRows, rows - r0));
-        const Left<T> left = {tile, 1, kTileRows, deep};
+        const Left<T> left = left_at(r0, k0, deep);
         tile_of<T>(count, vectors)(&left, 1, 0, right + column * depth + k0 * across, across,
                                    c + r0, column, add || k0 > 0);
       }
     });
-    packed += whole_tiles(rows) * deep;
   }
+}
+
+// The product with a left operand that `pack` made.
+template <typename T>
+void packed_product(
+    const T* packed, ptrdiff_t rows, ptrdiff_t depth, const T* right, ptrdiff_t width, T* const* c,
+    bool add) {
+  const auto left_at = [&](ptrdiff_t row, ptrdiff_t k, ptrdiff_t deep) {
+    return Left<T>{packed + whole_tiles(rows) * k + row * deep, 1, kTileRows, deep};
+  };
+  tiled_product<T>(left_at, rows, depth, right, width, c, add);
+}
+
+// The product with a left operand whose rows (depth,) follow one another.
+template <typename T>
+void plain_product(
+    const T* matrix, ptrdiff_t rows, ptrdiff_t depth, const T* right, ptrdiff_t width, T* const* c,
+    bool add) {
+  const auto left_at = [&](ptrdiff_t row, ptrdiff_t k, ptrdiff_t deep) {
+    return Left<T>{matrix + row * depth + k, depth, 1, deep};
+  };
+  tiled_product<T>(left_at, rows, depth, right, width, c, add);
 }
 
 }  // namespace bnrnn

@@ -46,14 +46,14 @@ template <typename T, bool kFamily>
 void forward_steps(Step<T, kFamily>& step, Barrier& barrier) {
   const Problem<T>& p = step.p;
   const ptrdiff_t H = step.H, W = step.W;
-  if (p.batch > 1) {
+  if (p.batch > 1 && step.packs()) {
     step.for_groups([&](Range group, T* panel) {
       pack(panel, kGates * group.size(), H, [&](ptrdiff_t row, ptrdiff_t k) {
         return p.weight_hh[step.feature(group, row) * H + k];
       });
     });
   }
-  if (step.has_input_product()) {
+  if (step.has_input_product() && step.packs()) {
     step.for_groups([&](Range group, T* panel) {
       pack(step.packed_ih + (panel - step.packed) / H * p.input_size, kGates * group.size(),
            p.input_size, [&](ptrdiff_t row, ptrdiff_t d) {
@@ -83,7 +83,7 @@ void forward_steps(Step<T, kFamily>& step, Barrier& barrier) {
     if (p.sums) step.input_term(t, group);
     step.laps.lap(Part::kInputTerm);
     if (p.batch > 1) {
-      packed_product(panel, kGates * group.size(), H, step.panel_at(t, H), W, rows, p.sums);
+      step.product(group, p.weight_hh, panel, H, step.panel_at(t, H), rows, p.sums);
     } else {
       for (ptrdiff_t row = 0; row < kGates * group.size(); ++row) {
         const T* weights = p.weight_hh + step.feature(group, row) * H;

@@ -136,15 +136,33 @@ struct Share {
         });
   }
 
+  // Whether the forward pass packs the weights. Packing takes longer than it saves in two steps.
+  bool packs() const { return p.steps > 2; }
+
+  // rows (+)= the group's rows of `weight` (4H, depth) times `right`; `packed` is the packed form of
+  // these rows, which is used if the forward pass packs.
+  void product(
+      Range group, const T* weight, const T* packed, ptrdiff_t depth, const T* right, T* const* rows,
+      bool add) const {
+    const ptrdiff_t n = group.size();
+    if (packs()) {
+      packed_product(packed, kGates * n, depth, right, W, rows, add);
+      return;
+    }
+    for (int gate = 0; gate < kGates; ++gate) {
+      plain_product(
+          weight + (gate * H + group.begin) * depth, n, depth, right, W, rows + gate * n, add);
+    }
+  }
+
   // The group's rows of W_x x_t. `panel` is that of the group's rows of W_h, see `for_groups`.
   void input_product(ptrdiff_t t, Range group, const T* panel) const {
     T* rows[kGates * kGroup];
     for (ptrdiff_t row = 0; row < kGates * group.size(); ++row) {
       rows[row] = p.sums ? recurrent_at(t) + feature(group, row) * W : term_at(t, feature(group, row));
     }
-    packed_product(
-        packed_ih + (panel - packed) / H * p.input_size, kGates * group.size(), p.input_size,
-        input_panel_at(t, p.input_size), W, rows, false);
+    product(group, p.weight_ih, packed_ih + (panel - packed) / H * p.input_size, p.input_size,
+            input_panel_at(t, p.input_size), rows, false);
   }
 
   // h_{t-1} of unit j as it enters the product, after dropout.
