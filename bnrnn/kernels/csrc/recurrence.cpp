@@ -42,105 +42,153 @@
 namespace bnrnn {
 namespace {
 
+// Pack the thread's rows of W_h, and of W_x for a dense input.
+template <typename T>
+void pack_weights(const Share<T>& share) {
+  const Problem<T>& p = share.p;
+  if (!share.packs()) return;
+  const auto pack_rows = [&](const T* weight, T* packed, ptrdiff_t depth) {
+    share.for_groups([&](Range group, T* panel) {
+      pack(packed + (panel - share.packed) / share.H * depth, kGates * group.size(), depth,
+           [&](ptrdiff_t row, ptrdiff_t k) { return weight[share.feature(group, row) * depth + k]; });
+    });
+  };
+  if (p.batch > 1) pack_rows(p.weight_hh, share.packed, share.H);
+  if (share.has_input_product()) pack_rows(p.weight_ih, share.packed_ih, p.input_size);
+}
+
+// Find the statistics of the input term over all steps, which needs this term of all steps.
+template <typename T>
+void find_sequence_moments(const Share<T>& share, Barrier& barrier) {
+  for (ptrdiff_t t = 0; share.has_input_product() && t < share.p.steps; ++t) {
+    share.put_input(t);
+    barrier.wait();
+    share.for_groups([&](Range group, T* panel) { share.input_product(t, group, panel); });
+  }
+  sequence_moments(share);
+}
+
+// W_h h_{t-1} and W_x x_t, or their sum, for one group of units.
+template <typename T, bool kFamily>
+void forward_products(Step<T, kFamily>& step, ptrdiff_t t, Range group, T* panel) {
+  const Problem<T>& p = step.p;
+  if (step.has_input_product() && !p.whole_sequence) step.input_product(t, group, panel);
+  if (p.sums) step.input_term(t, group);
+  step.laps.lap(Part::kInputTerm);
+  step.recurrent_product(t, group, panel);
+  step.laps.lap(Part::kProduct);
+  if (!p.sums) step.input_term(t, group);
+  step.laps.lap(Part::kInputTerm);
+}
+
+template <typename T, bool kFamily>
+void forward_step(Step<T, kFamily>& step, ptrdiff_t t) {
+  step.for_groups([&](Range group, T* panel) {
+    forward_products(step, t, group, panel);
+    for (ptrdiff_t j = group.begin; j < group.end; ++j) {
+      step.forward_cell(t, group, j);
+      step.laps.lap(Part::kCell);
+      step.forward_state(t, j);
+      step.laps.lap(Part::kState);
+    }
+    step.put_output(t, group);
+    step.laps.lap(Part::kOutput);
+  });
+}
+
+// With layer normalisation: see `Step`.
+template <typename T>
+void forward_step_apart(Step<T, true>& step, ptrdiff_t t, Barrier& barrier) {
+  const Problem<T>& p = step.p;
+  step.for_groups([&](Range group, T* panel) {
+    forward_products(step, t, group, panel);
+    for (ptrdiff_t j = group.begin; j < group.end; ++j) step.forward_parts(t, group, j);
+  });
+  if (p.ih.layer || p.hh.layer) barrier.wait();
+  step.layer_ih.find(t), step.layer_hh.find(t);
+  step.for_units([&](Range group, ptrdiff_t j) { step.forward_cell(t, group, j); });
+  if (p.c.layer) barrier.wait();
+  step.layer_c.find(t);
+  step.for_groups([&](Range group, T*) {
+    for (ptrdiff_t j = group.begin; j < group.end; ++j) step.forward_state(t, j);
+    step.put_output(t, group);
+  });
+}
+
 template <typename T, bool kFamily>
 void forward_steps(Step<T, kFamily>& step, Barrier& barrier) {
   const Problem<T>& p = step.p;
-  const ptrdiff_t H = step.H, W = step.W;
-  if (p.batch > 1 && step.packs()) {
-    step.for_groups([&](Range group, T* panel) {
-      pack(panel, kGates * group.size(), H, [&](ptrdiff_t row, ptrdiff_t k) {
-        return p.weight_hh[step.feature(group, row) * H + k];
-      });
-    });
-  }
-  if (step.has_input_product() && step.packs()) {
-    step.for_groups([&](Range group, T* panel) {
-      pack(step.packed_ih + (panel - step.packed) / H * p.input_size, kGates * group.size(),
-           p.input_size, [&](ptrdiff_t row, ptrdiff_t d) {
-             return p.weight_ih[step.feature(group, row) * p.input_size + d];
-           });
-    });
-  }
+  pack_weights(step);
   if (p.whole_sequence) {
-    // The statistics need the input terms of all steps.
-    for (ptrdiff_t t = 0; step.has_input_product() && t < p.steps; ++t) {
-      step.put_input(t);
-      barrier.wait();
-      step.for_groups([&](Range group, T* panel) { step.input_product(t, group, panel); });
-    }
-    sequence_moments(step);
+    find_sequence_moments(step, barrier);
   } else {
     step.put_input(0);
   }
   for (ptrdiff_t j = step.units.begin; j < step.units.end; ++j) step.put_state(0, j);
   step.laps.lap(Part::kPacking);
-  const auto products = [&](ptrdiff_t t, Range group, T* panel) {
-    T* rows[kGates * kGroup];
-    for (ptrdiff_t row = 0; row < kGates * group.size(); ++row) {
-      rows[row] = step.recurrent_at(t) + step.feature(group, row) * W;
-    }
-    if (step.has_input_product() && !p.whole_sequence) step.input_product(t, group, panel);
-    if (p.sums) step.input_term(t, group);
-    step.laps.lap(Part::kInputTerm);
-    if (p.batch > 1) {
-      step.product(group, p.weight_hh, panel, H, step.panel_at(t, H), rows, p.sums);
-    } else {
-      for (ptrdiff_t row = 0; row < kGates * group.size(); ++row) {
-        const T* weights = p.weight_hh + step.feature(group, row) * H;
-        if (!p.sums) store(rows[row], zero<T>());
-        rows[row][0] += dot(weights, step.panel_at(t, H), H);
-      }
-    }
-    step.laps.lap(Part::kProduct);
-    if (!p.sums) step.input_term(t, group);
-    step.laps.lap(Part::kInputTerm);
-  };
   for (ptrdiff_t t = 0; t < p.steps; ++t) {
     barrier.wait();  // h_{t-1} is complete
     step.laps.lap(Part::kBarrier);
-    if (!kFamily || !step.apart) {
-      step.for_groups([&](Range group, T* panel) {
-        products(t, group, panel);
-        for (ptrdiff_t j = group.begin; j < group.end; ++j) {
-          step.forward_cell(t, group, j);
-          step.laps.lap(Part::kCell);
-          step.forward_state(t, j);
-          step.laps.lap(Part::kState);
-        }
-        step.put_output(t, group);
-        step.laps.lap(Part::kOutput);
-      });
-      if (!p.whole_sequence) step.put_input(t + 1);
-      continue;
+    if constexpr (kFamily) {
+      step.apart ? forward_step_apart(step, t, barrier) : forward_step(step, t);
+    } else {
+      forward_step(step, t);
     }
-    step.for_groups([&](Range group, T* panel) {
-      products(t, group, panel);
-      for (ptrdiff_t j = group.begin; j < group.end; ++j) step.forward_parts(t, group, j);
-    });
-    if (p.ih.layer || p.hh.layer) barrier.wait();
-    step.layer_ih.find(t), step.layer_hh.find(t);
-    step.for_units([&](Range group, ptrdiff_t j) { step.forward_cell(t, group, j); });
-    if (p.c.layer) barrier.wait();
-    step.layer_c.find(t);
-    step.for_groups([&](Range group, T*) {
-      for (ptrdiff_t j = group.begin; j < group.end; ++j) step.forward_state(t, j);
-      step.put_output(t, group);
-    });
     if (!p.whole_sequence) step.put_input(t + 1);
   }
+}
+
+// From the gradient of h_t to those of W_h h_{t-1} and W_x x_t.
+template <typename T, bool kFamily>
+void backward_step(Step<T, kFamily>& step, ptrdiff_t t) {
+  step.for_groups([&](Range group, T*) {
+    step.get_grad_output(t, group);
+    step.laps.lap(Part::kOutput);
+    step.input_term_again(t, group);
+    step.laps.lap(Part::kInputTerm);
+    for (ptrdiff_t j = group.begin; j < group.end; ++j) {
+      step.backward_state(t, group, j);
+      step.laps.lap(Part::kBackwardState);
+      step.backward_cell(t, group, j);
+      step.laps.lap(Part::kBackwardCell);
+      step.backward_terms(t, group, j);
+      step.laps.lap(Part::kBackwardTerms);
+    }
+    step.put_grad_input(t, group);
+    step.laps.lap(Part::kGradInput);
+  });
+}
+
+template <typename T>
+void backward_step_apart(Step<T, true>& step, ptrdiff_t t, Barrier& barrier) {
+  const Problem<T>& p = step.p;
+  step.for_groups([&](Range group, T*) {
+    step.get_grad_output(t, group);
+    step.input_term_again(t, group);
+    for (ptrdiff_t j = group.begin; j < group.end; ++j) step.backward_state(t, group, j);
+  });
+  if (p.c.layer) barrier.wait();
+  step.layer_c.find_gradient();
+  step.for_units([&](Range group, ptrdiff_t j) { step.backward_cell(t, group, j); });
+  if (p.ih.layer || p.hh.layer) barrier.wait();
+  step.layer_ih.find_gradient(), step.layer_hh.find_gradient();
+  step.for_groups([&](Range group, T*) {
+    for (ptrdiff_t j = group.begin; j < group.end; ++j) step.backward_terms(t, group, j);
+    step.put_grad_input(t, group);
+  });
 }
 
 template <typename T, bool kFamily>
 void backward_steps(Step<T, kFamily>& step, Barrier& barrier) {
   const Problem<T>& p = step.p;
-  const ptrdiff_t H = step.H, W = step.W, features = kGates * H;
+  const ptrdiff_t features = kGates * step.H;
   const Range units = step.units;
   pack(step.packed, units.size(), features, [&](ptrdiff_t row, ptrdiff_t k) {
-    return p.weight_hh[k * H + units.begin + row];
+    return p.weight_hh[k * step.H + units.begin + row];
   });
   std::vector<T*> rows(units.size());
   for (ptrdiff_t j = units.begin; j < units.end; ++j) {
-    rows[j - units.begin] = p.grad_state + j * W;
+    rows[j - units.begin] = p.grad_state + j * step.W;
   }
   // Whether backward_state writes to grad_state a part that does not pass through W_h.
   const bool around =
@@ -152,52 +200,28 @@ void backward_steps(Step<T, kFamily>& step, Barrier& barrier) {
   }
   auto of_weight_hh = recurrent_weight_gradient(step);
   auto of_weight_ih = input_weight_gradient(step);
+  const auto input_gradients = [&](ptrdiff_t t) {
+    step.put_grad_dense(t);
+    of_weight_ih.add(t);
+  };
   step.laps.lap(Part::kPacking);
   for (ptrdiff_t t = p.steps - 1; t >= 0; --t) {
-    if (kFamily) step.layer_ih.recall(t), step.layer_hh.recall(t), step.layer_c.recall(t);
-    if (!kFamily || !step.apart) {
-      step.for_groups([&](Range group, T*) {
-        step.get_grad_output(t, group);
-        step.laps.lap(Part::kOutput);
-        p.sums ? step.no_input_term(group) : step.input_term(t, group);
-        step.laps.lap(Part::kInputTerm);
-        for (ptrdiff_t j = group.begin; j < group.end; ++j) {
-          step.backward_state(t, group, j);
-          step.laps.lap(Part::kBackwardState);
-          step.backward_cell(t, group, j);
-          step.laps.lap(Part::kBackwardCell);
-          step.backward_terms(t, group, j);
-          step.laps.lap(Part::kBackwardTerms);
-        }
-        step.put_grad_input(t, group);
-        step.laps.lap(Part::kGradInput);
-      });
+    if constexpr (kFamily) {
+      step.layer_ih.recall(t), step.layer_hh.recall(t), step.layer_c.recall(t);
+      step.apart ? backward_step_apart(step, t, barrier) : backward_step(step, t);
     } else {
-      step.for_groups([&](Range group, T*) {
-        step.get_grad_output(t, group);
-        p.sums ? step.no_input_term(group) : step.input_term(t, group);
-        for (ptrdiff_t j = group.begin; j < group.end; ++j) step.backward_state(t, group, j);
-      });
-      if (p.c.layer) barrier.wait();
-      step.layer_c.find_gradient();
-      step.for_units([&](Range group, ptrdiff_t j) { step.backward_cell(t, group, j); });
-      if (p.ih.layer || p.hh.layer) barrier.wait();
-      step.layer_ih.find_gradient(), step.layer_hh.find_gradient();
-      step.for_groups([&](Range group, T*) {
-        for (ptrdiff_t j = group.begin; j < group.end; ++j) step.backward_terms(t, group, j);
-        step.put_grad_input(t, group);
-      });
+      backward_step(step, t);
     }
     barrier.wait();  // the gradient of W_h h_{t-1} is complete
     step.laps.lap(Part::kBarrier);
     packed_product(
-        step.packed, units.size(), features, step.panel_at(t, features), W, rows.data(), around);
+        step.packed, units.size(), features, step.panel_at(t, features), step.W, rows.data(),
+        around);
     step.laps.lap(Part::kBackwardProduct);
     of_weight_hh.add(t);
     step.laps.lap(Part::kWeightGradient);
     if (p.whole_sequence) continue;  // its gradient needs the sums over all steps
-    step.put_grad_dense(t);
-    of_weight_ih.add(t);
+    input_gradients(t);
     step.laps.lap(Part::kGradInput);
   }
   step.complete_grad_state();
@@ -205,10 +229,7 @@ void backward_steps(Step<T, kFamily>& step, Barrier& barrier) {
   sequence_gradient(step);
   if (p.dense == nullptr) return;
   barrier.wait();  // the gradient of all W_x x_t is complete
-  for (ptrdiff_t t = p.steps - 1; t >= 0; --t) {
-    step.put_grad_dense(t);
-    of_weight_ih.add(t);
-  }
+  for (ptrdiff_t t = p.steps - 1; t >= 0; --t) input_gradients(t);
 }
 
 template <bool kFamily, typename T, typename Run>

@@ -165,6 +165,22 @@ struct Share {
             input_panel_at(t, p.input_size), rows, false);
   }
 
+  // The group's rows of W_h h_{t-1}, added to the input term if the sum is normalised.
+  void recurrent_product(ptrdiff_t t, Range group, const T* panel) const {
+    T* rows[kGates * kGroup];
+    for (ptrdiff_t row = 0; row < kGates * group.size(); ++row) {
+      rows[row] = recurrent_at(t) + feature(group, row) * W;
+    }
+    if (p.batch > 1) {
+      product(group, p.weight_hh, panel, H, panel_at(t, H), rows, p.sums);
+      return;
+    }
+    for (ptrdiff_t row = 0; row < kGates * group.size(); ++row) {
+      if (!p.sums) store(rows[row], zero<T>());
+      rows[row][0] += dot(p.weight_hh + feature(group, row) * H, panel_at(t, H), H);
+    }
+  }
+
   // h_{t-1} of unit j as it enters the product, after dropout.
   Vector<T> state_in_product(ptrdiff_t t, ptrdiff_t j, ptrdiff_t b) const {
     const Vector<T> h = load(state_at(t) + j * W + b);

@@ -82,8 +82,10 @@ class Step : public Share<T> {
     }
   }
 
-  // Write zeros to `input`, which the previous step has used.
-  void no_input_term(Range group) {
+  // Prepare `input` for the backward pass. If the sum is normalised, `recurrent` contains the term
+  // already, and `input` must be zero.
+  void input_term_again(ptrdiff_t t, Range group) {
+    if (!p.sums) return input_term(t, group);
     for (int gate = 0; gate < kGates; ++gate) {
       std::fill_n(input_row(gate, group.begin, group), group.size() * W, T(0));
     }
