@@ -194,7 +194,7 @@ def test_the_numbers_are_those_of_the_results():
         up = "../" * (page.parent != ROOT)
         assert readme.refreshed(text, ROOT / "results", f"{up}results") == text
         found += names
-    assert sorted(found) == ["experiments", "experiments", "gpu", "speed"]
+    assert sorted(found) == ["experiments", "experiments", "family", "gpu", "speed"]
 
 
 def test_our_result_names_its_length(tmp_path):
@@ -213,6 +213,23 @@ def test_our_result_names_its_length(tmp_path):
     result = json.loads((tmp_path / "longer" / "result.json").read_text())
     (tmp_path / "longer" / "result.json").write_text(json.dumps(result | {"epochs": 19.8101}))
     assert ours() == "1.328 bits per character after 19.8 epochs (LSTM 1.399 after 2)"
+
+
+def test_the_table_of_the_family(tmp_path):
+    """The best settings of each model, and the steps to the LSTM's best validation."""
+    for seed, test in ((0, 1.5), (1, 1.6)):
+        folder = tmp_path / "runs" / f"zoneout{seed}"
+        make_run(folder, "zoneout", [2.0, 1.25], task="pydocs", seed=seed, test=test)
+    worse = tmp_path / "runs" / "worse"
+    make_run(worse, "zoneout", [3.0, 3.0], task="pydocs", test=2.9, optimizer__lr=0.5)
+    make_run(tmp_path / "runs" / "lstm", "lstm", [2.0, 1.75, 1.5], task="pydocs", test=1.7)
+    rows = [f"| x | `model={name}` | ? | ? |" for name in ("zoneout", "lstm", "lnlstm")]
+    text = "\n".join(["<!-- results: family -->", *rows, "<!-- end of results -->"])
+    assert readme.refreshed(text, tmp_path).splitlines()[1:-1] == [
+        "| x | `model=zoneout` | 1.550 (1.500 to 1.600) | 200 |",
+        "| x | `model=lstm` | 1.700 | 300 |",
+        "| x | `model=lnlstm` | not run yet | - |",
+    ]
 
 
 def test_every_make_target_is_one():

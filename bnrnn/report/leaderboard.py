@@ -49,6 +49,20 @@ class Standing:
         found = (_first_at(run, target) for run in self.runs)
         return [point for point in found if point is not None]
 
+    def test_shown(self) -> str:
+        """The mean test over the seeds with its range: `1.553 (1.550 to 1.557)`."""
+        number, tests = self.first.metric.number, self.tests
+        several = f" ({number(min(tests))} to {number(max(tests))})" if len(tests) > 1 else ""
+        return number(mean(tests)) + several
+
+    def steps_shown(self, target: float) -> str:
+        """The mean number of steps until validation reaches the target."""
+        reached, n = self.reached(target), len(self.runs)
+        if not reached:
+            return "not reached"
+        not_all = f" ({len(reached)} of {n} seeds)" if len(reached) < n else ""
+        return f"{mean([steps for steps, _ in reached]):,.0f}{not_all}"
+
 
 def standings(runs: Sequence[Run]) -> list[Standing]:
     """One standing per model from runs on the same data, the best test result first."""
@@ -142,19 +156,15 @@ def table(ranked: list[Standing], target: float, runs: list[Run]) -> Table:
 
 
 def _row(found: Standing, target: float, runs: list[Run]) -> list[Text]:
-    run, number, n = found.first, found.first.metric.number, len(found.runs)
-    low, high = min(found.tests), max(found.tests)
-    reached = found.reached(target)
-    missing = n - len(reached)
-    not_all = f" ({len(reached)} of {n} seeds)" if reached and missing else ""
+    run, reached = found.first, found.reached(target)
     siblings = [c[0] for c in cluster(runs) if kind(c[0]) == kind(run)]
     assert run.result is not None
     return [
         run.subject.model_title,
-        number(mean(found.tests)) + (f" ({number(low)} to {number(high)})" if n > 1 else ""),
-        str(n),
-        number(found.valid),
-        f"{mean([steps for steps, _ in reached]):,.0f}{not_all}" if reached else "not reached",
+        found.test_shown(),
+        str(len(found.runs)),
+        run.metric.number(found.valid),
+        found.steps_shown(target),
         f"{mean([seconds for _, seconds in reached]):,.0f}" if reached else "-",
         label(run, siblings) or "-",
         str(found.tried),

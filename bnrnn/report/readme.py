@@ -1,7 +1,8 @@
 """The numbers in README.md and docs/: our results and the cost of a training step.
 
 They are between `<!-- results: NAME -->` and `<!-- end of results -->`. NAME is "experiments" (a
-table of commands with a column for our results), "speed" or "gpu". `make results` writes them.
+table of commands with a column for our results), "family" (a table of models with two such
+columns), "speed" or "gpu". `make results` writes them.
 """
 
 import json
@@ -14,12 +15,15 @@ from bnrnn.kernels.triton import plan
 from bnrnn.report import paper
 from bnrnn.report.document import Code, Table, Text, to_markdown
 from bnrnn.report.groups import BASELINES, unlike
+from bnrnn.report.leaderboard import standings, target
 from bnrnn.runs.find import find_runs
 from bnrnn.runs.record import Run
 
 _BLOCK = re.compile(r"(<!-- results: (\w+) -->\n)(.*?)(<!-- end of results -->)", re.DOTALL)
 _COMMAND = re.compile(r"\| `bnrnn task=(\w+) model=(\w+)` \|")
 _OURS = 3  # index of our column; index 0 is the text before the first bar
+_MODEL = re.compile(r"`model=(\w+)`")
+_FAMILY = "pydocs"  # the data on which the models are compared
 _GPU = "gpu-nvidia-h200.json"  # written by `make gpu-check`
 _SHAPES = {
     "pMNIST": "permuted MNIST",
@@ -43,6 +47,7 @@ def refreshed(text: str, results: Path, to_results: str = "results") -> str:
     """
     blocks: dict[str, Callable[[str], str]] = {
         "experiments": lambda block: _experiments(block, find_runs(results / "runs"), to_results),
+        "family": lambda block: _family(block, find_runs(results / "runs")),
         "speed": lambda block: _speed(results / "bench" / "recurrence.json"),
         "gpu": lambda block: _gpu(results / "bench" / _GPU),
     }
@@ -90,6 +95,23 @@ def ours(runs: list[Run], data: str, model: str, to_results: str = "results") ->
     if epochs == base_epochs:
         return f"{number} (LSTM {base_test}) after {epochs} epochs"
     return f"{number} after {epochs} epochs (LSTM {base_test} after {base_epochs})"
+
+
+def _family(block: str, runs: list[Run]) -> str:
+    """The same table, with test and speed in the last two columns of each row that has a model."""
+    ranked = standings([run for run in runs if run.data == _FAMILY])
+    by_model = {standing.first.model: standing for standing in ranked}
+    rows = []
+    for row in block.splitlines():
+        if found := _MODEL.search(row):
+            cells, standing = row.split("|"), by_model.get(found[1])
+            shown = ("not run yet", "-")
+            if standing is not None:
+                shown = (standing.test_shown(), standing.steps_shown(target(ranked)[0]))
+            cells[-3:-1] = (f" {cell} " for cell in shown)
+            row = "|".join(cells)
+        rows.append(row + "\n")
+    return "".join(rows)
 
 
 def _usual(run: Run) -> bool:
