@@ -33,11 +33,11 @@ def blocks(runs: list[Run]) -> list[Block]:
 
 _TABLE = (
     "Figure 1: cross entropy in training, in nats per character. Our value at an epoch is the mean "
-    "over that epoch, with the statistics of each batch. The paper's curves are the best plain and "
-    "the best normalised run of a random search over learning rate, momentum and batch size; it "
-    "does not print the values found. It does not state whether its units were LSTMs, as ours are, "
-    "or how long its sequences were. So the order of the models can be compared, but the numbers "
-    "only roughly."
+    "since the previous validation, with the statistics of each batch. The paper's curves are the "
+    "best plain and the best normalised run of a random search over learning rate, momentum and "
+    "batch size; it does not print the values found. It does not state whether its units were "
+    "LSTMs, as ours are, or how long its sequences were. So the order of the models can be "
+    "compared, but the numbers only roughly."
 )
 _FIGURE = (
     "As figure 1. Wide and pale: the paper, read off its figure, where the curves begin before "
