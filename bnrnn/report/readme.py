@@ -56,13 +56,23 @@ def refreshed(text: str, results: Path, to_results: str = "results") -> str:
 
 def _experiments(block: str, runs: list[Run], to_results: str) -> str:
     """The same table, with our results in each row whose command has a task and a model."""
+
+    def fill(found: re.Match[str], cells: list[str]) -> None:
+        cells[_OURS] = f" {ours(runs, found[1], found[2], to_results)} "
+
+    return _filled(block, _COMMAND, fill)
+
+
+def _filled(
+    block: str, names: re.Pattern[str], fill: Callable[[re.Match[str], list[str]], None]
+) -> str:
+    """The same table, after `fill(match, cells)` for each row in which `names` is found."""
     rows = []
     for row in block.splitlines():
-        if found := _COMMAND.match(row):
-            cells = row.split("|")
-            cells[_OURS] = f" {ours(runs, found[1], found[2], to_results)} "
-            row = "|".join(cells)
-        rows.append(row + "\n")
+        cells = row.split("|")
+        if found := names.search(row):
+            fill(found, cells)
+        rows.append("|".join(cells) + "\n")
     return "".join(rows)
 
 
@@ -101,17 +111,14 @@ def _family(block: str, runs: list[Run]) -> str:
     """The same table, with test and speed in the last two columns of each row that has a model."""
     ranked = standings([run for run in runs if run.data == _FAMILY])
     by_model = {standing.first.model: standing for standing in ranked}
-    rows = []
-    for row in block.splitlines():
-        if found := _MODEL.search(row):
-            cells, standing = row.split("|"), by_model.get(found[1])
-            shown = ("not run yet", "-")
-            if standing is not None:
-                shown = (standing.test_shown(), standing.steps_shown(target(ranked)[0]))
-            cells[-3:-1] = (f" {cell} " for cell in shown)
-            row = "|".join(cells)
-        rows.append(row + "\n")
-    return "".join(rows)
+
+    def fill(found: re.Match[str], cells: list[str]) -> None:
+        shown = ("not run yet", "-")
+        if (standing := by_model.get(found[1])) is not None:
+            shown = (standing.test_shown(), standing.steps_shown(target(ranked)[0]))
+        cells[-3:-1] = (f" {cell} " for cell in shown)
+
+    return _filled(block, _MODEL, fill)
 
 
 def _usual(run: Run) -> bool:
