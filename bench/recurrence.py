@@ -2,7 +2,8 @@
 
     python -m bench.recurrence [OUT]         # OUT: results/bench
 
-A training step is the module's forward and backward pass with all gradients, one layer, float32.
+A training step is the module's forward and backward pass with all gradients, one layer, float32,
+and ours also with products in bfloat16 where the processor multiplies fast in it.
 All subjects run alternately in one process, so that ratios are meaningful on a shared machine. The
 output has the median and the range of the times, and the ratio of the medians and of the minima. If
 the two ratios differ, the speed of the machine changed. The floor is the time of the matrix
@@ -27,7 +28,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from bench.plain_loop import PlainLoopBNLSTM
-from bnrnn import BNLSTM
+from bnrnn import BNLSTM, kernels
 from bnrnn.command.allocator import keep_large_blocks
 from bnrnn.runs.files import write_atomic
 from bnrnn.runs.provenance import provenance
@@ -35,6 +36,7 @@ from bnrnn.runs.record import write_json
 
 OURS, TORCH, REFERENCE, PLAIN = "bnrnn", "nn.LSTM", "bnrnn, reference", "plain loop"
 SUBJECTS = (OURS, TORCH, REFERENCE, PLAIN)
+HALF = "bnrnn, bfloat16"  # under autocast, where the processor multiplies fast in bfloat16
 
 
 @dataclass(frozen=True)
@@ -96,9 +98,16 @@ def build(subject: str, shape: Shape) -> tuple[nn.Module, Callable[[], Tensor]]:
     if subject == PLAIN:
         module = PlainLoopBNLSTM(shape.features, shape.hidden, shape.steps)
         return module, lambda: module(vectors)
-    kernel = "cpu" if subject == OURS else "reference"
+    kernel = "reference" if subject == REFERENCE else "cpu"
     module = BNLSTM(shape.features, shape.hidden, kernel=kernel)
+    if subject == HALF:
+        return module, lambda: _under_autocast(module, indices)
     return module, lambda: module(indices)[0]
+
+
+def _under_autocast(module: nn.Module, input: Tensor) -> Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        return module(input)[0]
 
 
 def measure(shape: Shape, rounds: int, subjects: tuple[str, ...] = SUBJECTS) -> dict[str, Timing]:
@@ -237,10 +246,12 @@ def main(arguments: list[str] | None = None) -> None:
     facts = {key: facts[key] for key in ("machine", "threads", "torch", "commit")}
     rate = product_rate()
     shapes: dict[str, Any] = {}
+    subjects = (*SUBJECTS, HALF) if kernels.has_bfloat16() else SUBJECTS
     text = [
         "# What a training step of the recurrence costs",
         "",
-        "Written by `make bench`. Forward and backward of one layer with all gradients, float32. "
+        "Written by `make bench`. Forward and backward of one layer with all gradients, float32 "
+        "if not said otherwise. "
         f"{facts['machine']}, {facts['threads']} threads, PyTorch {facts['torch']}, commit "
         f"{facts['commit']}. All subjects in turn in one process, with the same allocator setting.",
         "",
@@ -248,8 +259,8 @@ def main(arguments: list[str] | None = None) -> None:
     for name in options.shapes:
         shape, rounds = PAPER[name], options.rounds or ROUNDS[name]
         tqdm.write(f"{name}: {shape}", file=sys.stderr)
-        memory = {subject: peak_memory(subject, shape) for subject in SUBJECTS}
-        rows = summary(measure(shape, rounds), memory)
+        memory = {subject: peak_memory(subject, shape) for subject in subjects}
+        rows = summary(measure(shape, rounds, subjects), memory)
         shapes[name] = {**asdict(shape), "rounds": rounds, "subjects": rows}
         text.append(table(name, shape, rows, rounds, rate))
         print(text[-1])

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from bnrnn import processes, progress
+from bnrnn import kernels, processes, progress
 from bnrnn.errors import CheckpointError
+from bnrnn.nn.precision import run_in_bfloat16
 from bnrnn.nn.share import within
 from bnrnn.nn.statistics import StepStatistics, batch_statistics, calibrate
 from bnrnn.nn.synchronise import synchronise
@@ -98,6 +99,8 @@ def evaluate(config: Config, run: Path, task: Task, device: torch.device) -> dic
 
 def build_model(config: Config, task: Task, device: torch.device) -> nn.Module:
     model = task.build_model(config.model, config.kernel).to(device)
+    if config.precision == "bfloat16" and device.type == "cpu" and kernels.has_bfloat16():
+        run_in_bfloat16(model)
     several = processes.count() > 1 and config.statistics == "synchronised"
     return synchronise(model) if several else model
 

@@ -39,8 +39,9 @@ Results = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
 
 
 def assert_as_accurate(
-    compute: Callable[[Any], Results], reference: Callable[[Any], Results], problem: Any
-) -> None:
+    compute: Callable[[Any], Results], reference: Callable[[Any], Results], problem: Any,
+    rounded_to: torch.dtype | None = None,
+) -> None:  # fmt: skip
     """Assert that each tensor of `compute(problem)` is as accurate as that of `reference(problem)`.
 
     Args:
@@ -51,13 +52,15 @@ def assert_as_accurate(
             in float32 or bfloat16, or all are in float64. A number that is used in several places
             is perturbed in the same way everywhere, so numbers that could be rounded independently
             must be separate.
+        rounded_to: the dtype to which both round within; None: that of the problem. The copies are
+            perturbed by its units.
     """
     truth = _by_name(reference(in_double(problem)))
     found = _by_name(compute(problem))
     errors = _errors(found, truth)
     own = dict.fromkeys(truth, 0.0)
     beyond = {}
-    copies = (_nudged(problem, seed) for seed in range(NUDGES))
+    copies = (_nudged(problem, seed, rounded_to) for seed in range(NUDGES))
     for copy in itertools.chain([problem], copies):
         for name, error in _errors(_by_name(reference(copy)), truth).items():
             assert math.isfinite(error), f"{name}: the reference is not finite"
@@ -92,12 +95,13 @@ def in_double(problem: Any) -> Any:
     return mapped(problem, lambda values: values.double())
 
 
-def _nudged(problem: Any, seed: int) -> Any:
+def _nudged(problem: Any, seed: int, rounded_to: torch.dtype | None) -> Any:
     generator = torch.Generator().manual_seed(seed)
 
     def move(values: Tensor) -> Tensor:
         direction = 2 * torch.rand(values.shape, generator=generator, dtype=torch.float64) - 1
-        step = UNITS[values.dtype] * torch.finfo(values.dtype).eps
+        dtype = rounded_to or values.dtype
+        step = UNITS[dtype] * torch.finfo(dtype).eps
         return (values.double() * (1 + step * direction)).to(values.dtype)
 
     return mapped(problem, move)

@@ -28,7 +28,7 @@ def arguments(case):
     return (
         case["input"], case["h_0"], case["c_0"], *case["weights"], *given, case["lengths"],
         *case["noise"][4:], case["count_padding"], kinds.ih, kinds.hh, kinds.c, kinds.eps,
-        kinds.eps_ih, *case["noise"][:4],
+        kinds.eps_ih, *case["noise"][:4], False,
     )  # fmt: skip
 
 

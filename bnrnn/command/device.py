@@ -91,11 +91,14 @@ def set_precision(config: Config, device: torch.device) -> None:
     """Allow TF32 in matrix products and cuDNN if `config.precision` is tf32; forbid it otherwise.
 
     Raises:
-        ConfigError: training in TF32 on a CPU, which lacks it; such a run may be evaluated there.
+        ConfigError: training in TF32 on a CPU, which lacks it, or in bfloat16 on a GPU, where it is
+            not implemented; such a run may be evaluated there, in float32.
     """
     tf32 = config.precision == "tf32"
     if tf32 and device.type != "cuda" and config.mode == "train":
         raise ConfigError("precision=tf32 is for GPUs: set precision=float32, or device=cuda")
+    if config.precision == "bfloat16" and device.type == "cuda" and config.mode == "train":
+        raise ConfigError("precision=bfloat16 is for CPUs: set precision=tf32, or device=cpu")
     if device.type == "cuda":
         # By default, PyTorch uses TF32 in cuDNN but not in matrix products.
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32

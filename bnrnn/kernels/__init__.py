@@ -9,6 +9,7 @@ from torch import Tensor
 
 from bnrnn.kernels import cpu, philox, reference, scan, torch_lstm, triton
 from bnrnn.kernels.build import BuildError
+from bnrnn.kernels.cpu import has_bfloat16
 from bnrnn.kernels.interface import (
     SILENCE,
     Kernel,
@@ -77,6 +78,7 @@ def recurrence(
     lengths: Tensor | None = None,
     count_padding: bool = False,
     noise: Noise = SILENCE,
+    bfloat16: bool = False,
     kernel: str = "auto",
 ) -> tuple[Tensor, Tensor, Tensor, TermMoments]:
     """See `bnrnn.kernels.interface.Recurrence`; `kernel` is as in `choose`."""
@@ -84,12 +86,13 @@ def recurrence(
     request = Request(
         h_0.device.type, h_0.dtype, normalization, cell_bias,
         padded=lengths is not None, by_batch=population is None, noisy=not noise.is_silent,
-        random=noise.is_random,
+        random=noise.is_random, bfloat16=bfloat16,
     )  # fmt: skip
     run = KERNELS[choose(kernel, request)].run
     return run(
         input, h_0, c_0, weights, normalization,
         population=population, lengths=lengths, count_padding=count_padding, noise=noise,
+        bfloat16=bfloat16,
     )  # fmt: skip
 
 
@@ -115,6 +118,7 @@ __all__ = [
     "bernoulli",
     "check_name",
     "choose",
+    "has_bfloat16",
     "new_key",
     "recurrence",
 ]

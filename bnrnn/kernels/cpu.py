@@ -17,6 +17,10 @@ In float32 this is 211 MB at T 784, B 100, H 100, and 154 MB at T 100, B 64, H 1
 W_h h_{t-1} + W_x x_t is normalised, the sum is saved instead of W_h h_{t-1}, and W_x x_t is not
 saved.
 
+With `bfloat16`, the factors of the products are rounded to bfloat16 (`csrc/bfloat16.h`), except
+where that would not pay: in one or two steps, a lone sequence, a narrow input, or an input term
+with statistics of the whole sequence.
+
 The backward pass recomputes the gates, the normalised terms, and W_x x_t if it was not saved. It
 allocates no array of this size, except where W_x x_t has statistics of the whole sequence: the
 gradients of the two products are added to those of W_h and W_x every few steps.
@@ -55,6 +59,7 @@ def recurrence(
     lengths: Tensor | None = None,
     count_padding: bool = False,
     noise: Noise = SILENCE,
+    bfloat16: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, TermMoments]:
     """See `bnrnn.kernels.interface.Recurrence`.
 
@@ -68,7 +73,10 @@ def recurrence(
     given = [t for moments in population or TermMoments() for t in moments or (None, None)]
     tensors = (input, h_0, c_0, *weights, *given, lengths, *noise[4:])
     kinds = normalization
-    settings = count_padding, kinds.ih, kinds.hh, kinds.c, kinds.eps, kinds.eps_ih, *noise[:4]
+    settings = (
+        count_padding, kinds.ih, kinds.hh, kinds.c, kinds.eps, kinds.eps_ih, *noise[:4],
+        bfloat16 and h_0.dtype == torch.float32,
+    )  # fmt: skip
     # A trace is for inference and must not depend on whether gradients are enabled.
     differentiable = torch.is_grad_enabled() and not torch.jit.is_tracing()  # pyright: ignore
     keep = differentiable and any(t is not None and t.requires_grad for t in tensors)
@@ -97,6 +105,12 @@ def why_not(request: Request) -> str | None:
     return _why_unavailable()
 
 
+def has_bfloat16() -> bool:
+    """Whether products of factors in bfloat16 are faster on this CPU than those in float32. If not,
+    the reason is logged once."""
+    return _has_bfloat16()
+
+
 def can_draw() -> bool:
     """Whether `bernoulli` can be called."""
     return not in_functorch_transform() and _why_unavailable() is None
@@ -111,9 +125,23 @@ def _why_unavailable() -> str | None:
     return _unavailability()
 
 
+@functools.cache
+def _has_bfloat16() -> bool:
+    if _unavailability() is not None:
+        return False
+    if torch.ops.bnrnn_cpu.bfloat16_way() != "portable":
+        return True
+    _log.warning(
+        "This processor has no fast bfloat16 (AMX, or AVX512_BF16 of AMD): the recurrence "
+        "multiplies in float32"
+    )
+    return False
+
+
 # This is what `torch.compiler.assume_constant_result` does. Calling it would import the compiler,
 # which takes twice as long as importing torch itself.
 _why_unavailable._dynamo_marked_constant = True  # pyright: ignore
+has_bfloat16._dynamo_marked_constant = True  # pyright: ignore
 
 
 @functools.cache

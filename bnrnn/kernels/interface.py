@@ -131,6 +131,7 @@ class Recurrence(Protocol):
         lengths: Tensor | None = None,
         count_padding: bool = False,
         noise: Noise = SILENCE,
+        bfloat16: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor, TermMoments]:
         """Run all time steps.
 
@@ -144,6 +145,9 @@ class Recurrence(Protocol):
             count_padding: whether finished sequences count in frame-wise batch statistics. If so,
                 their final h and c enter the statistics of the recurrent term and the cell.
             noise: zoneout and dropout of the states.
+            bfloat16: whether products may round their factors to bfloat16, in both passes. Sums,
+                statistics and states stay in the dtype of the weights, float32. In float64 it has
+                no effect.
 
         Returns:
             output (T, B, H); h_n, c_n (B, H); the batch's moments, detached (empty if `population`
@@ -168,6 +172,7 @@ class Request:
     by_batch: bool = True  # statistics, if any, are batch statistics
     noisy: bool = False  # there is `Noise`
     random: bool = False  # the noise has masks
+    bfloat16: bool = False  # round the factors of products
 
     @property
     def is_synchronised(self) -> bool:

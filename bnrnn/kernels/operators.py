@@ -17,7 +17,7 @@ from bnrnn.kernels.interface import (
 
 # The operators take _TENSORS tensors, of which the first _DIFFERENTIABLE have gradients, and then
 # _SETTINGS settings.
-_TENSORS, _DIFFERENTIABLE, _SETTINGS = 21, 10, 10
+_TENSORS, _DIFFERENTIABLE, _SETTINGS = 21, 10, 11
 _GIVEN = slice(_DIFFERENTIABLE, _DIFFERENTIABLE + 6)
 
 
@@ -121,13 +121,13 @@ def _backward_of_reference(
     aliases: list[Any] = [t if t is None else t.view_as(t) for t in layer]
     input, h_0, c_0, *weights = aliases[:_DIFFERENTIABLE]
     given, (lengths, *masks) = aliases[_GIVEN], aliases[_GIVEN.stop :]
-    count_padding, *_, zoneout_cell, zoneout_hidden, recurrent_dropout, hidden_dropout = settings
-    noise = Noise(zoneout_cell, zoneout_hidden, recurrent_dropout, hidden_dropout, *masks)
+    count_padding, *_, bfloat16 = settings
+    noise = Noise(*settings[-5:-1], *masks)
     moments = [Moments(*given[i : i + 2]) if given[i] is not None else None for i in (0, 2, 4)]
     results = reference.recurrence(
         input, h_0, c_0, Weights(*weights), _normalization(settings),
         population=TermMoments(*moments) if any(moments) else None,
-        lengths=lengths, count_padding=count_padding, noise=noise,
+        lengths=lengths, count_padding=count_padding, noise=noise, bfloat16=bfloat16,
     )[:3]  # fmt: skip
     used = [i for i, grad in enumerate(grads) if grad is not None]
     wanted = [t for t, need in zip(aliases, needed, strict=False) if need]

@@ -51,6 +51,7 @@ def recurrence(
     lengths: Tensor | None = None,
     count_padding: bool = False,
     noise: Noise = SILENCE,
+    bfloat16: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, TermMoments]:
     """See `bnrnn.kernels.interface.Recurrence`."""
     steps = input.shape[0]
@@ -68,7 +69,7 @@ def recurrence(
     bn_hh = _Norm(kinds.hh, w.gamma_hh, b_h, eps, given.hh, everywhere)
     bn_c = _Norm(kinds.c, w.gamma_c, w.beta_c, eps, given.c, everywhere)
 
-    x_terms = input_term(input, w.weight_ih)  # (T, B, 4H)
+    x_terms = input_term(input, w.weight_ih, bfloat16)  # (T, B, 4H)
     frame_by_frame = kinds.ih == "frame" and not kinds.synchronised
     beforehand = kinds.takes_moments("ih") and given.ih is None and not frame_by_frame
     if beforehand and kinds.ih == "sequence":
@@ -83,7 +84,8 @@ def recurrence(
         rows = None if counted is None else counted[t]
         if not beforehand:
             x = bn_ih(x, t, rows)
-        y = _dropped(h, noise.dropped_hidden, noise.hidden_dropout) @ w.weight_hh.t()
+        y = _dropped(h, noise.dropped_hidden, noise.hidden_dropout)
+        y = _product(y, w.weight_hh, bfloat16)
         z = bn_hh(x + y, t, rows) if kinds.sums else x + bn_hh(y, t, rows)
         i, f, g, o = z.chunk(4, dim=1)
         g = _dropped(torch.tanh(g), _at(noise.dropped_candidate, t), noise.recurrent_dropout)
@@ -186,11 +188,18 @@ class _Norm:
         return Moments(torch.stack(means), torch.stack(variances))
 
 
-def input_term(input: Tensor, weight_ih: Tensor) -> Tensor:
+def input_term(input: Tensor, weight_ih: Tensor, bfloat16: bool = False) -> Tensor:
     """W_x x_t for all t at once, (T, B, 4H); a one-hot x_t selects a column of W_x."""
     if input.is_floating_point():
-        return input @ weight_ih.t()
+        return _product(input, weight_ih, bfloat16)
     return F.embedding(input, weight_ih.t())
+
+
+def _product(x: Tensor, weight: Tensor, bfloat16: bool) -> Tensor:
+    """W x for each row of x; with `bfloat16`, as autocast computes it."""
+    if bfloat16 and x.dtype == torch.float32:
+        return (x.bfloat16() @ weight.bfloat16().t()).to(x.dtype)
+    return x @ weight.t()
 
 
 def live_rows(lengths: Tensor, steps: int) -> Tensor:

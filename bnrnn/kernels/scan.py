@@ -31,6 +31,7 @@ def recurrence(
     lengths: Tensor | None = None,
     count_padding: bool = False,
     noise: Noise = SILENCE,
+    bfloat16: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, TermMoments]:
     """See `bnrnn.kernels.interface.Recurrence`; without batch statistics and masks."""
     # Imported here because it imports the compiler, which takes seconds.
@@ -88,6 +89,8 @@ def recurrence(
 def why_not(request: Request) -> str | None:
     if not torch.onnx.is_in_onnx_export():
         return "it is for export to ONNX"
+    if request.bfloat16:
+        return "it does not round the factors of products"
     if (request.by_batch and request.normalization.by_batch) or request.random:
         return "it takes no batch statistics and no noise: call eval() first"
     return None

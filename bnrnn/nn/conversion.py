@@ -41,8 +41,9 @@ def normalize_as_plain(module: Any, batches: Iterable[Any]) -> None:
     found = {name: _Pooled() for name in module.statistics}
 
     def observe(
-        x: Tensor, h_0: Tensor, c_0: Tensor, suffix: str, lengths: Tensor | None, first_step: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        x: Tensor, h_0: Tensor, c_0: Tensor, suffix: str, lengths: Tensor | None, first_step: int,
+        bfloat16: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         weights, sums = module._weights(suffix), module.normalization.sums
         output, h_n, c_n, terms = _plain_terms(x, h_0, c_0, weights, lengths, sums)
         for term, rows in terms.items():

@@ -331,7 +331,8 @@ class BNLSTM(nn.Module):
 
         An empty batch gives empty results, as in `torch.nn.LSTM`. Under autocast the recurrence
         runs in the dtype of the weights, and the results have the dtype of hx, or of the input if
-        hx is None.
+        hx is None. Under autocast to bfloat16 on a CPU that has AVX512_BF16 or AMX, the matrix
+        products round their factors to bfloat16; sums, statistics and states stay in float32.
 
         Raises:
             RuntimeError: shapes do not match (with the messages of `torch.nn.LSTM`), or the module
@@ -392,8 +393,9 @@ class BNLSTM(nn.Module):
         dtype = (x if hx is None else hx[0]).dtype
         if not dtype.is_floating_point:
             dtype = weight.dtype
-        context = contextlib.nullcontext()
+        context, bfloat16 = contextlib.nullcontext(), False
         if in_autocast:
+            bfloat16 = self._rounds_products()
             context = torch.autocast(weight.device.type, enabled=False)
             x = x.to(weight.dtype) if x.is_floating_point() else x
             hx = None if hx is None else (hx[0].to(weight.dtype), hx[1].to(weight.dtype))
@@ -404,14 +406,25 @@ class BNLSTM(nn.Module):
             if lengths is not None and not lengths.is_cpu:
                 lengths = lengths.clamp(1, len(x))
             lengths = None if lengths is None else lengths.to(x.device, torch.long)
-            output, h_n, c_n = self._run_layers(x, h_0, c_0, lengths, first_step)
+            output, h_n, c_n = self._run_layers(x, h_0, c_0, lengths, first_step, bfloat16)
         if in_autocast:
             return output.to(dtype), (h_n.to(dtype), c_n.to(dtype))
         return output, (h_n, c_n)
 
+    def _rounds_products(self) -> bool:
+        """Whether products round their factors to bfloat16 under the present autocast."""
+        weight = self._weight
+        return (
+            weight.is_cpu and weight.dtype == torch.float32
+            and torch.get_autocast_dtype("cpu") == torch.bfloat16
+            and self.options.kernel in ("auto", "cpu", "reference")
+            and kernels.has_bfloat16()
+        )  # fmt: skip
+
     def _run_layers(
-        self, x: Tensor, h_0: Tensor, c_0: Tensor, lengths: Tensor | None, first_step: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self, x: Tensor, h_0: Tensor, c_0: Tensor, lengths: Tensor | None, first_step: int,
+        bfloat16: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         h_n, c_n = [], []
         for layer in range(self.num_layers):
             if layer > 0 and self.dropout > 0:
@@ -421,7 +434,7 @@ class BNLSTM(nn.Module):
                 state = layer * self.num_directions + direction
                 y = _reverse(x, lengths) if direction == 1 else x
                 output, h, c = self._run_direction(
-                    y, h_0[state], c_0[state], suffix, lengths, first_step
+                    y, h_0[state], c_0[state], suffix, lengths, first_step, bfloat16
                 )
                 outputs.append(_reverse(output, lengths) if direction == 1 else output)
                 h_n.append(h)
@@ -431,7 +444,7 @@ class BNLSTM(nn.Module):
 
     def _run_direction(
         self, x: Tensor, h_0: Tensor, c_0: Tensor, suffix: str, lengths: Tensor | None,
-        first_step: int,
+        first_step: int, bfloat16: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         weights, kinds, kernel = self._weights(suffix), self.normalization, self.options.kernel
         population = self._population(suffix, first_step)
@@ -448,7 +461,7 @@ class BNLSTM(nn.Module):
         output, h, c, moments = kernels.recurrence(
             x, h_0, c_0, weights, kinds,
             population=population, lengths=lengths,
-            count_padding=self.options.count_padding, noise=noise, kernel=kernel,
+            count_padding=self.options.count_padding, noise=noise, bfloat16=bfloat16, kernel=kernel,
         )  # fmt: skip
         self._average(suffix, moments, lengths, first_step)
         return output, h, c

@@ -503,7 +503,7 @@ class Config:
             _choice("scale", self.scale, *SCALES)
         _choice("selection", self.selection, "population", "batch", "last")
         _choice("statistics", self.statistics, "local", "synchronised")
-        _choice("precision", self.precision, "float32", "tf32")
+        _choice("precision", self.precision, "float32", "tf32", "bfloat16")
         if self.selection == "last" and self.patience is not None:
             raise ConfigError(
                 "patience waits for a better validation, and selection=last takes the last one: "

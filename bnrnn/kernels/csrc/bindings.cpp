@@ -21,6 +21,7 @@
 #include <tuple>
 #include <vector>
 
+#include "bfloat16.h"
 #include "multiply.h"
 #include "philox.h"
 #include "profile.h"
@@ -89,6 +90,7 @@ struct Layer {
   std::string_view ih, hh, c;  // the kinds of the slots, see Normalization in interface.py
   double eps, eps_ih;
   double zoneout_cell, zoneout_hidden, recurrent_dropout, hidden_dropout;
+  bool bfloat16;  // round the factors of the products
   bool by_batch;  // whether moments are batch statistics, which are arguments of the backward pass
 
   int64_t steps() const { return input.size(0); }
@@ -99,6 +101,8 @@ struct Layer {
   bool has_few_symbols() const { return one_hot() && input_size() <= kFewSymbols; }
   bool sums() const { return hh == "sum"; }
   bool whole_sequence() const { return ih == "sequence" && by_batch; }
+  // A lone sequence, and one or two steps, take longer to round and pack the weights than they save.
+  bool half() const { return bfloat16 && batch() > 1 && steps() > 2; }
   bool has_layer() const { return ih == "layer" || hh == "layer" || c == "layer"; }
   int64_t width() const {
     const int64_t lanes = bnrnn::lanes(weight_hh.scalar_type() == at::kDouble);
@@ -137,6 +141,8 @@ struct Layer {
     expect_moments("ih", ih, gamma_ih, mean_ih, var_ih, 4 * H);
     expect_moments("hh", hh, gamma_hh, mean_hh, var_hh, 4 * H);
     expect_moments("c", c, gamma_c, mean_c, var_c, H);
+    TORCH_CHECK_VALUE(!bfloat16 || weight_hh.scalar_type() == at::kFloat,
+                      "bfloat16 is for weights in float32, not ", weight_hh.scalar_type());
     TORCH_CHECK_VALUE(!sums() || ih == "none", "where the sum is normalised, ih must be none");
     for (const OptionalTensor* mask : {&held_cell, &held_hidden, &dropped_candidate}) {
       if (*mask) expect_mask(**mask, {steps(), batch(), H});
@@ -200,6 +206,7 @@ class Call {
     p.threads =
         static_cast<int>(std::min<int64_t>(threads_for(l.weight_hh.numel() * p.width), p.hidden));
     p.sums = l.sums();
+    p.half = l.half();
     p.weight_hh = data(l.weight_hh);
     p.bias = data(l.bias);
     p.beta_c = data(l.beta_c);
@@ -210,7 +217,9 @@ class Call {
     p.hold_hidden = zoneout(l.held_hidden, l.zoneout_hidden);
     p.candidate_factor = dropout(l.dropped_candidate, l.recurrent_dropout);
     p.hidden_factor = dropout(l.dropped_hidden, l.hidden_dropout);
-    p.packed = data(in_large_pages(bnrnn::packed_size(p.hidden, p.hidden, p.threads), options));
+    p.whole_sequence = l.whole_sequence();
+    p.panel_width = p.width + (p.half ? bnrnn::lanes(false) : 0);
+    p.packed = packed(p.hidden, p.hidden, p.half);
     masks();
   }
 
@@ -224,6 +233,16 @@ class Call {
   }
 
   T* data(const OptionalTensor& tensor) { return tensor ? data(*tensor) : nullptr; }
+
+  // Memory for the packed rows (depth,) of a weight, and for some right operands (depth, W).
+  T* packed(int64_t rows, int64_t depth, bool half) {
+    return data(in_large_pages(bnrnn::packed_size(rows, depth, p.threads, half), options));
+  }
+
+  T* panels(int64_t count, int64_t depth, bool half) {
+    const int64_t size = bnrnn::panel_size(depth, p.panel_width, half);
+    return data(half ? zeros({count, size}) : empty({count, size}));
+  }
 
   void one_hot_or_narrow_input() {
     if (l.one_hot()) {
@@ -258,7 +277,6 @@ class Call {
 
   // Set what the statistics of the input term over the whole sequence need.
   void whole_sequence() {
-    p.whole_sequence = l.whole_sequence();
     if (!p.whole_sequence) return;
     const Tensor weights = zeros({l.one_hot() ? p.input_size : 0});
     T* const weight = data(weights);
@@ -371,10 +389,9 @@ Results forward(const Layer& l, bool keep, bool grad_input) {
       term = call.empty(l.term_shape(rows));
     }
     call.dense_input(term);
-    p.packed_ih = call.data(
-        in_large_pages(bnrnn::packed_size(p.hidden, p.input_size, p.threads), call.options));
+    p.packed_ih = call.packed(p.hidden, p.input_size, p.half_input());
     p.input_panel_count = 2;
-    p.input_panels = call.data(call.empty({p.input_panel_count, p.input_size, p.width}));
+    p.input_panels = call.panels(p.input_panel_count, p.input_size, p.half_input());
   } else {
     call.one_hot_or_narrow_input();
   }
@@ -404,7 +421,7 @@ Results forward(const Layer& l, bool keep, bool grad_input) {
   p.cells = call.data(cells);
   p.output = call.data(output);
   p.panel_count = 2;
-  p.panels = call.data(call.empty({p.panel_count, p.hidden, p.width}));
+  p.panels = call.panels(p.panel_count, p.hidden, p.half);
   bnrnn::forward(p);
 
   std::vector<Tensor> saved;
@@ -454,7 +471,7 @@ Gradients backward(const OptionalTensor& grad_output, const OptionalTensor& grad
   p.grad_around = call.data(grad_around);
   p.grad_cell = call.data(grad_cell);
   p.panel_count = bnrnn::backward_panels(p.batch);
-  p.panels = call.data(call.empty({p.panel_count, 4 * H, W}));
+  p.panels = call.panels(p.panel_count, 4 * H, p.half);
 
   const auto gradient_of = [&](const OptionalTensor& parameter, T** to) {
     const Tensor gradient = parameter ? call.zeros(parameter->sizes()) : call.empty({0});
@@ -476,7 +493,7 @@ Gradients backward(const OptionalTensor& grad_output, const OptionalTensor& grad
     if (grad_input) {
       of_input = call.empty(l.input.sizes());
       p.grad_input = call.data(of_input);
-      p.packed_ih = call.data(in_large_pages(bnrnn::packed_size(D, H, p.threads), call.options));
+      p.packed_ih = call.packed(D, H, p.half_input());
     }
     if (grad_weight_ih) {
       of_weight_ih = call.empty({4 * H, whole_vectors(D)});
@@ -484,7 +501,7 @@ Gradients backward(const OptionalTensor& grad_output, const OptionalTensor& grad
     }
     p.input_panel_count = p.whole_sequence ? p.steps : p.panel_count;
     p.input_panels =
-        p.sums ? p.panels : call.data(call.empty({p.input_panel_count, 4 * H, W}));
+        p.sums ? p.panels : call.panels(p.input_panel_count, 4 * H, p.half_input());
   } else if (grad_weight_ih) {
     const bool by_symbol = l.one_hot() && !l.has_few_symbols();
     of_weight_ih = by_symbol ? call.zeros({D, 4 * H}) : call.zeros({4 * H, D});
@@ -514,12 +531,13 @@ Gradients backward(const OptionalTensor& grad_output, const OptionalTensor& grad
       const OptionalTensor &dropped_candidate, const OptionalTensor &dropped_hidden,              \
       bool count_padding, std::string_view ih, std::string_view hh, std::string_view c,           \
       double eps, double eps_ih, double zoneout_cell, double zoneout_hidden,                      \
-      double recurrent_dropout, double hidden_dropout
+      double recurrent_dropout, double hidden_dropout, bool bfloat16
 #define BNRNN_LAYER                                                                               \
   Layer{input,   h_0,    c_0,     weight_ih, weight_hh, bias,  gamma_ih,      gamma_hh,           \
         gamma_c, beta_c, mean_ih, var_ih,    mean_hh,   var_hh, mean_c,       var_c,              \
         lengths, held_cell, held_hidden, dropped_candidate, dropped_hidden, count_padding, ih, hh,\
-        c, eps, eps_ih, zoneout_cell, zoneout_hidden, recurrent_dropout, hidden_dropout, by_batch}
+        c, eps, eps_ih, zoneout_cell, zoneout_hidden, recurrent_dropout, hidden_dropout, bfloat16, \
+        by_batch}
 
 Results forward_operator(BNRNN_LAYER_ARGUMENTS, bool keep, bool grad_input) {
   const bool by_batch = !mean_ih && !mean_hh && !mean_c;
@@ -568,7 +586,7 @@ int64_t narrow() { return kNarrow; }
   "Tensor? var_c, Tensor? lengths, Tensor? held_cell, Tensor? held_hidden, "                      \
   "Tensor? dropped_candidate, Tensor? dropped_hidden, bool count_padding, str ih, str hh, str c, " \
   "float eps, float eps_ih, float zoneout_cell, float zoneout_hidden, float recurrent_dropout, "  \
-  "float hidden_dropout"
+  "float hidden_dropout, bool bfloat16"
 
 }  // namespace
 
@@ -597,6 +615,8 @@ TORCH_LIBRARY(bnrnn_cpu, m) {
   });
 #endif
   m.def("lanes(bool is_double) -> int", lanes);
+  // How products of factors in bfloat16 are computed here: "amx", "avx512_bf16" or "portable".
+  m.def("bfloat16_way() -> str", [] { return std::string(bnrnn::half_way()); });
   m.def("narrow() -> int", narrow);
 }
 

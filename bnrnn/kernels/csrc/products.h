@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "bfloat16.h"
 #include "vectors.h"
 
 namespace bnrnn {
@@ -162,13 +163,24 @@ T dot(const T* a, const T* b, ptrdiff_t n) {
   return sum<T>((sums[0] + sums[1]) + (sums[2] + sums[3]));
 }
 
+// Memory for numbers of either precision.
+template <typename T>
+Half* halves(T* memory) {
+  return reinterpret_cast<Half*>(memory);
+}
+
+template <typename T>
+const Half* halves(const T* memory) {
+  return reinterpret_cast<const Half*>(memory);
+}
+
 // The layout of the right operand (depth, width) of packed_product: one chunk of columns after
 // another, so that a tile reads contiguous memory for any width. Rows whose distance is a power of
-// two would compete for a few sets of the cache.
+// two would compete for a few sets of the cache. If `half`, that of half_product.
 template <typename T>
 class RightLayout {
  public:
-  explicit RightLayout(ptrdiff_t width) {
+  explicit RightLayout(ptrdiff_t width, bool half = false) : half(half) {
     for_column_chunks<T>(width, [&](ptrdiff_t column, int vectors) {
       for (int n = 0; n < vectors; ++n) {
         places.push_back({column, vectors * kLanes<T>, n * kLanes<T>});
@@ -181,6 +193,17 @@ class RightLayout {
     const Place& place = places[column / kLanes<T>];
     return panel + place.chunk * depth + k * place.across + place.within;
   }
+
+  // Write the vector of row k that begins at this column.
+  void put(T* panel, ptrdiff_t depth, ptrdiff_t k, ptrdiff_t column, Vector<T> x) const {
+    if (half) {
+      put_half_right<T>(half_right_at(halves(panel), half_blocks(depth), k, column), k, x);
+    } else {
+      store(at(panel, depth, k, column), x);
+    }
+  }
+
+  const bool half;
 
  private:
   struct Place {

@@ -47,35 +47,45 @@ template <typename T>
 void pack_weights(const Share<T>& share) {
   const Problem<T>& p = share.p;
   if (!share.packs()) return;
-  const auto pack_rows = [&](const T* weight, T* packed, ptrdiff_t depth) {
-    share.for_groups([&](Range group, T* panel) {
-      pack(packed + (panel - share.packed) / share.H * depth, kGates * group.size(), depth,
-           [&](ptrdiff_t row, ptrdiff_t k) { return weight[share.feature(group, row) * depth + k]; });
+  const auto pack_rows = [&](const T* weight, T* packed, ptrdiff_t depth, bool half) {
+    share.for_groups([&](Range group) {
+      const ptrdiff_t n = group.size();
+      T* const to = share.packed_of(packed, group, depth, half);
+      const auto at = [&](ptrdiff_t row, ptrdiff_t k) {
+        return weight[share.feature(group, row) * depth + k];
+      };
+      if (!half) return pack(to, kGates * n, depth, at);
+      for (int gate = 0; gate < kGates; ++gate) {
+        pack_half(halves(to) + gate * half_blocks(depth) * kHalfBlock, n, depth,
+                  [&](ptrdiff_t u, ptrdiff_t k) { return at(gate * n + u, k); });
+      }
     });
   };
-  if (p.batch > 1) pack_rows(p.weight_hh, share.packed, share.H);
-  if (share.has_input_product()) pack_rows(p.weight_ih, share.packed_ih, p.input_size);
+  if (p.batch > 1) pack_rows(p.weight_hh, share.packed, share.H, p.half);
+  if (share.has_input_product()) {
+    pack_rows(p.weight_ih, share.packed_ih, p.input_size, p.half_input());
+  }
 }
 
 // Find the statistics of the input term over all steps, which needs this term of all steps.
 template <typename T>
-void find_sequence_moments(const Share<T>& share, Barrier& barrier) {
+void find_sequence_moments(Share<T>& share, Barrier& barrier) {
   for (ptrdiff_t t = 0; share.has_input_product() && t < share.p.steps; ++t) {
     share.put_input(t);
     barrier.wait();
-    share.for_groups([&](Range group, T* panel) { share.input_product(t, group, panel); });
+    share.for_groups([&](Range group) { share.input_product(t, group); });
   }
   sequence_moments(share);
 }
 
 // W_h h_{t-1} and W_x x_t, or their sum, for one group of units.
 template <typename T, bool kFamily>
-void forward_products(Step<T, kFamily>& step, ptrdiff_t t, Range group, T* panel) {
+void forward_products(Step<T, kFamily>& step, ptrdiff_t t, Range group) {
   const Problem<T>& p = step.p;
-  if (step.has_input_product() && !p.whole_sequence) step.input_product(t, group, panel);
+  if (step.has_input_product() && !p.whole_sequence) step.input_product(t, group);
   if (p.sums) step.input_term(t, group);
   step.laps.lap(Part::kInputTerm);
-  step.recurrent_product(t, group, panel);
+  step.recurrent_product(t, group);
   step.laps.lap(Part::kProduct);
   if (!p.sums) step.input_term(t, group);
   step.laps.lap(Part::kInputTerm);
@@ -83,8 +93,8 @@ void forward_products(Step<T, kFamily>& step, ptrdiff_t t, Range group, T* panel
 
 template <typename T, bool kFamily>
 void forward_step(Step<T, kFamily>& step, ptrdiff_t t) {
-  step.for_groups([&](Range group, T* panel) {
-    forward_products(step, t, group, panel);
+  step.for_groups([&](Range group) {
+    forward_products(step, t, group);
     for (ptrdiff_t j = group.begin; j < group.end; ++j) {
       step.forward_cell(t, group, j);
       step.laps.lap(Part::kCell);
@@ -100,8 +110,8 @@ void forward_step(Step<T, kFamily>& step, ptrdiff_t t) {
 template <typename T>
 void forward_step_apart(Step<T, true>& step, ptrdiff_t t, Barrier& barrier) {
   const Problem<T>& p = step.p;
-  step.for_groups([&](Range group, T* panel) {
-    forward_products(step, t, group, panel);
+  step.for_groups([&](Range group) {
+    forward_products(step, t, group);
     for (ptrdiff_t j = group.begin; j < group.end; ++j) step.forward_parts(t, group, j);
   });
   if (p.ih.layer || p.hh.layer) barrier.wait();
@@ -109,7 +119,7 @@ void forward_step_apart(Step<T, true>& step, ptrdiff_t t, Barrier& barrier) {
   step.for_units([&](Range group, ptrdiff_t j) { step.forward_cell(t, group, j); });
   if (p.c.layer) barrier.wait();
   step.layer_c.find(t);
-  step.for_groups([&](Range group, T*) {
+  step.for_groups([&](Range group) {
     for (ptrdiff_t j = group.begin; j < group.end; ++j) step.forward_state(t, j);
     step.put_output(t, group);
   });
@@ -141,7 +151,7 @@ void forward_steps(Step<T, kFamily>& step, Barrier& barrier) {
 // From the gradient of h_t to those of W_h h_{t-1} and W_x x_t.
 template <typename T, bool kFamily>
 void backward_step(Step<T, kFamily>& step, ptrdiff_t t) {
-  step.for_groups([&](Range group, T*) {
+  step.for_groups([&](Range group) {
     step.get_grad_output(t, group);
     step.laps.lap(Part::kOutput);
     step.input_term_again(t, group);
@@ -162,7 +172,7 @@ void backward_step(Step<T, kFamily>& step, ptrdiff_t t) {
 template <typename T>
 void backward_step_apart(Step<T, true>& step, ptrdiff_t t, Barrier& barrier) {
   const Problem<T>& p = step.p;
-  step.for_groups([&](Range group, T*) {
+  step.for_groups([&](Range group) {
     step.get_grad_output(t, group);
     step.input_term_again(t, group);
     for (ptrdiff_t j = group.begin; j < group.end; ++j) step.backward_state(t, group, j);
@@ -172,7 +182,7 @@ void backward_step_apart(Step<T, true>& step, ptrdiff_t t, Barrier& barrier) {
   step.for_units([&](Range group, ptrdiff_t j) { step.backward_cell(t, group, j); });
   if (p.ih.layer || p.hh.layer) barrier.wait();
   step.layer_ih.find_gradient(), step.layer_hh.find_gradient();
-  step.for_groups([&](Range group, T*) {
+  step.for_groups([&](Range group) {
     for (ptrdiff_t j = group.begin; j < group.end; ++j) step.backward_terms(t, group, j);
     step.put_grad_input(t, group);
   });
@@ -182,24 +192,16 @@ template <typename T, bool kFamily>
 void backward_steps(Step<T, kFamily>& step, Barrier& barrier) {
   const Problem<T>& p = step.p;
   const ptrdiff_t features = kGates * step.H;
-  const Range units = step.units;
-  pack(step.packed, units.size(), features, [&](ptrdiff_t row, ptrdiff_t k) {
-    return p.weight_hh[k * step.H + units.begin + row];
-  });
-  std::vector<T*> rows(units.size());
-  for (ptrdiff_t j = units.begin; j < units.end; ++j) {
-    rows[j - units.begin] = p.grad_state + j * step.W;
-  }
+  step.pack_transposed(p.weight_hh, step.H, step.units, step.packed, p.half);
   // Whether backward_state writes to grad_state a part that does not pass through W_h.
   const bool around =
       !step.drops_hidden() && (p.mask_stride != 0 || !p.hold_hidden.is_constant(0));
   if (p.grad_input != nullptr) {
-    pack(step.packed_ih, step.inputs.size(), features, [&](ptrdiff_t row, ptrdiff_t k) {
-      return p.weight_ih[k * p.input_size + step.inputs.begin + row];
-    });
+    step.pack_transposed(p.weight_ih, p.input_size, step.inputs, step.packed_ih, p.half_input());
   }
-  auto of_weight_hh = recurrent_weight_gradient(step);
-  auto of_weight_ih = input_weight_gradient(step);
+  auto of_weight_hh = recurrent_weight_gradient(step, step.half_of_recurrent);
+  auto of_weight_ih =
+      input_weight_gradient(step, p.sums ? step.half_of_recurrent : step.half_of_input);
   const auto input_gradients = [&](ptrdiff_t t) {
     step.put_grad_dense(t);
     of_weight_ih.add(t);
@@ -214,9 +216,9 @@ void backward_steps(Step<T, kFamily>& step, Barrier& barrier) {
     }
     barrier.wait();  // the gradient of W_h h_{t-1} is complete
     step.laps.lap(Part::kBarrier);
-    packed_product(
-        step.packed, units.size(), features, step.panel_at(t, features), step.W, rows.data(),
-        around);
+    step.transposed_product(t, step.packed, step.layout, p.centres_hidden(),
+                            step.panel_at(t, features), step.units.size(),
+                            p.grad_state + step.units.begin * step.W, around);
     step.laps.lap(Part::kBackwardProduct);
     of_weight_hh.add(t);
     step.laps.lap(Part::kWeightGradient);
@@ -240,6 +242,7 @@ void in_parallel(const Problem<T>& problem, Run&& run) {
     // OpenMP may start fewer threads than requested.
 #pragma omp single
     barrier.expect(omp_get_num_threads());
+    const HalfProducts half_products(problem.half);
     Step<T, kFamily> step(problem, omp_get_thread_num(), omp_get_num_threads());
     run(step, barrier);
   }
@@ -247,9 +250,13 @@ void in_parallel(const Problem<T>& problem, Run&& run) {
 
 }  // namespace
 
-ptrdiff_t packed_size(ptrdiff_t rows, ptrdiff_t depth, int threads) {
+ptrdiff_t packed_size(ptrdiff_t rows, ptrdiff_t depth, int threads, bool half) {
   // An upper bound for any number of threads up to this one.
-  return (packed_rows(rows) + threads * packed_rows(1)) * depth;
+  return packed_part(rows, depth, half) + 2 * threads * packed_part(1, depth, half);
+}
+
+ptrdiff_t panel_size(ptrdiff_t depth, ptrdiff_t width, bool half) {
+  return (half ? half_blocks(depth) * kHalfDepth / 2 : depth) * width;
 }
 
 ptrdiff_t backward_panels(ptrdiff_t batch) {

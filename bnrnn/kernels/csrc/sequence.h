@@ -95,7 +95,7 @@ void sequence_gradient(const Share<T>& share) {
     T* const panel = share.input_panel_at(t, features);
     for_features(share, [&](ptrdiff_t feature, ptrdiff_t) {
       for (ptrdiff_t b = 0; b < share.W; b += kLanes<T>) {
-        T* const grad = share.layout.at(panel, features, feature, b);
+        T* const grad = share.input_layout.at(panel, features, feature, b);
         const Vector<T> y = load(share.term_at(t, feature) + b), live = load(share.live_at(t) + b);
         store(grad, through(feature, y, load(grad), live));
       }

@@ -38,11 +38,13 @@ BNRNN_INLINE Standard<T> standard_at(const Slot<T>& slot, ptrdiff_t t, ptrdiff_t
   return {slot.mean[i], 1 / std::sqrt(slot.var[i] + slot.eps), slot.gamma[feature]};
 }
 
-// The number of rows of H elements that a thread with `units` units needs for its packed part of
-// W_h. Tiles are padded at the end of each group in the forward pass, and at the end of the
-// thread's units in the backward pass.
-inline ptrdiff_t packed_rows(ptrdiff_t units) {
-  return kGates * units + (ceil_div(units, kGroup) + kGates) * kTileRows;
+// The number of elements that a thread with `units` units needs for its packed rows (depth,) of a
+// weight: four for each unit in the forward pass, one in the backward pass. Tiles are padded at the
+// end of each group in the forward pass, and at the end of the thread's units in the backward pass.
+inline ptrdiff_t packed_part(ptrdiff_t units, ptrdiff_t depth, bool half) {
+  const ptrdiff_t groups = ceil_div(units, kGroup);
+  if (half) return groups * kGates * half_blocks(depth) * kHalfBlock / 2;
+  return (kGates * units + (groups + kGates) * kTileRows) * depth;
 }
 
 // The values of a `Factor` for one unit at one step.
@@ -79,13 +81,15 @@ struct Share {
         W(p.width),
         units(part({0, H}, threads, thread)),
         inputs(part({0, p.input_size}, threads, thread)),
-        layout(W),
-        packed(p.packed + thread * packed_rows(ceil_div(H, threads)) * H),
+        layout(W, p.half),
+        input_layout(W, p.half_input()),
+        packed(p.packed + thread * packed_part(ceil_div(H, threads), H, p.half)),
         packed_ih(p.packed_ih) {
     if (packed_ih == nullptr) return;
-    packed_ih += thread * (p.grad_input == nullptr
-                               ? packed_rows(ceil_div(H, threads)) * p.input_size
-                               : packed_rows(ceil_div(p.input_size, threads)) * H);
+    packed_ih +=
+        thread * (p.grad_input == nullptr
+                      ? packed_part(ceil_div(H, threads), p.input_size, p.half_input())
+                      : packed_part(ceil_div(p.input_size, threads), H, p.half_input()));
   }
 
   FactorRow<T> row_of(const Factor<T>& factor, ptrdiff_t t, ptrdiff_t j) const {
@@ -110,10 +114,13 @@ struct Share {
 
   // The right operand of the product of step t. There are at least two: a fast thread may write
   // that of the next step while a slow thread still reads that of this step.
-  T* panel_at(ptrdiff_t t, ptrdiff_t depth) const { return p.panels + t % p.panel_count * depth * W; }
+  T* panel_at(ptrdiff_t t, ptrdiff_t depth) const {
+    return p.panels + t % p.panel_count * panel_size(depth, p.panel_width, p.half);
+  }
 
   T* input_panel_at(ptrdiff_t t, ptrdiff_t depth) const {
-    return p.input_panels + t % p.input_panel_count * depth * W;
+    return p.input_panels +
+           t % p.input_panel_count * panel_size(depth, p.panel_width, p.half_input());
   }
 
   // Whether the forward pass multiplies W_x by a dense input.
@@ -125,28 +132,107 @@ struct Share {
   }
 
   // Write the thread's part of x_t to its panel.
-  void put_input(ptrdiff_t t) const {
+  void put_input(ptrdiff_t t) {
     if (t == p.steps || !has_input_product()) return;
     T* const panel = input_panel_at(t, p.input_size);
+    const bool centres = p.centres_input();
+    if (centres) input_rows.resize(inputs.size() * W);
     transpose_in<T>(
         inputs.size(), p.batch, W,
         [&](ptrdiff_t b) { return p.dense + (t * p.batch + b) * p.input_size + inputs.begin; },
         [&](ptrdiff_t d, ptrdiff_t b, Vector<T> x) {
-          store(layout.at(panel, p.input_size, inputs.begin + d, b), x);
+          if (centres) return store(input_rows.data() + d * W + b, x);
+          input_layout.put(panel, p.input_size, inputs.begin + d, b, x);
         });
+    for (ptrdiff_t d = 0; centres && d < inputs.size(); ++d) {
+      put_centred(panel, p.input_size, inputs.begin + d, t, [&](ptrdiff_t b) {
+        return load(input_rows.data() + d * W + b);
+      });
+    }
+  }
+
+  // The mean of a row (W,) over the sequences that count at step t.
+  template <typename At>
+  T mean_over_batch(ptrdiff_t t, At&& at) const {
+    Vector<T> total = zero<T>();
+    for (ptrdiff_t b = 0; b < W; b += kLanes<T>) total += at(b) * load(counted_at(t) + b);
+    return sum<T>(total) * p.inverse_count[t * p.count_stride];
+  }
+
+  // Write row k of a right operand in bfloat16, for step t: see Problem::centres_hidden.
+  template <typename At>
+  void put_centred(T* panel, ptrdiff_t depth, ptrdiff_t k, ptrdiff_t t, At&& at) const {
+    const T mean = mean_over_batch(t, at);
+    Half* const of_mean = half_right_at(halves(panel), half_blocks(depth), k, W);
+    put_half_split(of_mean, k, static_cast<float>(mean));
+    for (ptrdiff_t b = 0; b < W; b += kLanes<T>) {
+      put_half_right<T>(half_right_at(halves(panel), half_blocks(depth), k, b), k, at(b) - mean);
+    }
   }
 
   // Whether the forward pass packs the weights. Packing takes longer than it saves in two steps.
   bool packs() const { return p.steps > 2; }
 
+  // The group's part of the thread's packed rows (depth,) of a weight; all groups before it are whole.
+  T* packed_of(T* packed, Range group, ptrdiff_t depth, bool half) const {
+    const ptrdiff_t groups = (group.begin - units.begin) / kGroup;
+    const ptrdiff_t whole = half ? kGates * half_blocks(depth) * kHalfBlock / 2
+                                 : whole_tiles(kGates * kGroup) * depth;
+    return packed + groups * whole;
+  }
+
+  // Add the product with the sum of the two columns after the batch, times factor_of(b).
+  template <typename FactorOf>
+  void add_product_of_mean(const HalfTile* tiles, ptrdiff_t count, ptrdiff_t blocks,
+                           const Half* right, FactorOf&& factor_of) const {
+    constexpr ptrdiff_t lanes = kLanes<float>;
+    const Half* const columns = right + W * blocks * kHalfDepth;
+    for (ptrdiff_t i = 0; i < count; i += 2) {  // two tiles are multiplied at once
+      float of_mean[2][kHalfRows][lanes];
+      const ptrdiff_t together = std::min<ptrdiff_t>(2, count - i);
+      HalfTile means[2];
+      for (ptrdiff_t n = 0; n < together; ++n) {
+        means[n] = {tiles[i + n].left, of_mean[n][0], lanes, tiles[i + n].rows};
+      }
+      half_product(means, together, blocks, columns, blocks, 1, false);
+      for (ptrdiff_t n = 0; n < together; ++n) {
+        for (ptrdiff_t r = 0; r < means[n].rows; ++r) {
+          const T mean = of_mean[n][r][0] + of_mean[n][r][1];
+          T* const row = reinterpret_cast<T*>(tiles[i + n].c) + r * tiles[i + n].stride;
+          for (ptrdiff_t b = 0; b < W; b += kLanes<T>) {
+            store(row + b, load(row + b) + mean * factor_of(b));
+          }
+        }
+      }
+    }
+  }
+
+  // Tile i of packed rows (depth,), for the rows (W,) of a result that follow one another.
+  HalfTile half_tile(const T* packed, ptrdiff_t i, ptrdiff_t depth, T* result, ptrdiff_t rows) const {
+    return {halves(packed) + i * half_blocks(depth) * kHalfBlock, reinterpret_cast<float*>(result), W,
+            rows};
+  }
+
   // rows (+)= the group's rows of `weight` (4H, depth) times `right`; `packed` is the packed form of
-  // these rows, which is used if the forward pass packs.
+  // the thread's rows, which is used if the forward pass packs.
   void product(
-      Range group, const T* weight, const T* packed, ptrdiff_t depth, const T* right, T* const* rows,
-      bool add) const {
+      Range group, const T* weight, T* packed, ptrdiff_t depth, const RightLayout<T>& layout,
+      bool centred, const T* right, T* const* rows, bool add) const {
     const ptrdiff_t n = group.size();
     if (packs()) {
-      packed_product(packed, kGates * n, depth, right, W, rows, add);
+      T* const of_group = packed_of(packed, group, depth, layout.half);
+      if (!layout.half) return packed_product(of_group, kGates * n, depth, right, W, rows, add);
+      HalfTile tiles[kGates];
+      for (int gate = 0; gate < kGates; ++gate) {
+        tiles[gate] = half_tile(of_group, gate, depth, rows[gate * n], n);
+      }
+      const ptrdiff_t blocks = half_blocks(depth);
+      half_product(tiles, kGates, blocks, halves(right), blocks, W / kLanes<float>, add);
+      if (centred) {
+        add_product_of_mean(tiles, kGates, blocks, halves(right), [](ptrdiff_t) {
+          return broadcast<T>(1);
+        });
+      }
       return;
     }
     for (int gate = 0; gate < kGates; ++gate) {
@@ -155,24 +241,57 @@ struct Share {
     }
   }
 
-  // The group's rows of W_x x_t. `panel` is that of the group's rows of W_h, see `for_groups`.
-  void input_product(ptrdiff_t t, Range group, const T* panel) const {
+  // Pack the columns `range` of a weight (4H, columns), as rows of its transpose.
+  void pack_transposed(const T* weight, ptrdiff_t columns, Range range, T* packed, bool half) const {
+    const auto at = [&](ptrdiff_t row, ptrdiff_t k) {
+      return weight[k * columns + range.begin + row];
+    };
+    half ? pack_half(halves(packed), range.size(), kGates * H, at)
+         : pack(packed, range.size(), kGates * H, at);
+  }
+
+  // Rows (W,) at `result`, one after another, (+)= the rows that pack_transposed packed times `right`,
+  // the panel of step t.
+  void transposed_product(ptrdiff_t t, const T* packed, const RightLayout<T>& layout, bool centred,
+                          const T* right, ptrdiff_t rows, T* result, bool add) {
+    const ptrdiff_t depth = kGates * H;
+    if (!layout.half) {
+      result_rows.resize(rows);
+      for (ptrdiff_t i = 0; i < rows; ++i) result_rows[i] = result + i * W;
+      return packed_product(packed, rows, depth, right, W, result_rows.data(), add);
+    }
+    half_tiles.clear();
+    for (ptrdiff_t i = 0; i * kHalfRows < rows; ++i) {
+      half_tiles.push_back(half_tile(packed, i, depth, result + i * kHalfRows * W,
+                                     std::min(kHalfRows, rows - i * kHalfRows)));
+    }
+    const ptrdiff_t count = half_tiles.size(), blocks = half_blocks(depth);
+    half_product(half_tiles.data(), count, blocks, halves(right), blocks, W / kLanes<float>, add);
+    if (!centred) return;
+    add_product_of_mean(half_tiles.data(), count, blocks, halves(right), [&](ptrdiff_t b) {
+      return -load(counted_at(t) + b);
+    });
+  }
+
+  // The group's rows of W_x x_t.
+  void input_product(ptrdiff_t t, Range group) const {
     T* rows[kGates * kGroup];
     for (ptrdiff_t row = 0; row < kGates * group.size(); ++row) {
       rows[row] = p.sums ? recurrent_at(t) + feature(group, row) * W : term_at(t, feature(group, row));
     }
-    product(group, p.weight_ih, packed_ih + (panel - packed) / H * p.input_size, p.input_size,
+    product(group, p.weight_ih, packed_ih, p.input_size, input_layout, p.centres_input(),
             input_panel_at(t, p.input_size), rows, false);
   }
 
   // The group's rows of W_h h_{t-1}, added to the input term if the sum is normalised.
-  void recurrent_product(ptrdiff_t t, Range group, const T* panel) const {
+  void recurrent_product(ptrdiff_t t, Range group) const {
     T* rows[kGates * kGroup];
     for (ptrdiff_t row = 0; row < kGates * group.size(); ++row) {
       rows[row] = recurrent_at(t) + feature(group, row) * W;
     }
     if (p.batch > 1) {
-      product(group, p.weight_hh, panel, H, panel_at(t, H), rows, p.sums);
+      product(group, p.weight_hh, packed, H, layout, p.centres_hidden(), panel_at(t, H), rows,
+              p.sums);
       return;
     }
     for (ptrdiff_t row = 0; row < kGates * group.size(); ++row) {
@@ -187,14 +306,19 @@ struct Share {
     return drops_hidden() ? h * row_of(p.hidden_factor, t, j)(b) : h;
   }
 
+  // Write the row of unit j in the panel of step t.
   void put_state(ptrdiff_t t, ptrdiff_t j) const {
+    if (t == p.steps) return;
     if (p.batch == 1) {
       panel_at(t, H)[j] = state_in_product(t, j, 0)[0];
       return;
     }
     T* const panel = panel_at(t, H);
+    if (p.centres_hidden()) {
+      return put_centred(panel, H, j, t, [&](ptrdiff_t b) { return state_in_product(t, j, b); });
+    }
     for (ptrdiff_t b = 0; b < W; b += kLanes<T>) {
-      store(layout.at(panel, H, j, b), state_in_product(t, j, b));
+      layout.put(panel, H, j, b, state_in_product(t, j, b));
     }
   }
 
@@ -205,20 +329,15 @@ struct Share {
 
   template <typename Visit>
   void for_groups(Visit&& visit) const {
-    T* panel = packed;
-    const ptrdiff_t groups = ceil_div(units.size(), kGroup);
-    for (ptrdiff_t i = 0; i < groups; ++i) {
-      const ptrdiff_t first = units.begin + i * kGroup;
-      const Range group = {first, std::min(first + kGroup, units.end)};
-      visit(group, panel);
-      panel += whole_tiles(kGates * group.size()) * H;
+    for (ptrdiff_t first = units.begin; first < units.end; first += kGroup) {
+      visit(Range{first, std::min(first + kGroup, units.end)});
     }
   }
 
   // visit(group, j) for each unit.
   template <typename Visit>
   void for_units(Visit&& visit) const {
-    for_groups([&](Range group, T*) {
+    for_groups([&](Range group) {
       for (ptrdiff_t j = group.begin; j < group.end; ++j) visit(group, j);
     });
   }
@@ -227,9 +346,12 @@ struct Share {
   const ptrdiff_t H, W;
   const Range units;
   const Range inputs;           // of the D features of a dense input
-  const RightLayout<T> layout;  // of the panels
+  const RightLayout<T> layout, input_layout;  // of the panels
   T* const packed;  // this thread's part of W_h
   T* packed_ih;     // of W_x, or in the backward pass of its transpose
+  Rows<T> input_rows;                // of put_input
+  std::vector<T*> result_rows;       // of transposed_product
+  std::vector<HalfTile> half_tiles;  // likewise
   [[no_unique_address]] Laps laps;
 };
 

@@ -3,6 +3,7 @@
 
 #include <vector>
 
+#include "half_gradient.h"
 #include "layer_norm.h"
 #include "share.h"
 
@@ -20,7 +21,7 @@ class Step : public Share<T> {
   using Share<T>::recurrent_at, Share<T>::state_at, Share<T>::cell_at, Share<T>::live_at;
   using Share<T>::counted_at, Share<T>::panel_at, Share<T>::input_panel_at, Share<T>::put_state;
   using Share<T>::term_at, Share<T>::inputs;
-  using Share<T>::is_lone, Share<T>::layout, Share<T>::row_of;
+  using Share<T>::is_lone, Share<T>::layout, Share<T>::input_layout, Share<T>::row_of;
 
   Step(const Problem<T>& problem, int thread, int threads)
       : Share<T>(problem, thread, threads),
@@ -28,7 +29,10 @@ class Step : public Share<T> {
         layer_ih(p.ih, *this),
         layer_hh(p.hh, *this),
         layer_c(p.c, *this),
-        at_hand(apart ? units.size() : kGroup) {
+        at_hand(apart ? units.size() : kGroup),
+        half_of_recurrent(*this, p.half && p.grad_weight_hh != nullptr),
+        half_of_input(*this, p.half_input() && p.dense != nullptr && !p.sums &&
+                                 p.grad_weight_ih != nullptr) {
     input.resize(kGates * at_hand * W);
     grad_out.resize(at_hand * W);
     unit.resize((apart ? units.size() : 1) * kUnitArrays * W);
@@ -371,21 +375,46 @@ class Step : public Share<T> {
       T* const x = input_row(gate, j, group);
       T* const of_dense = p.dense != nullptr && !is_sum ? input_panel_at(t, kGates * H) : nullptr;
       const T* h = array(j, kHiddenHat + gate);
-      const T* dz = array(j, kOfZ + gate);
+      T* const dz = array(j, kOfZ + gate);
       for (ptrdiff_t b = 0; b < W; b += kLanes<T>) {
         const Vector<T> m = load(counted + b), of_z = load(dz + b);
         const Vector<T> x_hat = load(x + b), h_hat = load(h + b);
         const Vector<T> of_product =
             layer_h ? layer_hh.gradient(of_z, h_hat, of_h.gamma, b)
                     : (of_z - m * (mean_h + h_hat * mean_h_hat)) * h_scale;
-        store(layout.at(panel, kGates * H, k, b), of_product);
+        store(p.half ? dz + b : layout.at(panel, kGates * H, k, b), of_product);
         const Vector<T> of_input =
             layer_x ? layer_ih.gradient(of_z, x_hat, of_x.gamma, b)
                     : (of_z - m * (mean_x + x_hat * mean_x_hat)) * x_scale;
-        store(of_dense != nullptr ? layout.at(of_dense, kGates * H, k, b) : x + b,
+        store(of_dense == nullptr || input_layout.half ? x + b
+                                                       : input_layout.at(of_dense, kGates * H, k, b),
               is_sum ? of_product : of_input);
       }
+      if (p.half) {
+        put_half_gradient(t, panel, k, dz, half_of_recurrent.row(t, gate, j), p.centres_hidden());
+      }
+      if (of_dense != nullptr && input_layout.half) {
+        put_half_gradient(t, of_dense, k, x, half_of_input.row(t, gate, j), p.centres_input());
+      }
     }
+  }
+
+  // Write row k of the gradient of a term to its panel and, if wanted, to `left`. The gradient of a
+  // term that is normalised over the batch sums to zero. Rounding leaves a remainder, which the
+  // steps before would amplify wherever all sequences are nearly alike. So the panel gets it, divided
+  // among the sequences that count, in the columns after the batch, and the product subtracts it.
+  void put_half_gradient(ptrdiff_t t, T* panel, ptrdiff_t k, const T* row, Half* left, bool centres) {
+    const ptrdiff_t blocks = half_blocks(kGates * H);
+    Vector<T> total = zero<T>();
+    for (ptrdiff_t b = 0; b < W; b += kLanes<T>) {
+      const Vector<T> gradient = load(row + b);
+      put_half_right<T>(half_right_at(halves(panel), blocks, k, b), k, gradient);
+      if (left != nullptr) put_half_left<T>(half_along(left, b), gradient);
+      total += rounded_to_half<T>(gradient);
+    }
+    if (!centres) return;
+    const T remainder = sum<T>(total) * inverse_count(t);
+    put_half_split(half_right_at(halves(panel), blocks, k, W), k, static_cast<float>(remainder));
   }
 
   // After the last product: apply the dropout to obtain the complete gradient of h_{t-1}.
@@ -440,10 +469,8 @@ class Step : public Share<T> {
   void put_grad_dense(ptrdiff_t t) {
     if (p.grad_input == nullptr) return;
     grad_dense.resize(inputs.size() * W);
-    std::vector<T*> rows(inputs.size());
-    for (ptrdiff_t d = 0; d < inputs.size(); ++d) rows[d] = grad_dense.data() + d * W;
-    packed_product(this->packed_ih, inputs.size(), kGates * H,
-                   input_panel_at(t, kGates * H), W, rows.data(), false);
+    this->transposed_product(t, this->packed_ih, input_layout, p.centres_input(),
+                             input_panel_at(t, kGates * H), inputs.size(), grad_dense.data(), false);
     transpose_out<T>(inputs.size(), p.batch, rows_at(grad_dense.data()),
               [&](ptrdiff_t b, ptrdiff_t d, int n, Vector<T> grad) {
                 store_first(p.grad_input + (t * p.batch + b) * p.input_size + inputs.begin + d,
@@ -457,6 +484,8 @@ class Step : public Share<T> {
   const bool apart;
   LayerNorm<T, kGates> layer_ih, layer_hh;
   LayerNorm<T, 1> layer_c;
+  const ptrdiff_t at_hand;  // number of units held: of the group, or of the thread
+  HalfGradient<T> half_of_recurrent, half_of_input;
 
  private:
   // The rows (W,) that a unit keeps between the parts of a step; the gates come first.
@@ -607,7 +636,6 @@ class Step : public Share<T> {
     for (int n = 0; n < N; ++n) var[n] *= inverse;
   }
 
-  const ptrdiff_t at_hand;           // number of units held: of the group, or of the thread
   // W_x x_t, in the backward pass then its normalised values, and then their gradient.
   Rows<T> input;              // [gate][unit][W]
   Rows<T> grad_out;           // [unit][W]

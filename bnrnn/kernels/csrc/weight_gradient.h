@@ -4,6 +4,7 @@
 
 #include <vector>
 
+#include "half_gradient.h"
 #include "share.h"
 
 namespace bnrnn {
@@ -17,7 +18,9 @@ template <typename T, typename PanelAt, typename Put>
 class WeightGradient {
  public:
   // `to` is (4H, columns), with columns rounded up to whole vectors. If it is null, nothing is done.
-  WeightGradient(const Share<T>& share, ptrdiff_t columns, T* to, PanelAt panel_at, Put put)
+  // `half` has the gradient of y_t in bfloat16, if it is wanted so.
+  WeightGradient(const Share<T>& share, ptrdiff_t columns, T* to, const HalfGradient<T>& half,
+                 PanelAt panel_at, Put put)
       : share(share),
         p(share.p),
         H(share.H),
@@ -25,15 +28,19 @@ class WeightGradient {
         columns(columns),
         width(ceil_div(columns, kLanes<T>) * kLanes<T>),
         to(to),
+        half(half),
         panel_at(panel_at),
         put(put),
-        right(to == nullptr ? 0 : steps_a_block(p.batch) * p.batch * width) {}
+        right(to == nullptr ? 0
+              : half.wanted ? panel_size(half.blocks() * kHalfDepth, width, true)
+                            : steps_a_block(p.batch) * p.batch * width) {}
 
   // Add a block of steps once step t, its first, is done; otherwise do nothing.
   void add(ptrdiff_t t) {
     const ptrdiff_t most = steps_a_block(p.batch);
     if (to == nullptr || t % most != 0) return;
     const Range steps = {t, std::min(t + most, p.steps)};
+    if (half.wanted) return add_half(steps);
     put_right(steps);
     find_lefts(steps);
     constexpr ptrdiff_t kRows = 60;  // whole tiles whose operands stay in the cache
@@ -46,6 +53,24 @@ class WeightGradient {
   }
 
  private:
+  void add_half(Range steps) {
+    Half* const pairs = halves(right.data());
+    for (ptrdiff_t t = steps.begin; t < steps.end; ++t) {
+      put(t, 0, columns, [&](ptrdiff_t b, ptrdiff_t u, Vector<T> x) {
+        put_half_right<T>(half_right_at(pairs, half.blocks(), half.at(t, b), u), b, x);
+      });
+    }
+    share.for_groups([&](Range group) {
+      HalfTile tiles[kGates];
+      for (int gate = 0; gate < kGates; ++gate) {
+        T* const rows = to + (gate * H + group.begin) * width;
+        tiles[gate] = {half.tile(group, gate), reinterpret_cast<float*>(rows), width, group.size()};
+      }
+      half_product(tiles, kGates, half.blocks(steps.size()), pairs, half.blocks(),
+                   width / kLanes<float>, steps.end < p.steps);
+    });
+  }
+
   // The left operands of a block are the columns of its panels, last step first, without padding.
   void find_lefts(Range steps) {
     lefts.clear();
@@ -103,39 +128,55 @@ class WeightGradient {
   const Problem<T>& p;
   const ptrdiff_t H, W, columns, width;
   T* const to;
+  const HalfGradient<T>& half;
   const PanelAt panel_at;
-  const Put put;
+  Put put;
   Rows<T> right;
   std::vector<Left<T>> lefts;
 };
 
 // Of W_h, with h_{t-1} as it enters the product, after dropout.
 template <typename T>
-auto recurrent_weight_gradient(const Share<T>& share) {
+auto recurrent_weight_gradient(const Share<T>& share, const HalfGradient<T>& half) {
   return WeightGradient(
-      share, share.H, share.p.grad_weight_hh,
+      share, share.H, share.p.grad_weight_hh, half,
       [&](ptrdiff_t t) { return share.panel_at(t, kGates * share.H); },
-      [&](ptrdiff_t t, ptrdiff_t column, ptrdiff_t count, auto&& put) {
+      [&share, mean = Rows<T>(share.H)](
+          ptrdiff_t t, ptrdiff_t column, ptrdiff_t count, auto&& put) mutable {
+        const bool centres = share.p.centres_hidden() && !share.is_lone(t);
+        for (ptrdiff_t j = column; j < column + count; ++j) {
+          mean[j] = !centres ? 0 : share.mean_over_batch(t, [&](ptrdiff_t b) {
+            return share.state_in_product(t, j, b);
+          });
+        }
         transpose_out<T>(
             count, share.p.batch,
-            [&](ptrdiff_t u, ptrdiff_t b) { return share.state_in_product(t, column + u, b); },
+            [&](ptrdiff_t u, ptrdiff_t b) {
+              return share.state_in_product(t, column + u, b) - mean[column + u];
+            },
             [&](ptrdiff_t b, ptrdiff_t u, int, Vector<T> h) { put(b, u, h); });
       });
 }
 
 // Of W_x, for a dense input.
 template <typename T>
-auto input_weight_gradient(const Share<T>& share) {
+auto input_weight_gradient(const Share<T>& share, const HalfGradient<T>& half) {
   const Problem<T>& p = share.p;
   return WeightGradient(
-      share, p.input_size, p.dense == nullptr ? nullptr : p.grad_weight_ih,
+      share, p.input_size, p.dense == nullptr ? nullptr : p.grad_weight_ih, half,
       [&](ptrdiff_t t) { return share.input_panel_at(t, kGates * share.H); },
-      [&](ptrdiff_t t, ptrdiff_t column, ptrdiff_t count, auto&& put) {
-        for (ptrdiff_t b = 0; b < p.batch; ++b) {
+      [&share, &p](ptrdiff_t t, ptrdiff_t column, ptrdiff_t count, auto&& put) {
+        const auto x_at = [&](ptrdiff_t b, ptrdiff_t u) {
           const T* const x = p.dense + (t * p.batch + b) * p.input_size + column;
-          for (ptrdiff_t u = 0; u < count; u += kLanes<T>) {
-            put(b, u, load_first(x + u, static_cast<int>(count - u)));
-          }
+          return load_first(x + u, static_cast<int>(count - u));
+        };
+        const bool centres = p.centres_input() && !share.is_lone(t);
+        const T* const counted = share.counted_at(t);
+        for (ptrdiff_t u = 0; u < count; u += kLanes<T>) {
+          Vector<T> mean = zero<T>();
+          for (ptrdiff_t b = 0; centres && b < p.batch; ++b) mean += x_at(b, u) * counted[b];
+          mean *= p.inverse_count[t * p.count_stride];
+          for (ptrdiff_t b = 0; b < p.batch; ++b) put(b, u, x_at(b, u) - mean);
         }
       });
 }

@@ -60,6 +60,7 @@ def recurrence(
     lengths: Tensor | None = None,
     count_padding: bool = False,
     noise: Noise = SILENCE,
+    bfloat16: bool = False,
     way: str | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, TermMoments]:
     """See `bnrnn.kernels.interface.Recurrence`.
@@ -111,6 +112,8 @@ def why_not(request: Request) -> str | None:
         return f"it is for CUDA devices, not for {request.device}"
     if in_functorch_transform():
         return "torch.func cannot transform it"
+    if request.bfloat16:
+        return "it takes bfloat16 from the dtype of the weights"
     missing = _missing(request.normalization, request.noisy)
     if missing is not None:
         reason = missing
