@@ -11,12 +11,14 @@ from pathlib import Path
 
 import omegaconf.base
 import pytest
+import torch
 from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigResult, ConfigSource
 from omegaconf import grammar_parser
 
+from bnrnn.kernels import operators
 from bnrnn.settings.compose import compose_config as compose_settings
 from bnrnn.settings.schema import Config
 
@@ -155,3 +157,12 @@ def bnrnn_here(tmp_path, monkeypatch, capfd):
         return InProcess(code, *capfd.readouterr())
 
     return run
+
+
+@pytest.fixture
+def built_kernel():
+    """The CPU kernel is built; afterwards the number of threads is as before."""
+    operators.load()
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)

@@ -13,26 +13,18 @@ from bnrnn import BNLSTM, kernels
 from bnrnn.command.device import set_precision
 from bnrnn.errors import ConfigError
 from bnrnn.evaluate import build_model
-from bnrnn.kernels import Request, operators, reference
+from bnrnn.kernels import Request, reference
 from bnrnn.kernels import cpu as compiled
 from bnrnn.tasks import build_task
 from tests.accuracy import assert_as_accurate, assert_rounded, in_double
 from tests.test_cpu_kernel import FRAME, LAYER, NONE, SUM, leaves, problem
 from tests.test_operators import arguments
 
-pytestmark = pytest.mark.numeric
+pytestmark = [pytest.mark.numeric, pytest.mark.usefixtures("built_kernel")]
 SEQUENCE = ("sequence", "none", "frame")
 # Steps, batch, features and units: within one tile and block, beyond several, and a narrow input.
 SHAPES = [(5, 7, 9, 6), (40, 40, 33, 37), (12, 100, 3, 50)]
 WAYS = ("avx512_bf16", "amx")  # beside the portable one
-
-
-@pytest.fixture(autouse=True)
-def _built_and_threads_as_before():
-    operators.load()
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 def results(kernel, bfloat16=True):
@@ -157,7 +149,8 @@ def test_opcheck(norms):
 def test_each_way_of_multiplying(way, tmp_path):
     """All ways of this processor agree with the portable one within the roundings of the sums."""
     program = (
-        "import sys, torch; from tests.test_bfloat16 import *; operators.load();"
+        "import sys, torch; from bnrnn.kernels import operators; operators.load();"
+        "from tests.test_bfloat16 import *;"
         "torch.manual_seed(0); case = problem(4, 40, 33, 70, NONE, torch.float32);"
         "torch.save((torch.ops.bnrnn_cpu.bfloat16_way(), results(compiled)(case)), sys.argv[1])"
     )

@@ -15,13 +15,12 @@ from bnrnn.kernels import (
     TermMoments,
     Weights,
     choose,
-    operators,
     reference,
 )
 from bnrnn.kernels import cpu as compiled
 from tests.accuracy import assert_as_accurate, assert_rounded
 
-pytestmark = pytest.mark.numeric
+pytestmark = [pytest.mark.numeric, pytest.mark.usefixtures("built_kernel")]
 FRAME = ("frame", "frame", "frame")
 NONE = ("none", "none", "none")
 SUM = ("none", "sum", "frame")
@@ -39,14 +38,6 @@ SLOTS = [
     *(("none", "sum", c) for c in ("none", "frame", "layer")),
 ]  # fmt: skip
 NOISES = ("held_cell", "held_hidden", "dropped_candidate", "dropped_hidden")
-
-
-@pytest.fixture(autouse=True)
-def _built_and_threads_as_before():
-    operators.load()
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 def problem(steps, batch, features, hidden, norms=FRAME, dtype=torch.float64, **options):
