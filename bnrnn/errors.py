@@ -1,19 +1,6 @@
 """Errors that a user can cause: one line for the user and one exit code for scripts.
 
-| exit code | meaning |
-|---|---|
-| 0 | success |
-| 1 | a defect in bnrnn: please report it, with the traceback |
-| 2 | the command or its settings are wrong; nothing was started |
-| 3 | data are missing, could not be downloaded, or are invalid |
-| 4 | a checkpoint or run directory cannot be used |
-| 5 | training stopped because a loss or gradient was not finite |
-| 6 | a file cannot be written: the disk is full or the folder is read-only |
-| 7 | out of memory |
-| 8 | another process of the run has ended or hangs |
-| 130, 143 | stopped by Ctrl-C or SIGTERM; the checkpoint is saved |
-| 138, 140 | stopped by a scheduler's SIGUSR1 or SIGUSR2; the checkpoint is saved |
-| 141 | the pipe that the output goes to was closed |
+Each class is one exit code; docs/security.md lists them all.
 """
 
 import re

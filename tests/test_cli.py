@@ -623,4 +623,5 @@ def test_a_failed_job_does_not_stop_the_sweep_but_fails_it(bnrnn, tmp_path, text
     )  # fmt: skip
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
+    assert "Error executing job" not in done.stderr  # Hydra's line
     assert len(list((tmp_path / "outputs").glob("text/*/*/result.json"))) == 2

@@ -499,7 +499,10 @@ def test_after_a_kill_the_next_process_builds(tmp_path, hanging, no_compiler, mo
 
 def test_ctrl_c_while_the_compiler_hangs(tmp_path, hanging):
     compiler, began = hanging
+    # A shell starts background jobs with SIGINT ignored, and the child would inherit that.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = in_a_clean_cache(tmp_path, *TINY, CXX=compiler, new_session=True)
+    signal.signal(signal.SIGINT, before)
     wait_for(began, process)
     os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=100)

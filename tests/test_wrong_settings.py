@@ -39,6 +39,10 @@ task@foo=ptb                            | cannot read 'task@foo=ptb'
 --run --multirun                        | there is no flag --run
 --package foo                           | there is no flag --package
 -c foo                                  | invalid choice: 'foo'
+--cfg foo                               | --cfg: invalid choice: 'foo'; choose one of job
+--cfg                                   | --cfg: invalid choice: ''
+task=ptb -cd                            | -cd needs a folder
+--config-dir=                           | --config-dir needs a folder
 -m seed=range(0,3,0)                    | cannot read 'seed=range(0,3,0)'
 -m seed=glob(*)                         | seed=glob(*) is an empty sweep
 -m task=glob(zz*)                       | task=glob(zz*) is an empty sweep
@@ -92,6 +96,12 @@ def test_one_line_says_what_is_wrong(line, message, tmp_path, bnrnn_here):
     assert message in error
     assert "Traceback" not in done.stderr
     assert [path.name for path in tmp_path.iterdir()] in ([], ["cache"])
+
+
+def test_settings_may_be_before_and_after_a_flag(bnrnn_here):
+    done = bnrnn_here("task=pydocs", "--cfg", "job", "max_epochs=3")
+    assert "name: pydocs" in done.stdout
+    assert "max_epochs: 3" in done.stdout
 
 
 def test_every_mode_is_in_the_help(bnrnn_here):

@@ -1,6 +1,5 @@
 """Check the command line before Hydra reads it; add the settings of a run that it names."""
 
-import itertools
 import os
 import sys
 from pathlib import Path
@@ -21,7 +20,8 @@ from bnrnn.settings.compose import GROUPS, keys, literal, options
 from bnrnn.settings.same import flatten
 
 FLAGS = {"-h", "--help", "--hydra-help", "--version", "-m", "--multirun", "--resolve"}
-WITH_VALUE = {"-c", "--cfg", "-cd", "--config-dir"}
+CFG, OWN_FOLDER = ("-c", "--cfg"), ("-cd", "--config-dir")  # flags with a value
+SHOWN_BY_CFG = ("job", "hydra", "all")
 # Hydra's flags for shell completion: setting it up, removing it, and each query of the shell.
 COMPLETION = [
     ["-sc", f"{what}={shell}"]
@@ -50,18 +50,18 @@ def check(arguments: list[str]) -> list[str]:
     """
     if arguments in COMPLETION:
         return arguments
-    arguments = [_with_home(word) for word in arguments]
-    words = _without_flags(arguments)
-    compose.use_folder(_own_folder(arguments))
-    if "--version" in arguments:
+    flags, words = _split([_with_home(word) for word in arguments])
+    compose.use_folder(_own_folder(flags))
+    if "--version" in flags:
         say(f"bnrnn {bnrnn.__version__}")
         sys.exit(0)
     overrides = _parse(words)
     for override in overrides:
         _check(override, arguments)
     compose.allow_commands(any(override.key_or_group == PIPES for override in overrides))
-    sweep = bool({"-m", "--multirun"} & set(arguments))
-    return _settings_of_run(overrides, sweep) + arguments
+    sweep = not {"-m", "--multirun"}.isdisjoint(flags)
+    # The flags first: Hydra's parser refuses settings on both sides of a flag.
+    return flags + _settings_of_run(overrides, sweep) + words
 
 
 def _with_home(word: str) -> str:
@@ -72,36 +72,56 @@ def _with_home(word: str) -> str:
     return word
 
 
-def _without_flags(arguments: list[str]) -> list[str]:
-    kept, rest = [], list(arguments)
+def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Return the flags with their values, each in one word, and the other arguments."""
+    flags, words, rest = [], [], list(arguments)
     while rest:
         word = rest.pop(0)
-        flag, equals, _ = word.partition("=")
+        flag, equals, value = word.partition("=")
         if not word.startswith("-"):
-            kept.append(word)
-        elif flag in WITH_VALUE and (equals or rest):
+            words.append(word)
+        elif flag in (*CFG, *OWN_FOLDER):
             if not equals:
-                rest.pop(0)
-        elif word not in FLAGS:
+                value = rest.pop(0) if rest else ""
+            flags.append(_with_value(flag, value))
+        elif word in FLAGS:
+            flags.append(word)
+        else:
             raise ConfigError(
                 f"there is no flag {word}; settings are written key=value, and bnrnn --help "
                 "lists the common ones"
             )
-    if "--resolve" in arguments and not {a.partition("=")[0] for a in arguments} & {"-c", "--cfg"}:
+    if "--resolve" in flags and not any(flag.startswith("--cfg=") for flag in flags):
         raise ConfigError("--resolve goes with --cfg job")
-    return kept
+    return flags, words
 
 
-def _own_folder(arguments: list[str]) -> Path | None:
+def _with_value(flag: str, value: str) -> str:
+    """Return a flag and its value as one word.
+
+    Raises:
+        ConfigError: the value is missing or is none of the flag's.
+    """
+    if flag in OWN_FOLDER:
+        if not value:
+            raise ConfigError(f"{flag} needs a folder: {flag} DIR")
+        return f"--config-dir={value}"
+    if value not in SHOWN_BY_CFG:
+        choices = ", ".join(SHOWN_BY_CFG)
+        raise ConfigError(f"{flag}: invalid choice: {value!r}; choose one of {choices}")
+    return f"--cfg={value}"
+
+
+def _own_folder(flags: list[str]) -> Path | None:
     """Return the folder that `--config-dir` names.
 
     Raises:
         ConfigError: there is no such folder.
     """
-    for word, following in itertools.zip_longest(arguments, arguments[1:], fillvalue=""):
-        flag, equals, value = word.partition("=")
-        if flag in ("-cd", "--config-dir"):
-            folder = Path(value if equals else following).expanduser().absolute()
+    for word in flags:
+        flag, _, value = word.partition("=")
+        if flag == "--config-dir":
+            folder = Path(value).expanduser().absolute()
             if not folder.is_dir():
                 raise ConfigError(f"--config-dir: there is no folder {folder}")
             return folder

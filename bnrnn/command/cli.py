@@ -8,10 +8,12 @@ import resource
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra._internal.hydra import Hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
@@ -30,7 +32,7 @@ _jobs = 0  # jobs started; before the first, every error is about the settings
 
 
 def main() -> None:
-    """Run the command; the exit codes are in `bnrnn.errors`."""
+    """Run the command; docs/security.md lists the exit codes."""
     global _jobs
     terminal.prepare()
     # Make Hydra raise its errors instead of printing them; they are then reported in one line.
@@ -213,10 +215,23 @@ def _mode(self: Hydra, config_name: str | None, overrides: list[str]) -> RunMode
     This function calls the original only if an argument may set `hydra.mode`.
     """
     words = (*sys.argv[1:], *overrides)
-    may_sweep = ("reproduce=", "experiment=", "hydra.searchpath", "-cd", "--config-dir")
+    may_sweep = ("reproduce=", "experiment=", "hydra.searchpath", "--config-dir")
     if any(word.startswith(may_sweep) for word in words):
         return _composed_mode(self, config_name, overrides)
     return None
+
+
+_hydras_return_value = JobReturn.return_value
+
+
+def _return_value(self: JobReturn) -> Any:
+    """Replace the getter of `JobReturn.return_value`, which prints a line before it raises.
+
+    The job has reported the error already, and `main` reports it again at the end of the sweep.
+    """
+    if self.status == JobStatus.FAILED and isinstance(self._return_value, BnrnnError):
+        raise self._return_value
+    return _hydras_return_value.__get__(self)
 
 
 def _sweep_dir(outputs: str) -> str:
@@ -239,4 +254,5 @@ def _clean_sweeps() -> None:
 # At import, because the processes of a parallel launcher import this module and call `_job`.
 compose.register()
 Hydra.get_mode = _mode
+JobReturn.return_value = _hydras_return_value.getter(_return_value)
 OmegaConf.register_new_resolver("bnrnn.sweep_dir", _sweep_dir, replace=True)
