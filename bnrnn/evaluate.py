@@ -38,7 +38,7 @@ def validate(
     normalisation has only one kind of metrics, reported as "population".
 
     Raises:
-        Interrupted: by a signal; the model's statistics are then unchanged.
+        Interrupted: by a signal; the statistics may have been averaged again by then.
     """
     batches = task.valid_batches()[: config.max_valid_batches]
     with _evaluation(model, config.seed):

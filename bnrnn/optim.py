@@ -12,13 +12,13 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Op
     parameters = model.parameters()
     if isinstance(config, AdamConfig):
         betas = (config.beta1, config.beta2)
-        return torch.optim.Adam(parameters, config.lr, betas, config.eps, fused=True)
+        return torch.optim.Adam(parameters, config.lr, betas=betas, eps=config.eps, fused=True)
     if isinstance(config, RMSPropConfig):
         return torch.optim.RMSprop(
-            parameters, config.lr, config.decay, config.eps, momentum=config.momentum
+            parameters, config.lr, alpha=config.decay, eps=config.eps, momentum=config.momentum
         )
     if isinstance(config, SGDConfig):
-        return torch.optim.SGD(parameters, config.lr, config.momentum, fused=True)
+        return torch.optim.SGD(parameters, config.lr, momentum=config.momentum, fused=True)
     raise TypeError(f"no optimizer for {type(config).__name__}")
 
 
@@ -48,7 +48,7 @@ def learning_rate(config: OptimizerConfig, epoch: int) -> float:
     """lr d^max(epoch - n, 0), with d `lr_decay` and n `lr_decay_after`; epochs count from 1.
 
     This is the schedule of TensorFlow's `ptb_word_lm.py`. It depends only on the epoch, so a
-    resumed run has the same rates as an uninterrupted run.
+    resumed run has the same learning rates as an uninterrupted run.
     """
     if config.lr_decay is None or config.lr_decay_after is None:
         return config.lr
@@ -58,7 +58,7 @@ def learning_rate(config: OptimizerConfig, epoch: int) -> float:
 def set_learning_rate(
     optimizer: torch.optim.Optimizer, config: OptimizerConfig, epoch: int
 ) -> None:
-    """Set the rate for the steps of epoch `epoch` (from 1)."""
+    """Set the learning rate for the steps of epoch `epoch` (from 1)."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(config, epoch)
 

@@ -438,6 +438,14 @@ def test_sound_initialization():
     assert not reader.joint_question.linear.bias.any()
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_construction_in_half_precision(variant, dtype):
+    reader = AttentiveReader(vocabulary=11, hidden_size=6, dtype=dtype, **VARIANTS[variant])
+    assert {parameter.dtype for parameter in reader.parameters()} == {dtype}
+    assert all(parameter.isfinite().all() for parameter in reader.parameters())
+
+
 def test_the_initial_hidden_state_is_learned_and_the_cell_stays_zero():
     reader = make("attentive_lstm")
     reader(*batch())[0].sum().backward()

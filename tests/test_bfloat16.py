@@ -241,6 +241,13 @@ def test_a_run_in_bfloat16_rounds_the_products_of_the_whole_model(composed, fast
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in model.parameters())
 
 
+@pytest.mark.parametrize("model", ["lstm", "bnlstm"])
+def test_a_run_in_bfloat16_records_the_kernel_that_rounds(model, composed, fast):
+    config = composed("task=pydocs", "precision=bfloat16", "model.hidden_size=20", f"model={model}")
+    task = build_task(config)
+    assert task.kernel(build_model(config, task, torch.device("cpu"))) == "cpu"
+
+
 def test_a_gpu_does_not_train_in_bfloat16_but_tests_what_was(composed):
     gpu = torch.device("cuda")
     with pytest.raises(ConfigError, match="precision=bfloat16 is for CPUs: set precision=tf32"):

@@ -389,7 +389,7 @@ def test_which_kernel_serves():
         ("cpu", request(dtype=torch.bfloat16), "it is for float32 and float64 on the CPU"),
         ("torch.lstm", request(), "it normalises nothing"),
         ("torch.lstm packed", request(norms=NONE, cell_bias=True), "it normalises nothing"),
-        ("torch.lstm", request(norms=NONE, padded=True), "it takes no padding"),
+        ("torch.lstm", request(norms=NONE, padded=True), "it does not support padding"),
         ("gpu", request(), "kernel must be one of auto, scan, torch.lstm"),
     ):
         with pytest.raises(ValueError, match=reason):

@@ -168,9 +168,11 @@ def test_what_does_not_fit_is_refused_in_the_words_of_nn_lstm(options, arguments
 
 
 @PLAIN_AND_NORMALISING
-def test_a_stacked_state_is_refused(options):
-    with pytest.raises(RuntimeError, match="hx must be a tuple of two tensors"):
-        BNLSTM(D, H, **options)(x(), torch.zeros(2, 1, B, H))
+@pytest.mark.parametrize("state", [(2, 1, B, H), (1, B, H), (2, B, H)])
+def test_a_state_of_one_tensor_is_refused(options, state):
+    for input in (x(), pack_padded_sequence(x(), torch.full((B,), T))):
+        with pytest.raises(RuntimeError, match="hx must be a tuple of two tensors"):
+            BNLSTM(D, H, **options)(input, torch.zeros(state))
 
 
 @PLAIN_AND_NORMALISING
@@ -460,8 +462,9 @@ def test_a_warning_where_all_sequences_begin_alike():
     module, input = BNLSTM(D, H), x()
     input[0] = 0.5
     module(x())
-    with pytest.warns(UserWarning, match="begin with the same frame, whose variance is 0"):
+    with pytest.warns(UserWarning, match="begin with the same frame, whose variance is 0") as found:
         module(input)
+    assert found[0].filename == __file__  # the line of the user's call
     module(input)  # warns only once: another warning would be an error here
     BNLSTM(D, H, init_noise=0.1)(input)
     BNLSTM(D, H, **NONE)(input)

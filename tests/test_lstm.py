@@ -306,6 +306,11 @@ def test_bad_input():
         BNLSTM(D, H, input_norm="none", recurrent_norm="sum", cell_norm="none")(x[:, :1])
     with pytest.raises(RuntimeError, match="size mismatch for weight_ih_l0"):
         lstm.load_state_dict(nn.LSTM(D, H + 1).state_dict())
+    for larger in (BNLSTM(D, H, 2), BNLSTM(D, H, bidirectional=True)):
+        with pytest.raises(RuntimeError, match=r"Missing key\(s\) in state_dict: .*bias_l"):
+            larger.load_state_dict(nn.LSTM(D, H).state_dict())
+    with pytest.raises(RuntimeError, match=r"Missing key.*bias_l0"):
+        lstm.load_state_dict(nn.LSTM(D, H, bias=False).state_dict())
     with pytest.raises(ValueError, match="first_step must be 0, or positive in a unidirectional"):
         BNLSTM(D, H, bidirectional=True)(x, first_step=3)
 

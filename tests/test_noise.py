@@ -7,9 +7,11 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from bnrnn import BNLSTM, NormStabilizer, norm_stabilizer
 from bnrnn.kernels import bernoulli, new_key, philox
+from bnrnn.nn.noise import drop_weights
 
 T, B, D, H = 6, 5, 3, 8
 PLAIN = {"input_norm": "none", "recurrent_norm": "none", "cell_norm": "none"}
@@ -156,6 +158,15 @@ def test_weights_are_dropped_once_a_call():
     assert torch.equal(lstm.weight_hh_l0, weight)
 
 
+def test_weights_that_are_kept_grow_by_what_is_dropped():
+    p, n = 0.25, 10_000
+    found = drop_weights(torch.ones(n // 50, 50), p, new_key())
+    assert set(found.unique().tolist()) == {0.0, torch.tensor(1 / (1 - p)).item()}
+    deviation = math.sqrt(p / (1 - p) / n)  # of the mean of n values that are 0 or 1 / (1 - p)
+    assert abs(found.mean().item() - 1) < 5 * deviation
+    assert drop_weights(found, p, None) is found
+
+
 def test_kernels_without_noise_say_so():
     lstm = BNLSTM(D, H, **PLAIN, zoneout_cell=0.1, kernel="torch.lstm")
     with pytest.raises(ValueError, match=r"kernel 'torch\.lstm' cannot run this"):
@@ -218,6 +229,19 @@ def test_norm_stabilizer():
         assert found.item() == pytest.approx(expected, rel=1e-12)
         assert torch.autograd.gradcheck(lambda y, n=lengths: norm_stabilizer(y, n), output)
     assert norm_stabilizer(output[:1]).item() == 0
+
+
+def test_the_stabilizer_sees_a_checkpointed_pass_once():
+    module, x = BNLSTM(4, 6), torch.randn(7, 5, 4)
+    stabilizer = NormStabilizer(module, 2.0)
+    output, _ = checkpoint(module, x, use_reentrant=False)
+    (output.square().sum() + stabilizer.take()).backward()
+    assert stabilizer.take() == 0.0
+    found = {name: parameter.grad for name, parameter in module.named_parameters()}
+    module.zero_grad()
+    (module(x)[0].square().sum() + stabilizer.take()).backward()
+    for name, parameter in module.named_parameters():
+        torch.testing.assert_close(found[name], parameter.grad)
 
 
 def test_what_the_stabilizer_adds_to_the_loss():

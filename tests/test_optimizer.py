@@ -1,4 +1,4 @@
-"""Gradient clipping and Adam's ε, each in both variants, compared with NumPy."""
+"""The optimisers' formulas and gradient clipping, compared with NumPy."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from bnrnn.optim import build_optimizer, clip_gradients, set_adam_eps
-from bnrnn.settings.schema import AdamConfig, SGDConfig
+from bnrnn.settings.schema import AdamConfig, RMSPropConfig, SGDConfig
 
 
 def with_gradients(norm):
@@ -67,6 +67,42 @@ def take_steps(model, optimizer, config, steps):
         set_adam_eps(optimizer, config, step)
         optimizer.step()
         yield model.weight[0].detach().numpy()
+
+
+def rmsprop(gradients, lr, decay, eps, momentum):
+    """A parameter after each step from 0: Tieleman and Hinton's RMSProp (2012), with momentum."""
+    p = v = step = 0.0
+    for g in gradients:
+        v = decay * v + (1 - decay) * g**2
+        step = momentum * step + g / (np.sqrt(v) + eps)
+        p = p - lr * step
+        yield p
+
+
+def sgd(gradients, lr, momentum):
+    """A parameter after each step from 0, with momentum as in Sutskever et al. (2013)."""
+    p = step = 0.0
+    for g in gradients:
+        step = momentum * step + g
+        p = p - lr * step
+        yield p
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (RMSPropConfig(lr=0.1, decay=0.8, eps=0.003, momentum=0.7),
+         rmsprop(GRADIENTS, 0.1, 0.8, 0.003, 0.7)),
+        (SGDConfig(lr=0.1, momentum=0.7), sgd(GRADIENTS, 0.1, 0.7)),
+    ],
+    ids=["rmsprop", "sgd"],
+)  # fmt: skip
+def test_momentum_by_its_formula(config, expected):
+    model = nn.Linear(3, 1, bias=False).double()
+    nn.init.zeros_(model.weight)
+    optimizer = build_optimizer(config, model)
+    found = [p.copy() for p in take_steps(model, optimizer, config, range(1, 13))]
+    np.testing.assert_allclose(found, list(expected), rtol=1e-9)
 
 
 @pytest.mark.parametrize("eps_on", ["corrected", "uncorrected"])

@@ -101,7 +101,7 @@ def why_not(request: Request) -> str | None:
     if in_functorch_transform():
         return "torch.func cannot transform it"
     if request.is_synchronised:
-        return "it takes no statistics of several processes"
+        return "it cannot compute statistics over several processes"
     return _why_unavailable()
 
 

@@ -55,13 +55,15 @@ def recurrence(
 
 def why_not_padded(request: Request) -> str | None:
     if in_functorch_transform():
-        return "torch.func cannot map it"
+        return "torch.func cannot transform it"
     if request.bfloat16:
-        return "it does not round the factors of products alone"
-    return None if request.is_plain else "it normalises nothing"
+        return "it does not round only the factors of products"
+    if not request.is_plain:
+        return "it normalises nothing, and has no cell bias, zoneout or dropout of states"
+    return None
 
 
 def why_not(request: Request) -> str | None:
     if torch.compiler.is_compiling():
         return "torch.compile would unroll it over the time steps"
-    return "it takes no padding" if request.padded else why_not_padded(request)
+    return "it does not support padding" if request.padded else why_not_padded(request)

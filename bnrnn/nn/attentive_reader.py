@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from bnrnn.kernels.reference import live_rows
 from bnrnn.nn import share
 from bnrnn.nn.feature_norm import FeatureNorm
+from bnrnn.nn.initialization import orthogonal_
 from bnrnn.nn.lstm import BNLSTM
 from bnrnn.nn.options import NormOptions, ReaderOptions, chosen, require, spell_out_options
 
@@ -180,12 +181,12 @@ class AttentiveReader(nn.Module):
             if isinstance(module, FeatureNorm):
                 module.reset_parameters()
             elif isinstance(module, nn.Linear):
-                nn.init.orthogonal_(module.weight)
+                orthogonal_(module.weight)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
         nn.init.normal_(self.embedding.weight)
         if self.bilinear is not None:
-            nn.init.orthogonal_(self.bilinear)
+            orthogonal_(self.bilinear)
         bound = self.hidden_size**-0.5
         nn.init.uniform_(self.attention_score.weight, -bound, bound)
         if self.options.init == "official_code":

@@ -222,6 +222,8 @@ class BNLSTM(nn.Module):
     def active_kernel(self, padded: bool = False) -> str:
         """The name of the kernel that runs the recurrence on the current device and dtype.
 
+        Under autocast, it is the kernel that runs under it.
+
         Args:
             padded: whether sequences in a batch have different lengths.
 
@@ -232,6 +234,7 @@ class BNLSTM(nn.Module):
         request = Request(
             weight.device.type, weight.dtype, self.normalization, self.options.cell_bias, padded,
             noisy=self.options.is_noisy,
+            bfloat16=torch.is_autocast_enabled(weight.device.type) and self._rounds_products(),
         )  # fmt: skip
         return kernels.choose(self.options.kernel, request)
 
@@ -345,6 +348,8 @@ class BNLSTM(nn.Module):
                 "torch.fx.symbolic_trace cannot look into BNLSTM: use torch.export, or a Tracer "
                 "whose is_leaf_module leaves it whole"
             )
+        if hx is not None and (not isinstance(hx, (tuple, list)) or len(hx) != 2):
+            raise RuntimeError("hx must be a tuple of two tensors: (h_0, c_0)")
         if isinstance(input, PackedSequence):
             if lengths is not None:
                 raise ValueError("a PackedSequence has its own lengths: leave out `lengths`")
@@ -545,16 +550,12 @@ class BNLSTM(nn.Module):
                 "gradient grows by gamma / sqrt(eps) for each such step; init_noise=0.1 prevents "
                 "that",
                 AlikeWarning,
-                stacklevel=5,
+                stacklevel=6,
             )
 
     def _check_states(self, hx: State | None, batch: int) -> None:
-        if hx is None:
-            return
-        if not isinstance(hx, (tuple, list)) or len(hx) != 2:
-            raise RuntimeError("hx must be a tuple of two tensors: (h_0, c_0)")
         expected = (self.num_layers * self.num_directions, batch, self.hidden_size)
-        for i, state in enumerate(hx):
+        for i, state in enumerate(hx or ()):
             if tuple(state.shape) != expected:
                 raise RuntimeError(f"Expected hidden[{i}] size {expected}, got {list(state.shape)}")
 
@@ -602,14 +603,13 @@ class BNLSTM(nn.Module):
             not self.bias and prefix + "weight_ih_l0" in state_dict
             and not any(key.startswith(prefix + "statistics.") for key in state_dict)
         ):  # fmt: skip
-            for _, suffix in self._all_suffixes():
-                if self.bias:
-                    first, second = (
-                        state_dict.pop(f"{prefix}bias_{term}{suffix}") for term in ("ih", "hh")
-                    )
+            for _, suffix in self._all_suffixes() if self.bias else ():
+                both = [f"{prefix}bias_{term}{suffix}" for term in ("ih", "hh")]
+                if all(name in state_dict for name in both):
+                    first, second = (state_dict.pop(name) for name in both)
                     state_dict[f"{prefix}bias{suffix}"] = first + second
             for name, own in nn.Module.state_dict(self).items():
-                if not name.startswith("weight"):
+                if not name.startswith(("weight", "bias")):
                     state_dict.setdefault(prefix + name, own)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 

@@ -7,6 +7,8 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map_only
 
+_MARK = "_runs_in_bfloat16"
+
 
 def run_in_bfloat16(model: nn.Module) -> None:
     """Make the model's forward pass run under autocast to bfloat16; what it returns is in float32.
@@ -23,6 +25,12 @@ def run_in_bfloat16(model: nn.Module) -> None:
         return tree_map_only(torch.Tensor, _widened, found)
 
     model.forward = rounded
+    setattr(model, _MARK, True)
+
+
+def autocast_of(model: nn.Module) -> torch.autocast:
+    """The autocast that the model's forward pass runs under; disabled if it runs under none."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=getattr(model, _MARK, False))
 
 
 def _widened(found: torch.Tensor) -> torch.Tensor:

@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from bnrnn.nn import share
 from bnrnn.nn.lstm import BNLSTM
+from bnrnn.nn.statistics import recomputes
 
 
 def norm_stabilizer(output: Tensor, lengths: Tensor | None = None) -> Tensor:
@@ -38,7 +39,9 @@ class NormStabilizer:
         stabilizer = NormStabilizer(model, 50.0)
         loss = criterion(model(batch), target) + stabilizer.take()
 
-    It sees the output of each module: the last layer, with both directions together.
+    It sees the output of each module: the last layer, with both directions together. In a segment
+    that `torch.utils.checkpoint` recomputes, it needs `use_reentrant=False`: the reentrant
+    implementation runs the forward pass without gradients.
 
     Args:
         strength: β in the paper; with 0, nothing is watched or added.
@@ -65,7 +68,9 @@ class NormStabilizer:
             output = output[:, None]
         elif module.batch_first:
             output = output.transpose(0, 1)
-        self._terms.append(norm_stabilizer(output, lengths))
+        term = norm_stabilizer(output, lengths)  # a recomputation must save the same tensors
+        if not recomputes():
+            self._terms.append(term)
 
 
 __all__ = ["NormStabilizer", "norm_stabilizer"]

@@ -20,6 +20,12 @@ from bnrnn.nn import share
 
 Source = Literal["auto", "batch", "calibrate"]
 
+
+def recomputes() -> bool:
+    """Whether this forward pass is part of a backward pass, as in a checkpointed segment."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
 _BUFFERS = ("mean", "var", "num_batches")
 
 
@@ -73,8 +79,8 @@ class StepStatistics(nn.modules.batchnorm._BatchNorm):
 
     @property
     def averages(self) -> bool:
-        if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
-            return False  # a checkpointed segment is recomputed in the backward pass
+        if recomputes():
+            return False
         return self.training if self.source == "auto" else self.source == "calibrate"
 
     @torch.no_grad()

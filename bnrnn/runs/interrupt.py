@@ -37,7 +37,8 @@ class Interruption:
 
     def __enter__(self) -> "Interruption":
         for signum in (signal.SIGINT, signal.SIGTERM, *SCHEDULERS):
-            self._before[signum] = signal.signal(signum, self._remember)
+            # None: a handler that is not Python's, such as faulthandler's.
+            self._before[signum] = signal.signal(signum, self._remember) or signal.SIG_DFL
         return self
 
     def __exit__(self, *exc: object) -> None:

@@ -17,6 +17,7 @@ from bnrnn import processes
 from bnrnn.errors import ConfigError
 from bnrnn.nn.lstm import BNLSTM
 from bnrnn.nn.options import LSTMOptions, chosen
+from bnrnn.nn.precision import autocast_of
 from bnrnn.nn.share import Share, within
 from bnrnn.runs import checkpoint
 from bnrnn.runs.record import Metric
@@ -196,7 +197,8 @@ class Task(ABC):
         """
         lstms = [module for module in model.modules() if isinstance(module, BNLSTM)]
         try:
-            return ", ".join(sorted({lstm.active_kernel(self.padded) for lstm in lstms}))
+            with autocast_of(model):
+                return ", ".join(sorted({lstm.active_kernel(self.padded) for lstm in lstms}))
         except ValueError as error:
             raise ConfigError(str(error)) from error
 

@@ -118,7 +118,7 @@ def why_not(request: Request) -> str | None:
     if missing is not None:
         reason = missing
     elif request.is_synchronised:
-        reason = "it takes no statistics of several processes"
+        reason = "it cannot compute statistics over several processes"
     elif request.dtype not in DTYPES:
         reason = f"it is for float32 and bfloat16, not {request.dtype}"
     else:
@@ -146,7 +146,7 @@ _why_unavailable._dynamo_marked_constant = True  # pyright: ignore (see kernels/
 @functools.cache
 def _unavailability(device: int) -> str | None:
     if torch.version.cuda is None:
-        return "it is for NVIDIA's devices"
+        return "it needs an NVIDIA GPU"
     capability = torch.cuda.get_device_capability(device)
     if capability < CAPABILITY:
         found, wanted = (".".join(map(str, c)) for c in (capability, CAPABILITY))
@@ -156,7 +156,7 @@ def _unavailability(device: int) -> str | None:
     try:
         import triton
     except ImportError:
-        return f"it needs the package triton {wanted} or later, as torch's CUDA builds bring it"
+        return f"it needs the package triton {wanted} or later, which torch's CUDA builds include"
     if tuple(int(part) for part in triton.__version__.split(".")[:2]) < VERSION:
         return f"it needs triton {wanted} or later, not {triton.__version__}"
     return None
