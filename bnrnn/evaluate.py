@@ -90,6 +90,7 @@ def evaluate(config: Config, run: Path, task: Task, device: torch.device) -> dic
         CheckpointError: there is no best model, or it belongs to another model or other data.
     """
     model, content = load_best(config, run, task, device)
+    check_data(content, task, run)
     with Interruption() as stop:
         metrics, calibrated = final_test(
             model, task, config, device, stop, content.get("calibrated")
@@ -109,13 +110,27 @@ def load_best(
     config: Config, run: Path, task: Task, device: torch.device
 ) -> tuple[nn.Module, dict[str, Any]]:
     path = run / "best.pt"
-    content = processes.from_first(lambda: _best(run, path, device))
+    # As in `train.begin`, several processes receive it in memory of the CPU.
+    place = device if processes.count() == 1 else torch.device("cpu")
+    content = processes.from_first(lambda: _best(run, path, place))
     task.load_state(content["task"])
     with torch.random.fork_rng():  # building draws initial weights, which are then overwritten
         model = build_model(config, task, device)
     task.kernel(model)
     checkpoint.load_model(model, content, path)
     return model, content
+
+
+def check_data(content: dict[str, Any], task: Task, run: Path) -> None:
+    """
+    Raises:
+        CheckpointError: the checkpoint in `run` was trained on other data than the task's.
+    """
+    if content["data"] not in (None, task.fingerprint):
+        raise CheckpointError(
+            f"{run} was trained on other data than these, {task.describe()}: use its own data, or "
+            "train a new run"
+        )
 
 
 def _best(run: Path, path: Path, device: torch.device) -> dict[str, Any]:
@@ -128,8 +143,13 @@ def load_calibrated(
     config: Config, run: Path, task: Task, device: torch.device, stop: Interruption
 ) -> tuple[nn.Module, int, int | None]:
     """Return the best model of `run` in evaluation mode, its training step, and the number of
-    training batches that its population statistics are averaged over."""
+    training batches that its population statistics are averaged over.
+
+    Raises:
+        CheckpointError: there is no best model, or it belongs to another model or other data.
+    """
     model, content = load_best(config, run, task, device)
+    check_data(content, task, run)
     calibrated = content["calibrated"]
     if normalizes(model) and calibrated is None:
         with _evaluation(model, config.seed):

@@ -16,7 +16,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from bnrnn import processes
 from bnrnn.ahead import TrainingBatches
 from bnrnn.errors import CheckpointError, ConfigError, NonFiniteError
-from bnrnn.evaluate import build_model, final_test, load_best, validate
+from bnrnn.evaluate import build_model, check_data, final_test, load_best, validate
 from bnrnn.nn.share import WHOLE, Share, within
 from bnrnn.nn.stabilizer import NormStabilizer
 from bnrnn.optim import build_optimizer, clip_gradients, set_adam_eps, set_learning_rate
@@ -320,16 +320,14 @@ def begin(config: Config, task: Task, run: RunDirectory, device: torch.device) -
     Raises:
         CheckpointError, ConfigError: see `train`.
     """
+    # Several processes receive it in memory of the CPU: not all of them use the first one's GPU.
+    place = device if processes.count() == 1 else torch.device("cpu")
     resumed = processes.from_first(
-        lambda: checkpoint.load(run.last, device) if run.last.exists() else None
+        lambda: checkpoint.load(run.last, place) if run.last.exists() else None
     )
     if resumed is not None:
         task.load_state(resumed["task"])
-        if resumed["data"] not in (None, task.fingerprint):
-            raise CheckpointError(
-                f"{run.path} was trained on other data than these, {task.describe()}: resume it "
-                "with its own data, or choose another place for a new run with outputs=DIR"
-            )
+        check_data(resumed, task, run.path)
     torch.manual_seed(config.seed)
     model = build_model(config, task, device)
     kernel = task.kernel(model)  # raises before anything is written

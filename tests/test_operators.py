@@ -71,12 +71,6 @@ def test_opcheck(norms, options, features, dtype):
     torch.library.opcheck(torch.ops.bnrnn_cpu.backward.default, backward)
 
 
-def test_multiply():
-    a, b = torch.randn(70, 30), torch.randn(90, 30)
-    torch.library.opcheck(torch.ops.bnrnn_cpu.multiply.default, (a, b.t()))
-    torch.testing.assert_close(torch.ops.bnrnn_cpu.multiply(a, b.t()), a @ b.t())
-
-
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # in torch's own compiler
 @pytest.mark.parametrize(
     ("backend", "options"),

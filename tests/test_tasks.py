@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from bnrnn import calibrate
-from bnrnn.datasets import MNIST
+from bnrnn.datasets import MNIST, even_batches
 from bnrnn.errors import CheckpointError, DataError
 from bnrnn.settings.schema import CharacterConfig, ModelConfig, PixelConfig
 from bnrnn.tasks import CharacterTask, PixelTask
-from bnrnn.tasks.base import IGNORED, classify, even_batches
+from bnrnn.tasks.base import IGNORED, classify
 from bnrnn.tasks.pixels import checksum, pixel_order
 from tests.accuracy import assert_rounded
 
@@ -121,12 +121,15 @@ def test_padding_is_never_a_target():
     assert found.value.item() == pytest.approx(expected.value.item(), rel=1e-12)
 
 
-@pytest.mark.parametrize(("n", "size"), [(10, 10), (11, 10), (101, 10), (3964, 64)])
+@pytest.mark.parametrize(
+    ("n", "size"),
+    [(10, 10), (11, 10), (101, 10), (3964, 64), (3, 2), (5, 2), (2, 2), (4, 3), (2, 9)],
+)
 def test_even_batches_cover_all_and_none_is_tiny(n, size):
     parts = even_batches(n, size)
     assert [k for part in parts for k in range(n)[part]] == list(range(n))
     sizes = [part.stop - part.start for part in parts]
-    assert max(sizes) <= size
+    assert 2 <= min(sizes) <= max(sizes) <= max(size, 3)
     assert max(sizes) - min(sizes) <= 1
 
 

@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from bnrnn.datasets import even_batches
 from bnrnn.errors import DataError
 from bnrnn.evaluate import normalizes
 from bnrnn.nn.statistics import batch_statistics
 from bnrnn.runs.analysis import Lengths
 from bnrnn.tasks import Batch, CharacterTask, Progress
-from bnrnn.tasks.base import even_batches
 
 
 def lengths(

@@ -1,7 +1,8 @@
 """Data sets as NumPy arrays: their sources, hashes and formats. Independent of models."""
 
+from bnrnn.datasets.batches import bucketed_batches, even_batches
 from bnrnn.datasets.characters import CharacterCorpus
-from bnrnn.datasets.cnn.batches import bucketed_batches, pad, relabel_entities
+from bnrnn.datasets.cnn.batches import pad, relabel_entities
 from bnrnn.datasets.cnn.corpus import UNK, QuestionCorpus, QuestionSplit
 from bnrnn.datasets.cnn.load import load_cnn
 from bnrnn.datasets.cnn.questions import Question, read_question
@@ -21,6 +22,7 @@ __all__ = [
     "QuestionSplit",
     "WordCorpus",
     "bucketed_batches",
+    "even_batches",
     "load_cnn",
     "load_mnist",
     "load_ptb",

@@ -27,14 +27,14 @@ from bnrnn.kernels.philox import new_key
 KERNELS: dict[str, Kernel] = {
     "scan": Kernel(scan.recurrence, scan.why_not),
     "torch.lstm": Kernel(torch_lstm.recurrence, torch_lstm.why_not),
-    "cpu": Kernel(cpu.recurrence, cpu.why_not),
+    "cpu": Kernel(cpu.recurrence, cpu.why_not, rounds_products=True),
     "torch.lstm packed": Kernel(torch_lstm.recurrence, torch_lstm.why_not_padded),
     "triton": Kernel(triton.recurrence, triton.why_not),
     **{
         f"triton {way}": Kernel(partial(triton.recurrence, way=way), triton.why_not)
         for way in ("persistent", "alternating")
     },
-    "reference": Kernel(reference.recurrence, lambda _: None),
+    "reference": Kernel(reference.recurrence, lambda _: None, rounds_products=True),
 }
 
 
@@ -45,6 +45,11 @@ def check_name(kernel: str) -> None:
     """
     if kernel != "auto" and kernel not in KERNELS:
         raise ValueError(f"kernel must be one of auto, {', '.join(KERNELS)}, got {kernel!r}")
+
+
+def rounds_products(kernel: str) -> bool:
+    """Whether a kernel can round the factors of products to bfloat16; "auto" can choose one."""
+    return kernel == "auto" or KERNELS[kernel].rounds_products
 
 
 def choose(kernel: str, request: Request) -> str:
@@ -121,4 +126,5 @@ __all__ = [
     "has_bfloat16",
     "new_key",
     "recurrence",
+    "rounds_products",
 ]

@@ -92,7 +92,7 @@ def instruction_sets() -> list[str]:
 def flags() -> tuple[str, ...]:
     """The compiler's flags for the widest instruction set, or for BNRNN_KERNEL_ISA if set.
 
-    With BNRNN_KERNEL_PROFILE the kernel counts the time of its parts, see `bench/profile.py`.
+    With BNRNN_KERNEL_PROFILE the kernel measures the time of each part, see `bench/profile.py`.
 
     Raises:
         BuildError: this machine does not have the set that BNRNN_KERNEL_ISA names.
@@ -146,7 +146,7 @@ def _build(library: Path) -> None:
         for left in library.parent.iterdir():
             if left.name.startswith(_BUILDING):  # left by a killed process: we hold the lock
                 shutil.rmtree(left, ignore_errors=True)
-        _log.info("Compiling the CPU kernel: once, for about 20 seconds")
+        _log.info("Compiling the CPU kernel (once, about 20 seconds)")
         with tempfile.TemporaryDirectory(
             dir=library.parent, prefix=_BUILDING[0], ignore_cleanup_errors=True
         ) as folder:
@@ -209,7 +209,7 @@ def _compile(folder: Path) -> Path:
         if "No space left" in line:
             raise BuildError(f"the disk is full: {line}") from error
         raise BuildError(
-            f"it takes a C++ compiler (c++, or what CXX names) to build: {line}"
+            f"it takes a C++ compiler (c++, or the one that CXX names): {line}"
         ) from error
     return folder / f"{_NAME}.so"
 

@@ -194,5 +194,8 @@ def in_functorch_transform() -> bool:
 
 @dataclass(frozen=True)
 class Kernel:
+    """A way to run the recurrence."""
+
     run: Recurrence
     why_not: Callable[[Request], str | None]  # the reason it cannot run a request; None: it can
+    rounds_products: bool = False  # whether it can round the factors of products to bfloat16

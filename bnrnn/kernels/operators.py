@@ -32,7 +32,6 @@ def load() -> None:
     library = torch.library
     library.register_fake("bnrnn_cpu::forward", _fake_forward)
     library.register_fake("bnrnn_cpu::backward", _fake_backward)
-    library.register_fake("bnrnn_cpu::multiply", torch.mm)
     library.register_fake(
         "bnrnn_cpu::bernoulli",
         lambda key, stream, count, p: key.new_empty(count, dtype=torch.bool),
@@ -129,12 +128,4 @@ def _backward_of_reference(
         population=TermMoments(*moments) if any(moments) else None,
         lengths=lengths, count_padding=count_padding, noise=noise, bfloat16=bfloat16,
     )[:3]  # fmt: skip
-    used = [i for i, grad in enumerate(grads) if grad is not None]
-    wanted = [t for t, need in zip(aliases, needed, strict=False) if need]
-    found = iter(
-        torch.autograd.grad(
-            [results[i] for i in used], wanted, [grads[i] for i in used],
-            create_graph=True, allow_unused=True,
-        )
-    )  # fmt: skip
-    return [next(found) if need else None for need in needed]
+    return reference.gradients(results, grads, aliases, needed)

@@ -32,6 +32,9 @@ without Memory Loss", 2016, equation 11, but scaled in training rather than in e
 Ghahramani, "A Theoretically Grounded Application of Dropout in RNNs", 2016, section 4.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -100,6 +103,30 @@ def recurrence(
         output.append(h_t if live is None else torch.where(live[t], h_t, 0.0))
     moments = TermMoments(bn_ih.moments(), bn_hh.moments(), bn_c.moments())
     return torch.stack(output), h, c, moments
+
+
+def gradients(
+    results: Sequence[Tensor],
+    grads: Sequence[Tensor | None],
+    inputs: Sequence[Any],
+    needed: Sequence[bool],
+) -> list[Tensor | None]:
+    """The gradients of those inputs that need one, which can be differentiated again.
+
+    Args:
+        results: output, h_n and c_n of `recurrence`.
+        grads: their gradients; None for a result that the loss does not depend on.
+        needed: whether each input needs a gradient; inputs beyond its end need none.
+    """
+    used = [i for i, grad in enumerate(grads) if grad is not None]
+    wanted = [t for t, need in zip(inputs, needed, strict=False) if need]
+    found = iter(
+        torch.autograd.grad(
+            [results[i] for i in used], wanted, [grads[i] for i in used],
+            create_graph=True, allow_unused=True,
+        )
+    )  # fmt: skip
+    return [next(found) if need else None for need in needed]
 
 
 def _at(mask: Tensor | None, t: int) -> Tensor | None:

@@ -37,7 +37,7 @@ def normalize_as_plain(module: Any, batches: Iterable[Any]) -> None:
     if module.normalization.is_empty:
         return
     if not module.bias:
-        raise ValueError("without a bias nothing can make up for the means: use bias=True")
+        raise ValueError("a module without biases cannot compensate for the means: use bias=True")
     found = {name: _Pooled() for name in module.statistics}
 
     def observe(

@@ -207,9 +207,9 @@ class BNLSTM(nn.Module):
         )
 
     @property
-    def normalizes_frames(self) -> bool:
+    def needs_batch(self) -> bool:
         """Whether some term needs more than one sequence in a training batch."""
-        return self.options.normalizes_steps
+        return self.options.needs_batch
 
     @property
     def all_weights(self) -> list[list[Tensor]]:
@@ -422,7 +422,7 @@ class BNLSTM(nn.Module):
         return (
             weight.is_cpu and weight.dtype == torch.float32
             and torch.get_autocast_dtype("cpu") == torch.bfloat16
-            and self.options.kernel in ("auto", "cpu", "reference")
+            and kernels.rounds_products(self.options.kernel)
             and kernels.has_bfloat16()
         )  # fmt: skip
 
@@ -538,7 +538,7 @@ class BNLSTM(nn.Module):
         """Warn once if all sequences begin with the same state and the same frame."""
         if (
             self._seen_first_batch or not self.training or self.options.init_noise > 0
-            or not self.normalizes_frames or x.shape[1] < 2 or torch.compiler.is_compiling()
+            or not self.needs_batch or x.shape[1] < 2 or torch.compiler.is_compiling()
         ):  # fmt: skip
             return
         alike = bool((x[0] == x[0, :1]).all())
@@ -589,7 +589,7 @@ class BNLSTM(nn.Module):
         if first_step < 0 or (first_step > 0 and self.bidirectional):
             raise ValueError("first_step must be 0, or positive in a unidirectional module")
         by_batch = any(statistics.uses_batch for statistics in self._all_statistics())
-        if batch == 1 and self.normalizes_frames and by_batch and not self.options.synchronised:
+        if batch == 1 and self.needs_batch and by_batch and not self.options.synchronised:
             raise ValueError(
                 "a batch of one sequence has no per-step batch statistics: use at least two, "
                 "or evaluation mode with population statistics"

@@ -63,8 +63,8 @@ class NormOptions(Checked):
         require(0 < self.momentum <= 1, "momentum", self.momentum, "in (0, 1]")
 
     @property
-    def normalizes_steps(self) -> bool:
-        """Whether some batch statistics are per step; these need at least two sequences."""
+    def needs_batch(self) -> bool:
+        """Whether some batch statistics are per time step; these need at least two sequences."""
         kinds = {self.input_norm, self.recurrent_norm, self.cell_norm}
         return bool(kinds & {"frame", "sum"})
 
@@ -143,6 +143,10 @@ class ReaderOptions(NormOptions):
         super().__post_init__()
         require(0 <= self.dropout < 1, "dropout", self.dropout, "in [0, 1)")
         require_choice("init", self.init, "sound", "official_code")
+
+    @property
+    def needs_batch(self) -> bool:
+        return super().needs_batch or self.attention_norm
 
 
 def chosen(options: type, config: Any) -> dict[str, Any]:

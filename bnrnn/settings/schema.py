@@ -73,15 +73,6 @@ class NormConfig(NormOptions):
     dropout: float = 0.0
     stabilizer: float = 0.0  # β of the norm stabiliser, see `bnrnn.nn.stabilizer`
 
-    @property
-    def normalizes(self) -> bool:
-        return (self.input_norm, self.recurrent_norm, self.cell_norm) != ("none", "none", "none")
-
-    @property
-    def needs_batch(self) -> bool:
-        """Whether it computes statistics over the batch at each step, which needs several rows."""
-        return self.normalizes_steps
-
     def __post_init__(self) -> None:
         try:
             super().__post_init__()
@@ -97,16 +88,30 @@ class NormConfig(NormOptions):
 
 
 @dataclass
-class NoisyConfig(NormConfig, NoiseOptions):
-    """Settings of a model with noise in its recurrence; see `bnrnn.BNLSTM`."""
+class StackConfig(NormConfig, NoiseOptions):
+    """Settings of stacked layers, with noise in their recurrence; see `bnrnn.BNLSTM`."""
+
+    num_layers: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _positive("model.", self, "num_layers")
+        _require(self.num_layers <= 1000, "model.num_layers", self.num_layers, "1000 or less")
 
 
 @dataclass
-class ModelConfig(NoisyConfig):
+class LaurentConfig(StackConfig):
+    """Settings of the networks of Laurent et al., which start from a state of zeros."""
+
+    learned_state: bool = False
+    forget_bias: float = 0.0
+
+
+@dataclass
+class ModelConfig(StackConfig):
     """A `BNLSTM`, defined by the normalisation in its three slots."""
 
     learned_state: bool = True
-    num_layers: int = 1
     cell_bias: bool = LSTMOptions.cell_bias
     recurrent_init: str = LSTMOptions.recurrent_init
     input_dropout: float = 0.0  # of the elements of x_t; `dropout` is between layers
@@ -118,8 +123,6 @@ class ModelConfig(NoisyConfig):
             _require(
                 0 <= getattr(self, name) < 1, f"model.{name}", getattr(self, name), "in [0, 1)"
             )
-        _positive("model.", self, "num_layers")
-        _require(self.num_layers <= 1000, "model.num_layers", self.num_layers, "1000 or less")
         _choice("model.recurrent_init", self.recurrent_init, "orthogonal", "identity")
 
 
@@ -130,59 +133,38 @@ class AttentiveReaderConfig(NormConfig, ReaderOptions):
     hidden_size: int = 240
     dropout: float = ReaderOptions.dropout
 
-    @property
-    def needs_batch(self) -> bool:
-        return super().needs_batch or self.attention_norm
-
 
 @dataclass
-class WordModelConfig(NoisyConfig):
+class WordModelConfig(LaurentConfig):
     """Embeddings, a stack of LSTM layers and a softmax; see `bnrnn.tasks.words.WordModel`."""
 
     size: str = "small"  # selects the training schedule of task=ptb_words
     num_layers: int = 2
     init_range: float = 0.1
-    learned_state: bool = False
-    forget_bias: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _choice("model.size", self.size, *SIZES)
-        _positive("model.", self, "num_layers", "init_range")
-        _require(self.num_layers <= 1000, "model.num_layers", self.num_layers, "1000 or less")
+        _positive("model.", self, "init_range")
 
 
 @dataclass
-class CharacterStackConfig(NoisyConfig):
+class CharacterStackConfig(LaurentConfig):
     """A lookup table and stacked LSTMs; see `bnrnn.tasks.characters.CharacterStack`."""
 
     hidden_size: int = 250
     num_layers: int = 3
     gamma_init: float = 1.0
-    learned_state: bool = False
-    forget_bias: float = 0.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _positive("model.", self, "num_layers")
-        _require(self.num_layers <= 1000, "model.num_layers", self.num_layers, "1000 or less")
 
 
 @dataclass
-class SpeechConfig(NoisyConfig):
+class SpeechConfig(LaurentConfig):
     """Stacked LSTMs for speech frames; see `bnrnn.tasks.frames.SpeechModel`."""
 
     hidden_size: int = 250  # per direction
     num_layers: int = 5
     bidirectional: bool = True
     gamma_init: float = 1.0
-    learned_state: bool = False
-    forget_bias: float = 0.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _positive("model.", self, "num_layers")
-        _require(self.num_layers <= 1000, "model.num_layers", self.num_layers, "1000 or less")
 
 
 @dataclass
@@ -441,8 +423,7 @@ class LengthsConfig:
             _require(length > 1, "lengths.lengths", length, "2 or more")
         once = len(set(self.lengths)) == len(self.lengths)
         _require(once, "lengths.lengths", self.lengths, "different lengths")
-        # With 2, an odd number of slices leaves a batch of one, which has no batch statistics.
-        _require(self.batch_size > 2, "lengths.batch_size", self.batch_size, "3 or more")
+        _require(self.batch_size > 1, "lengths.batch_size", self.batch_size, "2 or more")
 
 
 @dataclass

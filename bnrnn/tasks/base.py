@@ -1,12 +1,11 @@
 """The interface between tasks and the training loop."""
 
-import itertools
 import zlib
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -27,6 +26,7 @@ from bnrnn.settings.schema import ModelConfig, NormConfig, TaskConfig
 Progress = Callable[[Iterable[Any]], Iterable[Any]]
 Sums = dict[str, Any]  # numbers, or one-element tensors on a device that is not the CPU: `number`
 IGNORED = -100  # the target of padding
+Drawn = TypeVar("Drawn")
 
 
 class Batch(NamedTuple):
@@ -80,6 +80,7 @@ class Task(ABC):
 
     def __init__(self, config: TaskConfig, seed: int) -> None:
         self.config, self.seed = config, seed
+        self._epoch: tuple[int, Any] | None = None  # the most recent one, and what it has drawn
 
     @property
     @abstractmethod
@@ -207,9 +208,15 @@ class Task(ABC):
             return True
         return value < best if self.metric.lower_is_better else value > best
 
-    def _generator(self, epoch: int) -> np.random.Generator:
-        """Return the generator for an epoch's order; epoch -1 is the order of calibration."""
-        return np.random.default_rng([self.seed, epoch + 1])
+    def _drawn(self, epoch: int, draw: Callable[[np.random.Generator], Drawn]) -> Drawn:
+        """Return what `draw` draws for the order of an epoch; epoch -1 is that of calibration.
+
+        It is drawn once per epoch, because all training examples take long to permute.
+        """
+        if self._epoch is None or self._epoch[0] != epoch:
+            # Older than `streams`. Another generator would change every result.
+            self._epoch = epoch, draw(np.random.default_rng([self.seed, epoch + 1]))
+        return self._epoch[1]
 
 
 def classify(logits: Tensor, target: Tensor) -> Loss:
@@ -282,12 +289,3 @@ def glorot_(lstm: BNLSTM, head: nn.Linear) -> None:
 def checksums(*arrays: np.ndarray) -> str:
     """Return the lengths and checksums of the arrays."""
     return ", ".join(f"{len(a)} {zlib.crc32(a.tobytes()):08x}" for a in arrays)
-
-
-def even_batches(n: int, batch_size: int) -> list[slice]:
-    """Split 0..n, in order, into batches of at most `batch_size` whose sizes differ by at most one.
-
-    A short last batch could have a single example, which has no batch statistics.
-    """
-    edges = np.linspace(0, n, -(-n // batch_size) + 1).astype(int).tolist()
-    return [slice(a, b) for a, b in itertools.pairwise(edges)]

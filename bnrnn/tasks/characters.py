@@ -17,7 +17,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bnrnn.datasets import CharacterCorpus, load_ptb, load_pydocs, load_text, load_text8
+from bnrnn.datasets import (
+    CharacterCorpus,
+    even_batches,
+    load_ptb,
+    load_pydocs,
+    load_text,
+    load_text8,
+)
 from bnrnn.errors import CheckpointError, DataError
 from bnrnn.nn import share
 from bnrnn.nn.lstm import BNLSTM
@@ -34,7 +41,6 @@ from bnrnn.tasks.base import (
     build_lstm,
     checksums,
     classify,
-    even_batches,
     glorot_,
     read,
 )
@@ -143,11 +149,14 @@ class CharacterTask(Task):
 
     def train_batch(self, epoch: int, index: int) -> Batch:
         length, size = self.config.length, self.config.batch_size
-        generator = self._generator(epoch)
-        offset = int(generator.integers(length))
-        order = generator.permutation((len(self.corpus.train) - offset) // length)
-        starts = offset + length * order[index * size : (index + 1) * size]
+        starts = self._drawn(epoch, self._draw_starts)[index * size : (index + 1) * size]
         return self._batch(self.corpus.train[starts[:, None] + np.arange(length)])
+
+    def _draw_starts(self, generator: np.random.Generator) -> np.ndarray:
+        """Draw where the sequences of an epoch start, in their order."""
+        length = self.config.length
+        offset = int(generator.integers(length))
+        return offset + length * generator.permutation((len(self.corpus.train) - offset) // length)
 
     def valid_batches(self) -> list[Batch]:
         length = self.config.length

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bnrnn.datasets.cnn.batches import bucketed_batches
+from bnrnn.datasets.batches import bucketed_batches
 from bnrnn.datasets.frames import (
     Cmvn,
     FrameCorpus,
@@ -79,7 +79,6 @@ class FrameTask(Task):
                 f"there are {len(self.corpus.train.names)} training utterances, fewer than a "
                 f"batch: lower task.batch_size ({config.batch_size})"
             )
-        self._order: tuple[int, list[np.ndarray]] | None = None  # of the most recent epoch
 
     @property
     def data_name(self) -> str:
@@ -107,12 +106,11 @@ class FrameTask(Task):
         return SpeechModel(config, self.corpus.features, self.corpus.classes, kernel)
 
     def train_batch(self, epoch: int, index: int) -> Batch:
-        if self._order is None or self._order[0] != epoch:
-            size, buckets = self.config.batch_size, self.config.buckets
-            lengths = self.corpus.train.lengths
-            batches = bucketed_batches(lengths, size, self._generator(epoch), buckets)
-            self._order = epoch, batches
-        return self._batch(self.corpus.train, self._order[1][index])
+        return self._batch(self.corpus.train, self._drawn(epoch, self._draw_batches)[index])
+
+    def _draw_batches(self, generator: np.random.Generator) -> list[np.ndarray]:
+        lengths, size = self.corpus.train.lengths, self.config.batch_size
+        return bucketed_batches(lengths, size, generator, self.config.buckets)
 
     def valid_batches(self) -> Sequence[Batch]:
         return self._batches(self.corpus.dev)

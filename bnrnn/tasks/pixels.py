@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bnrnn.datasets import load_mnist
+from bnrnn.datasets import even_batches, load_mnist
 from bnrnn.errors import CheckpointError, DataError
 from bnrnn.nn import share
 from bnrnn.runs.record import ACCURACY
@@ -22,7 +22,6 @@ from bnrnn.tasks.base import (
     build_head,
     build_lstm,
     classify,
-    even_batches,
 )
 
 PIXELS, CLASSES = 784, 10
@@ -86,7 +85,8 @@ class PixelTask(Task):
         return PixelModel(config, self.config.init_noise, kernel)
 
     def train_batch(self, epoch: int, index: int) -> Batch:
-        examples = self._generator(epoch).permutation(len(self.data.train_labels))
+        count = len(self.data.train_labels)
+        examples = self._drawn(epoch, lambda generator: generator.permutation(count))
         size = self.config.batch_size
         chosen = examples[index * size : (index + 1) * size]
         return self._batch(self.data.train_images, self.data.train_labels, chosen)

@@ -52,7 +52,6 @@ class QuestionTask(Task):
         entities = np.zeros(len(self.corpus.words), bool)
         entities[self.corpus.entity_ids] = True
         self._is_entity = torch.from_numpy(entities)
-        self._order: tuple[int, list[np.ndarray]] | None = None  # of the most recent epoch
 
     @property
     def data_name(self) -> str:
@@ -79,14 +78,14 @@ class QuestionTask(Task):
         )
 
     def train_batch(self, epoch: int, index: int) -> Batch:
-        if self._order is None or self._order[0] != epoch:
-            lengths = self.corpus.train.passages.lengths
-            size, buckets = self.config.batch_size, self.config.buckets
-            batches = bucketed_batches(lengths, size, self._generator(epoch), buckets)
-            self._order = epoch, batches
+        batches = self._drawn(epoch, self._draw_batches)
         purpose = Purpose.CALIBRATION_RELABEL if epoch < 0 else Purpose.RELABEL
         generator = stream(self.seed, purpose, max(epoch, 0), index)
-        return self._batch(self.corpus.train, self._order[1][index], generator)
+        return self._batch(self.corpus.train, batches[index], generator)
+
+    def _draw_batches(self, generator: np.random.Generator) -> list[np.ndarray]:
+        lengths = self.corpus.train.passages.lengths
+        return bucketed_batches(lengths, self.config.batch_size, generator, self.config.buckets)
 
     def valid_batches(self) -> list[Batch]:
         return self._batches(self.corpus.valid)

@@ -1,6 +1,5 @@
-"""Minibatches of passages and questions: order, padding and entity names."""
+"""Minibatches of passages and questions: padding and entity names."""
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -33,44 +32,6 @@ def relabel_entities(
         return np.where(places >= 0, permutation[places], ids).astype(ids.dtype)
 
     return renamed(passage), renamed(question), renamed(answers)
-
-
-def bucketed_batches(
-    lengths: np.ndarray,
-    batch_size: int,
-    generator: np.random.Generator | None,
-    buckets: int = 12,
-) -> list[np.ndarray]:
-    """Return the example indices of each batch; passages in a batch have similar lengths.
-
-    lengths: (n,).
-
-    With a generator (training): shuffle the examples, sort groups of `buckets` batches by length,
-    cut them into batches of `batch_size`, and shuffle the batches. Every example is used at most
-    once; n modulo `batch_size` random examples are left out.
-
-    Without a generator (evaluation): use every example once, longest first, in batches of nearly
-    equal size. Each batch has at least 2 examples, because one example has no batch statistics.
-    (With a batch_size of 2 and odd n, one batch has 3. With a batch_size of 1, or n = 1, batches
-    have one example.)
-    """
-    lengths = np.asarray(lengths)
-    n = len(lengths)
-    if generator is None:
-        if n == 0:
-            return []
-        count = math.ceil(n / batch_size)
-        if batch_size > 1:
-            count = max(1, min(count, n // 2))
-        return np.array_split(np.argsort(-lengths.astype(np.int64), kind="stable"), count)
-    # Drop examples before sorting; dropped after it, they would be the longest of the last bucket.
-    order = generator.permutation(n)[: n - n % batch_size]
-    batches: list[np.ndarray] = []
-    for start in range(0, len(order), buckets * batch_size):
-        bucket = order[start : start + buckets * batch_size]
-        bucket = bucket[np.argsort(lengths[bucket], kind="stable")]
-        batches += [bucket[i : i + batch_size] for i in range(0, len(bucket), batch_size)]
-    return [batches[i] for i in generator.permutation(len(batches))]
 
 
 def pad(rows: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-// The operators called from Python: bnrnn_cpu::forward, backward, multiply and bernoulli.
+// The operators called from Python: bnrnn_cpu::forward, backward and bernoulli.
 
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
@@ -115,8 +115,8 @@ struct Layer {
     return !one_hot() && (input_size() > kNarrow || whole_sequence() || grad_input);
   }
 
-  // The shape of W_x x_t of `rows` steps. A lone sequence's is computed for all steps at once,
-  // unless its statistics need it as the kernel's own products leave it.
+  // The shape of W_x x_t for `rows` steps. For a single sequence it is computed for all steps at
+  // once, except with whole-sequence statistics, which need the padded layout.
   bool has_lone_term() const { return batch() == 1 && !whole_sequence(); }
   std::vector<int64_t> term_shape(int64_t rows) const {
     if (has_lone_term()) return {steps(), 4 * hidden(), 1};
@@ -143,7 +143,7 @@ struct Layer {
     expect_moments("c", c, gamma_c, mean_c, var_c, H);
     TORCH_CHECK_VALUE(!bfloat16 || weight_hh.scalar_type() == at::kFloat,
                       "bfloat16 is for weights in float32, not ", weight_hh.scalar_type());
-    TORCH_CHECK_VALUE(!sums() || ih == "none", "where the sum is normalised, ih must be none");
+    TORCH_CHECK_VALUE(!sums() || ih == "none", "if the sum is normalised, ih must be none");
     for (const OptionalTensor* mask : {&held_cell, &held_hidden, &dropped_candidate}) {
       if (*mask) expect_mask(**mask, {steps(), batch(), H});
     }
@@ -179,16 +179,16 @@ struct Layer {
                       const OptionalTensor& mean, const OptionalTensor& var,
                       int64_t features) const {
     TORCH_CHECK_VALUE(gamma.has_value() == (kind != "none"), "gamma_", term,
-                      " goes with a normalised term, and with no other");
+                      " must be given exactly if the term is normalised");
     if (kind == "layer") {
-      TORCH_CHECK_VALUE(!mean && !var, "of ", term, ", a layer's, no moments can be given");
+      TORCH_CHECK_VALUE(!mean && !var, term, " is normalised over the features and takes no moments");
       return;
     }
     TORCH_CHECK_VALUE(mean.has_value() == var.has_value(), "mean_", term, " and var_", term,
-                      " go together");
+                      " must be given together");
     const bool any = mean_ih || mean_hh || mean_c;
     TORCH_CHECK_VALUE(mean.has_value() == (gamma.has_value() && any),
-                      "moments are given of all normalised terms or of none: see ", term);
+                      "give the moments of all normalised terms or of none: see ", term);
     if (!mean) return;
     TORCH_CHECK_VALUE(mean->dim() == 2 && mean->size(0) > 0, "mean_", term, " has no rows");
     expect("mean", *mean, {mean->size(0), features});
@@ -602,10 +602,7 @@ TORCH_LIBRARY(bnrnn_cpu, m) {
         ", bool by_batch, Tensor recurrent, Tensor states, Tensor cells, Tensor of_steps, "
         "Tensor term, bool grad_input, bool grad_weight_ih) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, "
         "Tensor, Tensor, Tensor, Tensor)");
-  m.def("multiply(Tensor a, Tensor b) -> Tensor");
   m.def("bernoulli(Tensor key, int stream, int count, float p) -> Tensor");
-  // Python needs these for the shapes of `saved`: the number of elements per vector, and the
-  // largest number of features of a narrow input.
 #if defined(BNRNN_PROFILE)
   // The names of the parts, and the nanoseconds of all threads in each since the last call.
   m.def("spent() -> (str[], int[])", [] {
@@ -614,15 +611,16 @@ TORCH_LIBRARY(bnrnn_cpu, m) {
     return std::tuple(std::vector<std::string>(bnrnn::kPartNames.begin(), bnrnn::kPartNames.end()), of);
   });
 #endif
+  // The number of elements per vector, and the largest number of features of a narrow input. Python
+  // needs them for the shapes of `saved`.
   m.def("lanes(bool is_double) -> int", lanes);
+  m.def("narrow() -> int", narrow);
   // How products of factors in bfloat16 are computed here: "amx", "avx512_bf16" or "portable".
   m.def("bfloat16_way() -> str", [] { return std::string(bnrnn::half_way()); });
-  m.def("narrow() -> int", narrow);
 }
 
 TORCH_LIBRARY_IMPL(bnrnn_cpu, CPU, m) {
   m.impl("forward", forward_operator);
   m.impl("backward", backward_operator);
-  m.impl("multiply", multiply);
   m.impl("bernoulli", bernoulli);
 }

@@ -163,7 +163,7 @@ T dot(const T* a, const T* b, ptrdiff_t n) {
   return sum<T>((sums[0] + sums[1]) + (sums[2] + sums[3]));
 }
 
-// Memory for numbers of either precision.
+// Memory of T as elements in bfloat16.
 template <typename T>
 Half* halves(T* memory) {
   return reinterpret_cast<Half*>(memory);

@@ -68,8 +68,9 @@ struct Problem {
 
   // The input, in one of three forms:
   // (T, B) symbols, a one-hot input. W_x has the element of a symbol and a feature (of 4H) at
-  // columns[symbol * symbol_stride + feature * feature_stride]. Of few symbols, a feature's are
-  // contiguous, and else a symbol's features: so few lines of the cache have what a step needs.
+  // columns[symbol * symbol_stride + feature * feature_stride]. With few symbols, the elements of
+  // one feature are contiguous; otherwise those of one symbol. Either way, a step touches few cache
+  // lines.
   const int64_t* index = nullptr;
   const T* columns = nullptr;
   ptrdiff_t symbol_stride = 0, feature_stride = 0;

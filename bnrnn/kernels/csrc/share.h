@@ -173,7 +173,8 @@ struct Share {
   // Whether the forward pass packs the weights. Packing takes longer than it saves in two steps.
   bool packs() const { return p.steps > 2; }
 
-  // The group's part of the thread's packed rows (depth,) of a weight; all groups before it are whole.
+  // The group's part of the thread's packed rows (depth,) of a weight; every earlier group has kGroup
+  // units.
   T* packed_of(T* packed, Range group, ptrdiff_t depth, bool half) const {
     const ptrdiff_t groups = (group.begin - units.begin) / kGroup;
     const ptrdiff_t whole = half ? kGates * half_blocks(depth) * kHalfBlock / 2

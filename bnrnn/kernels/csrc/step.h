@@ -549,7 +549,7 @@ class Step : public Share<T> {
     }
   }
 
-  // The vectors of rows (W,) that lie one after another.
+  // The vectors of contiguous rows (W,).
   auto rows_at(const T* rows) const {
     return [rows, W = W](ptrdiff_t u, ptrdiff_t b) { return load(rows + u * W + b); };
   }

@@ -1,4 +1,5 @@
-// Conversion between PyTorch's batch-major arrays and the kernel's feature-major arrays.
+// Conversion between PyTorch's batch-major arrays and the kernel's feature-major arrays. Whole blocks
+// have a path of their own, in which the block stays in registers.
 #pragma once
 
 #include <algorithm>
@@ -6,9 +7,6 @@
 #include "vectors.h"
 
 namespace bnrnn {
-
-// One block of whole vectors, or of fewer rows or columns: two paths, so that the block of the first
-// stays in registers.
 
 // Batch-major to feature-major: put(u, b, vector) gets vectors of the batch of one unit, for `count`
 // units, from the elements from(b)[u]; zero in the columns from B up to W.

@@ -18,7 +18,7 @@ template <typename T, typename PanelAt, typename Put>
 class WeightGradient {
  public:
   // `to` is (4H, columns), with columns rounded up to whole vectors. If it is null, nothing is done.
-  // `half` has the gradient of y_t in bfloat16, if it is wanted so.
+  // `half` has the gradient of y_t in bfloat16 if `half.wanted`.
   WeightGradient(const Share<T>& share, ptrdiff_t columns, T* to, const HalfGradient<T>& half,
                  PanelAt panel_at, Put put)
       : share(share),

@@ -233,15 +233,7 @@ def _gradients_by_reference(
         population=population if any(population) else None,
         lengths=lengths, count_padding=ctx.count_padding,
     )[:3]  # fmt: skip
-    used = [i for i, grad in enumerate(grads) if grad is not None]
-    wanted = [t for t, need in zip(aliases, needed, strict=False) if need]
-    found = iter(
-        torch.autograd.grad(
-            [results[i] for i in used], wanted, [grads[i] for i in used],
-            create_graph=True, allow_unused=True,
-        )
-    )  # fmt: skip
-    return [next(found) if need else None for need in needed]
+    return reference.gradients(results, grads, aliases, needed)
 
 
 def _acc(dtype: torch.dtype) -> torch.dtype:

@@ -38,7 +38,10 @@ def way(hidden: int, products: str) -> str:
 
 
 def tiles(way: str, batch: int, hidden: int) -> Tiles:
-    """`tests/test_triton_compiles.py` lists the registers and spills of each choice."""
+    """The tile sizes for B = `batch`, H = `hidden`.
+
+    `tests/test_triton_compiles.py` lists the registers and spills of each choice.
+    """
     block_b = max(16, _power_of_two(batch))
     if way == "alternating":
         block_u = 8 if hidden >= 512 and block_b <= 128 else 4
