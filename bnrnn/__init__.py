@@ -1,4 +1,8 @@
-"""Batch-normalised recurrent networks: a drop-in BN-LSTM and the experiments of its paper."""
+"""Batch-normalised recurrent networks: a drop-in BN-LSTM, and the experiments of two papers.
+
+The papers are "Recurrent Batch Normalization" (Cooijmans et al., ICLR 2017) and "Batch Normalized
+Recurrent Neural Networks" (Laurent et al., ICASSP 2016).
+"""
 
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version

@@ -352,7 +352,7 @@ def test_settings_that_name_no_data(bnrnn_here, tmp_path):
         ([*settings(tmp_path)[:2]], "needs data.dev_features"),
         (["data.synthetic=0"], "data.synthetic must be positive"),
         (["data.synthetic=10", "task.batch_size=24"], "fewer than a batch"),
-        (["data.synthetic=50", "task.subsampling=3"], "task.subsampling goes with archives"),
+        (["data.synthetic=50", "task.subsampling=3"], "task.subsampling is only for archives"),
         (["task.cmvn=all"], "task.cmvn must be one of none, utterance, speaker, global"),
         (["model=lstm"], "task=frames takes model=speech_lstm, speech_bn, speech_bn_frame"),
     ):
@@ -362,7 +362,7 @@ def test_settings_that_name_no_data(bnrnn_here, tmp_path):
         assert len(done.stderr.strip().splitlines()) == 1
     done = bnrnn_here("task=ptb", "data.features=x.scp")
     assert (done.returncode, done.stderr) == (
-        2, "bnrnn: error: data.features goes with task=frames\n",
+        2, "bnrnn: error: data.features is only for task=frames\n",
     )  # fmt: skip
     done = bnrnn_here("task=an4", f"data_dir={tmp_path}")
     assert done.returncode == 3

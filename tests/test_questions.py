@@ -172,11 +172,11 @@ def test_train_resume_evaluate_and_answer(bnrnn_here, tmp_path):
         (["task=cnn", "model=bnlstm"], "task=cnn takes model=attentive_…, not model=bnlstm"),
         (["task=ptb", "model=attentive_lstm"], "task=ptb takes model="),
         (["task=cnn", "model.num_layers=2"], "there is no setting 'model.num_layers'"),
-        (["data.synthetic=100"], "data.synthetic goes with task=cnn, cnn4, frames and an4"),
+        (["data.synthetic=100"], "data.synthetic is only for task=cnn, cnn4, frames and an4"),
         (["task=cnn", "data.synthetic=-1"], "data.synthetic must be positive"),
         (["task=cnn", "task.relabel=all"], "task.relabel must be one of batch, none"),
         (["mode=answer"], "mode=answer needs a finished run"),
-        (["question=x"], "mode=answer run=DIR question=FILE"),
+        (["question=x"], "question=FILE goes with mode=answer run=DIR"),
     ],
 )
 def test_wrong_settings(bnrnn_here, arguments, message):

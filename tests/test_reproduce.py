@@ -139,9 +139,7 @@ def test_every_file_says_what_it_costs_and_what_to_expect(experiment, targets):
 def test_scale_alone_is_refused(bnrnn_here):
     done = bnrnn_here("scale=hour")
     assert done.returncode == 2
-    assert done.stderr == (
-        "bnrnn: error: scale=hour goes with reproduce=…, which says what to shrink\n"
-    )
+    assert done.stderr == "bnrnn: error: scale=hour needs reproduce=NAME, such as reproduce=ptb\n"
 
 
 SMALL = ["max_steps=2", "model.hidden_size=8", "calibration_batches=2", "task.batch_size=500",

@@ -101,7 +101,8 @@ def test_without_arguments_two_lines_come_first(tmp_path):
         lines = [process.stderr.readline().rstrip("\n") for _ in range(2)]
         process.kill()
     assert re.fullmatch(
-        r"Training BN-LSTM \(model=bnlstm\) on task=pydocs for 30 epochs, about .* on two cores",
+        r"Training BN-LSTM \(model=bnlstm\) on task=pydocs for 30 epochs, a few minutes "
+        "on two cores",
         lines[0],
     ), lines
     assert "outputs/pydocs/bnlstm" in lines[1]

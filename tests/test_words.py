@@ -408,7 +408,7 @@ def test_the_learning_rate_is_tensorflows(size):
         (["optimizer.lr_decay=0"], r"optimizer.lr_decay must be in \(0, 1\], got 0"),
         (["optimizer.lr_decay_after=-1"], "optimizer.lr_decay_after must be 0 or more, got -1"),
         (["optimizer.lr_decay=null"], "lr_decay and optimizer.lr_decay_after go together"),
-        (["patience=3"], "patience waits for a better validation, and selection=last"),
+        (["patience=3"], "patience waits for a better validation, but selection=last"),
         (["selection=best"], "selection must be one of population, batch, last"),
         (["task.resets=0"], "task.resets must be positive"),
         (["task.length=0"], "task.length must be positive"),

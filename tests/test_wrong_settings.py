@@ -33,6 +33,8 @@ experiment=by_task/official_code_ptb    | did you mean official_code?
 @foo=1                                  | cannot read '@foo=1': settings are written key=value
 task@foo=ptb                            | cannot read 'task@foo=ptb'
 --resolve                               | --resolve goes with --cfg job
+-m --cfg job                            | --cfg shows one job: leave out -m
+--cfg=all task=ptb --multirun           | --cfg shows one job: leave out -m
 --experimental-rerun X                  | there is no flag --experimental-rerun
 --shell-completion                      | there is no flag --shell-completion
 -sc foo                                 | there is no flag -sc
@@ -53,7 +55,7 @@ model=lstm,bnlstm                       | has several values: a sweep over them 
 +seed=1                                 | seed is written without +
 ++seed=1                                | seed is written without +
 +foo.bar=1                              | there is no setting 'foo.bar'
-hydra.run.dir=x                         | hydra.run.dir is not a setting of bnrnn: outputs=DIR
+hydra.run.dir=x                         | hydra.run.dir is not a setting of bnrnn: outputs=DIR sets
 hydra.output_subdir=../..               | hydra.output_subdir is not a setting of bnrnn
 hydra/job_logging=default               | hydra/job_logging is not a setting of bnrnn
 hydra/launcher=nope                     | there is no hydra/launcher=nope here
@@ -75,8 +77,8 @@ seed=${oc.env:NO_SUCH}                  | seed: there is no environment variable
 seed=${                                 | cannot read 'seed=${'
 device=cpu:7                            | device must be auto, cpu or cuda, got 'cpu:7'
 device=mps                              | device must be auto, cpu or cuda, got 'mps'
-scale=hour                              | scale=hour goes with reproduce=
-question=x                              | mode=answer run=DIR question=FILE
+scale=hour                              | scale=hour needs reproduce=NAME
+question=x                              | question=FILE goes with mode=answer run=DIR
 run=auto                                | run=DIR goes with mode=evaluate
 task.path=book.txt                      | add task=text
 model.recurrent_norm=sum                | model.input_norm must be none with recurrent_norm=sum

@@ -59,9 +59,8 @@ def check(arguments: list[str]) -> list[str]:
     for override in overrides:
         _check(override, arguments)
     compose.allow_commands(any(override.key_or_group == PIPES for override in overrides))
-    sweep = not {"-m", "--multirun"}.isdisjoint(flags)
     # The flags first: Hydra's parser refuses settings on both sides of a flag.
-    return flags + _settings_of_run(overrides, sweep) + words
+    return flags + _settings_of_run(overrides, _is_sweep(flags)) + words
 
 
 def _with_home(word: str) -> str:
@@ -93,7 +92,13 @@ def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
             )
     if "--resolve" in flags and not any(flag.startswith("--cfg=") for flag in flags):
         raise ConfigError("--resolve goes with --cfg job")
+    if any(flag.startswith("--cfg=") for flag in flags) and _is_sweep(flags):
+        raise ConfigError("--cfg shows one job: leave out -m")
     return flags, words
+
+
+def _is_sweep(flags: list[str]) -> bool:
+    return not {"-m", "--multirun"}.isdisjoint(flags)
 
 
 def _with_value(flag: str, value: str) -> str:
@@ -153,7 +158,7 @@ def _check(override: Override, arguments: list[str]) -> None:
         key == "hydra/launcher" or key.startswith(HYDRA_KEYS)
     ):
         raise ConfigError(
-            f"{key} is not a setting of bnrnn: outputs=DIR says where runs are, and "
+            f"{key} is not a setting of bnrnn: outputs=DIR sets the folder of runs, and "
             "hydra/launcher= how a sweep runs"
         )
     if override.is_add() or override.is_force_add():

@@ -96,7 +96,7 @@ def out_of_memory(error: BaseException) -> MemoryLimitError | None:
         or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
     ):
         return None
-    size = "" if asked is None else f" when {_size(asked[1], asked[2])} more were asked for"
+    size = "" if asked is None else f" when allocating {_size(asked[1], asked[2])}"
     return MemoryLimitError(
         f"out of memory{size}: lower task.batch_size, model.hidden_size or task.length"
     )
@@ -143,7 +143,7 @@ def _job(cfg: DictConfig) -> None:
     try:
         named = cfg.resume not in (None, "auto") or cfg.run not in (None, "auto")
         if cfg.scale is not None and choices["reproduce"] is None and not named:
-            raise ConfigError(f"scale={cfg.scale} goes with reproduce=…, which says what to shrink")
+            raise ConfigError(f"scale={cfg.scale} needs reproduce=NAME, such as reproduce=ptb")
         config = _config(cfg)
         if not sys.argv[1:]:
             _announce(config)
@@ -171,11 +171,11 @@ def _announce(config: Config) -> None:
     log = logging.getLogger(__name__)
     task, model = config.task.name, config.model.name
     log.info(
-        "Training %s (model=%s) on task=%s for %d epochs, about half an hour on two cores",
+        "Training %s (model=%s) on task=%s for %d epochs, a few minutes on two cores",
         config.model.title or model, model, task, config.max_epochs or config.task.max_epochs,
     )  # fmt: skip
     log.info(
-        "The run goes to %s; Ctrl-C stops it, bnrnn resume=auto goes on; see bnrnn --help",
+        "The run goes to %s; after Ctrl-C, bnrnn resume=auto resumes it; see bnrnn --help",
         Path(config.outputs, task, model),
     )
 

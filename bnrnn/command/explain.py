@@ -47,7 +47,7 @@ def explain(error: BaseException, arguments: list[str]) -> str:
         group, choice = match.groups()
         if group in GROUPS:
             return unknown_choice(group, choice)
-        extra = "joblib: pip install bnrnn[joblib]; submitit_slurm: pip install bnrnn[slurm]"
+        extra = "joblib: pip install 'bnrnn[joblib]'; submitit_slurm: pip install 'bnrnn[slurm]'"
         return f"there is no {group}={choice} here ({extra})"
 
     if match := re.search(r"Could not override '([^']+)'", text):

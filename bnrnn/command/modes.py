@@ -60,7 +60,9 @@ def run_mode(config: Config) -> None:
     if config.run is not None and not mode.uses_run:
         modes = ", ".join(f"mode={name}" for name, mode in MODES.items() if mode.uses_run)
         raise ConfigError(f"run=DIR goes with {modes}, not {config.mode}")
-    if (config.question is None) != (config.mode != "answer"):
+    if config.question is not None and config.mode != "answer":
+        raise ConfigError("question=FILE goes with mode=answer run=DIR")
+    if config.question is None and config.mode == "answer":
         raise ConfigError("mode=answer run=DIR question=FILE answers the question in a file")
     if config.resume is not None and config.mode != "train":
         raise ConfigError(f"resume goes with mode=train, not mode={config.mode}")
@@ -215,7 +217,7 @@ def _answer(config: Config) -> None:
         from bnrnn.plots.attention import heat_map
         from bnrnn.plots.style import save
     except ImportError:
-        log.info("No picture of the attention: pip install bnrnn[plot] for matplotlib")
+        log.info("No picture of the attention: pip install 'bnrnn[plot]' for matplotlib")
         return
     figure = heat_map(found.words, found.attention, found.question.question, found.lines())
     save(figure, folder / "attention.png")
@@ -244,7 +246,7 @@ def _analyse(config: Config) -> None:
         from bnrnn.plots.style import save
         from bnrnn.report.analysis_figures import FIGURES
     except ImportError:
-        say(f"{result}; for the figure: pip install bnrnn[plot]")
+        say(f"{result}; for the figure: pip install 'bnrnn[plot]'")
         return
     figure = result.with_name(f"{config.mode}.png")
     save(FIGURES[config.mode].draw([found]), figure)
@@ -255,7 +257,7 @@ def _report(config: Config) -> None:
     try:
         from bnrnn.report.report import write_report
     except ImportError as error:
-        raise ConfigError(f"mode=report needs pip install bnrnn[plot]: {error}") from error
+        raise ConfigError(f"mode=report needs pip install 'bnrnn[plot]': {error}") from error
     target = Path(config.outputs) / "report"
     write_report(Path(config.outputs), target)
     say(f"{target / 'report.html'}, and the same as report.md")
@@ -265,7 +267,7 @@ def _leaderboard(config: Config) -> None:
     try:
         from bnrnn.report.report import write_leaderboard
     except ImportError as error:
-        raise ConfigError(f"mode=leaderboard needs pip install bnrnn[plot]: {error}") from error
+        raise ConfigError(f"mode=leaderboard needs pip install 'bnrnn[plot]': {error}") from error
     target = Path(config.outputs) / "leaderboard"
     say(write_leaderboard(Path(config.outputs), target))
     say(f"\nWith settings, commands and figures: {target / 'leaderboard.html'}")

@@ -1,4 +1,4 @@
-"""Set up matplotlib, choose colours, encode figures; needs `pip install bnrnn[plot]`."""
+"""Set up matplotlib, choose colours, encode figures; needs `pip install 'bnrnn[plot]'`."""
 
 import io
 import warnings

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import os
 import re
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -172,8 +173,8 @@ def options(group: str) -> list[str]:
 
 
 @contextlib.contextmanager
-def _hydra():
-    """Return Hydra's global state, which the command may already have initialised."""
+def _hydra() -> Iterator[None]:
+    """Make sure that Hydra is initialised; the command may have done it already."""
     if GlobalHydra.instance().is_initialized():
         yield
     else:

@@ -487,8 +487,8 @@ class Config:
         _choice("precision", self.precision, "float32", "tf32", "bfloat16")
         if self.selection == "last" and self.patience is not None:
             raise ConfigError(
-                "patience waits for a better validation, and selection=last takes the last one: "
-                "set patience=null, or another selection"
+                "patience waits for a better validation, but selection=last ignores validations: "
+                "set patience=null or another selection"
             )
         _seed("seed", self.seed)
         _positive(
@@ -505,11 +505,11 @@ class Config:
     def _check_model_of_task(self) -> None:
         makes_data = isinstance(self.task, QuestionConfig | FrameConfig)
         if self.data.synthetic is not None and not makes_data:
-            raise ConfigError("data.synthetic goes with task=cnn, cnn4, frames and an4")
+            raise ConfigError("data.synthetic is only for task=cnn, cnn4, frames and an4")
         if not isinstance(self.task, FrameConfig):
             for name, value in vars(self.data).items():
                 if name != "synthetic" and value:
-                    raise ConfigError(f"data.{name} goes with task=frames")
+                    raise ConfigError(f"data.{name} is only for task=frames")
         if not isinstance(self.model, self.task.model_kind):
             raise ConfigError(
                 f"task={self.task.name} takes model={self.task.models}, not model={self.model.name}"

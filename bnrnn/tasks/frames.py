@@ -227,7 +227,7 @@ def load_corpus(config: FrameConfig, data: DataConfig, data_dir: Path) -> FrameC
     """
     if data.synthetic is not None:
         if config.subsampling != 1:
-            raise ConfigError("task.subsampling goes with archives, not with data.synthetic")
+            raise ConfigError("task.subsampling is only for archives, not for data.synthetic")
         return generate_frames(data.synthetic)
     if data.features is None and config.corpus is not None:
         sources = corpus_sources(data_dir / config.corpus)

@@ -135,9 +135,10 @@ class QuestionTask(Task):
         words, question = (
             self.corpus.decode(rows[0]) for rows in (split.passages, split.questions)
         )
-        said, right = (self.corpus.words[int(k)] for k in (logits.argmax(1), batch.target))
+        predicted, correct = (self.corpus.words[int(k)] for k in (logits.argmax(1), batch.target))
         weights = attention[:, 0].double().cpu().numpy()
-        return {"attention": heat_map(words, weights, question, [f"says {said}, right is {right}"])}
+        title = f"predicted {predicted}, correct {correct}"
+        return {"attention": heat_map(words, weights, question, [title])}
 
     def encode(self, words: Sequence[str]) -> np.ndarray:
         """Convert words to ids (n,) int64, by the rules of the corpus."""

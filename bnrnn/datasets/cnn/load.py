@@ -104,7 +104,8 @@ def _find(data_dir: Path) -> Path:
     raise DataError(
         f"the CNN questions are not there: put cnn.tgz at {archive} (in a browser, "
         f"https://drive.google.com/uc?export=download&id={DRIVE_ID}, sha256 {SHA256}), or unpack "
-        f"it in {archive.parent}, or set data_dir, or ask for synthetic questions"
+        f"it in {archive.parent}, or set data_dir, or generate questions with "
+        "data.synthetic=20000"
     )
 
 
