@@ -423,7 +423,7 @@ def test_which_devices_it_serves(monkeypatch, caplog):
             torch.float32,
             "needs compute capability 8.0, and Some GPU has 7.5",
         ),
-        ({"cuda": None}, torch.float32, "it is for NVIDIA's devices"),
+        ({"cuda": None}, torch.float32, "it needs an NVIDIA GPU"),
         ({"version": "3.5.1"}, torch.float32, "it needs triton 3.6 or later, not 3.5.1"),
     ):
         on(**where)

@@ -209,7 +209,7 @@ def _compile(folder: Path) -> Path:
         if "No space left" in line:
             raise BuildError(f"the disk is full: {line}") from error
         raise BuildError(
-            f"it takes a C++ compiler (c++, or the one that CXX names): {line}"
+            f"it takes a C++ compiler (c++, or the one that CXX names) to build: {line}"
         ) from error
     return folder / f"{_NAME}.so"
 

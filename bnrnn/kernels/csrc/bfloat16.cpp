@@ -75,19 +75,19 @@ Way way() {
 // One tile by N vectors of columns, whose first begins at c + column; vector n of the right operand
 // is at right + n * stride.
 template <int N>
-void portable_tile(const HalfTile& tile, ptrdiff_t blocks, const Half* right, ptrdiff_t stride,
+void portable_tile(const Bf16Tile& tile, ptrdiff_t blocks, const Bf16* right, ptrdiff_t stride,
                    ptrdiff_t column, bool add) {
   constexpr int lanes = kLanes<float>;
-  const auto words = [](const Half* at) {
+  const auto words = [](const Bf16* at) {
     return (Integers<float>)load(reinterpret_cast<const float*>(at));
   };
   for (ptrdiff_t r = 0; r < tile.rows; ++r) {
     Vector<float> sums[N];
     float* const c = tile.c + r * tile.stride + column;
     for (int n = 0; n < N; ++n) sums[n] = add ? load(c + n * lanes) : zero<float>();
-    for (ptrdiff_t k = 0; k < blocks * kHalfDepth; k += 2) {
-      const Half* const left =
-          tile.left + k / kHalfDepth * kHalfBlock + r * kHalfDepth + k % kHalfDepth;
+    for (ptrdiff_t k = 0; k < blocks * kBf16Depth; k += 2) {
+      const Bf16* const left =
+          tile.left + k / kBf16Depth * kBf16Block + r * kBf16Depth + k % kBf16Depth;
       const auto first = (Vector<float>)(Integers<float>{} + (left[0] << 16));
       const auto second = (Vector<float>)(Integers<float>{} + (left[1] << 16));
       for (int n = 0; n < N; ++n) {
@@ -103,7 +103,7 @@ void portable_tile(const HalfTile& tile, ptrdiff_t blocks, const Half* right, pt
 #if defined(BNRNN_HAS_HALF)
 
 template <int N>
-BNRNN_AVX512_BF16 void avx512_tile(const HalfTile& tile, ptrdiff_t blocks, const Half* right,
+BNRNN_AVX512_BF16 void avx512_tile(const Bf16Tile& tile, ptrdiff_t blocks, const Bf16* right,
                                    ptrdiff_t stride, ptrdiff_t column, bool add) {
   for (ptrdiff_t r0 = 0; r0 < tile.rows; r0 += kTogether) {
     const ptrdiff_t rows = std::min<ptrdiff_t>(kTogether, tile.rows - r0);
@@ -117,18 +117,18 @@ BNRNN_AVX512_BF16 void avx512_tile(const HalfTile& tile, ptrdiff_t blocks, const
                                      : _mm512_setzero_ps();
       }
     }
-    const Half* left = tile.left + r0 * kHalfDepth;
-    for (ptrdiff_t block = 0; block < blocks; ++block, left += kHalfBlock) {
-      for (ptrdiff_t k = 0; k < kHalfDepth; k += 2) {
+    const Bf16* left = tile.left + r0 * kBf16Depth;
+    for (ptrdiff_t block = 0; block < blocks; ++block, left += kBf16Block) {
+      for (ptrdiff_t k = 0; k < kBf16Depth; k += 2) {
         __m512bh pairs[N];
 #pragma GCC unroll 4
         for (int n = 0; n < N; ++n) {
-          pairs[n] = (__m512bh)_mm512_loadu_si512(right + n * stride + (block * kHalfDepth + k) * 16);
+          pairs[n] = (__m512bh)_mm512_loadu_si512(right + n * stride + (block * kBf16Depth + k) * 16);
         }
 #pragma GCC unroll 4
         for (int r = 0; r < kTogether; ++r) {
           int32_t word;
-          std::memcpy(&word, left + r * kHalfDepth + k, sizeof word);
+          std::memcpy(&word, left + r * kBf16Depth + k, sizeof word);
           const auto of_row = (__m512bh)_mm512_set1_epi32(word);
 #pragma GCC unroll 4
           for (int n = 0; n < N; ++n) sums[r][n] = _mm512_dpbf16_ps(sums[r][n], of_row, pairs[n]);
@@ -147,7 +147,7 @@ BNRNN_AVX512_BF16 void avx512_tile(const HalfTile& tile, ptrdiff_t blocks, const
 // R tiles by N vectors of columns, in the processor's tile registers: the results in 0 to 3, two
 // left operands in 4 and 5, two right operands in 6 and 7.
 template <int R, int N>
-BNRNN_AMX void amx_tiles(const HalfTile* tiles, ptrdiff_t blocks, const Half* right,
+BNRNN_AMX void amx_tiles(const Bf16Tile* tiles, ptrdiff_t blocks, const Bf16* right,
                          ptrdiff_t stride, ptrdiff_t column, bool add) {
   constexpr int kLine = 64;  // bytes of a row of an operand
   constexpr ptrdiff_t kBlocksAhead = 4;
@@ -155,9 +155,9 @@ BNRNN_AMX void amx_tiles(const HalfTile* tiles, ptrdiff_t blocks, const Half* ri
   float* c[R];
   ptrdiff_t row[R];  // bytes between rows
   for (int r = 0; r < R; ++r) {
-    const HalfTile& tile = tiles[r];
+    const Bf16Tile& tile = tiles[r];
     c[r] = tile.c + column, row[r] = tile.stride * 4;
-    if (tile.rows == kHalfRows) continue;
+    if (tile.rows == kBf16Rows) continue;
     for (ptrdiff_t i = 0; add && i < tile.rows; ++i) {
       std::copy_n(c[r] + i * tile.stride, 16 * N, partial[r][i]);
     }
@@ -182,10 +182,10 @@ BNRNN_AMX void amx_tiles(const HalfTile* tiles, ptrdiff_t blocks, const Half* ri
     if constexpr (R == 2) _tile_zero(2);
     if constexpr (R == 2 && N == 2) _tile_zero(3);
   }
-  for (ptrdiff_t k = 0; k < blocks * kHalfBlock; k += kHalfBlock) {
+  for (ptrdiff_t k = 0; k < blocks * kBf16Block; k += kBf16Block) {
     if (column == 0) {  // later columns find the left operands in the second-level cache
       for (int r = 0; r < R; ++r) {
-        prefetch<false>(tiles[r].left + k + kBlocksAhead * kHalfBlock, kHalfBlock);
+        prefetch<false>(tiles[r].left + k + kBlocksAhead * kBf16Block, kBf16Block);
       }
     }
     _tile_loadd(4, tiles[0].left + k, kLine);
@@ -206,8 +206,8 @@ BNRNN_AMX void amx_tiles(const HalfTile* tiles, ptrdiff_t blocks, const Half* ri
   if constexpr (R == 2) _tile_stored(2, c[1], row[1]);
   if constexpr (R == 2 && N == 2) _tile_stored(3, c[1] + 16, row[1]);
   for (int r = 0; r < R; ++r) {
-    const HalfTile& tile = tiles[r];
-    if (tile.rows == kHalfRows) continue;
+    const Bf16Tile& tile = tiles[r];
+    if (tile.rows == kBf16Rows) continue;
     for (ptrdiff_t i = 0; i < tile.rows; ++i) {
       std::copy_n(partial[r][i], 16 * N, tile.c + i * tile.stride + column);
     }
@@ -235,10 +235,10 @@ void release_tiles() {}
 
 }  // namespace
 
-void half_product(const HalfTile* tiles, ptrdiff_t count, ptrdiff_t blocks, const Half* right,
+void bf16_product(const Bf16Tile* tiles, ptrdiff_t count, ptrdiff_t blocks, const Bf16* right,
                   ptrdiff_t right_blocks, ptrdiff_t vectors, bool add) {
   constexpr ptrdiff_t lanes = kLanes<float>;
-  const ptrdiff_t stride = right_blocks * kHalfDepth * lanes;
+  const ptrdiff_t stride = right_blocks * kBf16Depth * lanes;
 #if defined(BNRNN_HAS_HALF)
   if (way() == Way::kAmx) {
     for (ptrdiff_t i = 0; i < count; i += 2) {
@@ -268,13 +268,13 @@ void half_product(const HalfTile* tiles, ptrdiff_t count, ptrdiff_t blocks, cons
   }
 }
 
-const char* half_way() { return kNames[static_cast<int>(way())]; }
+const char* bf16_way() { return kNames[static_cast<int>(way())]; }
 
-HalfProducts::HalfProducts(bool wanted) : configured(wanted && way() == Way::kAmx) {
+Bf16Products::Bf16Products(bool wanted) : configured(wanted && way() == Way::kAmx) {
   if (configured) configure_tiles();
 }
 
-HalfProducts::~HalfProducts() {
+Bf16Products::~Bf16Products() {
   if (configured) release_tiles();
 }
 

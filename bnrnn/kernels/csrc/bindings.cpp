@@ -102,7 +102,7 @@ struct Layer {
   bool sums() const { return hh == "sum"; }
   bool whole_sequence() const { return ih == "sequence" && by_batch; }
   // A lone sequence, and one or two steps, take longer to round and pack the weights than they save.
-  bool half() const { return bfloat16 && batch() > 1 && steps() > 2; }
+  bool bf16() const { return bfloat16 && batch() > 1 && steps() > 2; }
   bool has_layer() const { return ih == "layer" || hh == "layer" || c == "layer"; }
   int64_t width() const {
     const int64_t lanes = bnrnn::lanes(weight_hh.scalar_type() == at::kDouble);
@@ -206,7 +206,7 @@ class Call {
     p.threads =
         static_cast<int>(std::min<int64_t>(threads_for(l.weight_hh.numel() * p.width), p.hidden));
     p.sums = l.sums();
-    p.half = l.half();
+    p.bf16 = l.bf16();
     p.weight_hh = data(l.weight_hh);
     p.bias = data(l.bias);
     p.beta_c = data(l.beta_c);
@@ -218,8 +218,8 @@ class Call {
     p.candidate_factor = dropout(l.dropped_candidate, l.recurrent_dropout);
     p.hidden_factor = dropout(l.dropped_hidden, l.hidden_dropout);
     p.whole_sequence = l.whole_sequence();
-    p.panel_width = p.width + (p.half ? bnrnn::lanes(false) : 0);
-    p.packed = packed(p.hidden, p.hidden, p.half);
+    p.panel_width = p.width + (p.bf16 ? bnrnn::lanes(false) : 0);
+    p.packed = packed(p.hidden, p.hidden, p.bf16);
     masks();
   }
 
@@ -235,13 +235,13 @@ class Call {
   T* data(const OptionalTensor& tensor) { return tensor ? data(*tensor) : nullptr; }
 
   // Memory for the packed rows (depth,) of a weight, and for some right operands (depth, W).
-  T* packed(int64_t rows, int64_t depth, bool half) {
-    return data(in_large_pages(bnrnn::packed_size(rows, depth, p.threads, half), options));
+  T* packed(int64_t rows, int64_t depth, bool bf16) {
+    return data(in_large_pages(bnrnn::packed_size(rows, depth, p.threads, bf16), options));
   }
 
-  T* panels(int64_t count, int64_t depth, bool half) {
-    const int64_t size = bnrnn::panel_size(depth, p.panel_width, half);
-    return data(half ? zeros({count, size}) : empty({count, size}));
+  T* panels(int64_t count, int64_t depth, bool bf16) {
+    const int64_t size = bnrnn::panel_size(depth, p.panel_width, bf16);
+    return data(bf16 ? zeros({count, size}) : empty({count, size}));
   }
 
   void one_hot_or_narrow_input() {
@@ -389,9 +389,9 @@ Results forward(const Layer& l, bool keep, bool grad_input) {
       term = call.empty(l.term_shape(rows));
     }
     call.dense_input(term);
-    p.packed_ih = call.packed(p.hidden, p.input_size, p.half_input());
+    p.packed_ih = call.packed(p.hidden, p.input_size, p.bf16_input());
     p.input_panel_count = 2;
-    p.input_panels = call.panels(p.input_panel_count, p.input_size, p.half_input());
+    p.input_panels = call.panels(p.input_panel_count, p.input_size, p.bf16_input());
   } else {
     call.one_hot_or_narrow_input();
   }
@@ -421,7 +421,7 @@ Results forward(const Layer& l, bool keep, bool grad_input) {
   p.cells = call.data(cells);
   p.output = call.data(output);
   p.panel_count = 2;
-  p.panels = call.panels(p.panel_count, p.hidden, p.half);
+  p.panels = call.panels(p.panel_count, p.hidden, p.bf16);
   bnrnn::forward(p);
 
   std::vector<Tensor> saved;
@@ -471,7 +471,7 @@ Gradients backward(const OptionalTensor& grad_output, const OptionalTensor& grad
   p.grad_around = call.data(grad_around);
   p.grad_cell = call.data(grad_cell);
   p.panel_count = bnrnn::backward_panels(p.batch);
-  p.panels = call.panels(p.panel_count, 4 * H, p.half);
+  p.panels = call.panels(p.panel_count, 4 * H, p.bf16);
 
   const auto gradient_of = [&](const OptionalTensor& parameter, T** to) {
     const Tensor gradient = parameter ? call.zeros(parameter->sizes()) : call.empty({0});
@@ -493,7 +493,7 @@ Gradients backward(const OptionalTensor& grad_output, const OptionalTensor& grad
     if (grad_input) {
       of_input = call.empty(l.input.sizes());
       p.grad_input = call.data(of_input);
-      p.packed_ih = call.packed(D, H, p.half_input());
+      p.packed_ih = call.packed(D, H, p.bf16_input());
     }
     if (grad_weight_ih) {
       of_weight_ih = call.empty({4 * H, whole_vectors(D)});
@@ -501,7 +501,7 @@ Gradients backward(const OptionalTensor& grad_output, const OptionalTensor& grad
     }
     p.input_panel_count = p.whole_sequence ? p.steps : p.panel_count;
     p.input_panels =
-        p.sums ? p.panels : call.panels(p.input_panel_count, 4 * H, p.half_input());
+        p.sums ? p.panels : call.panels(p.input_panel_count, 4 * H, p.bf16_input());
   } else if (grad_weight_ih) {
     const bool by_symbol = l.one_hot() && !l.has_few_symbols();
     of_weight_ih = by_symbol ? call.zeros({D, 4 * H}) : call.zeros({4 * H, D});
@@ -616,7 +616,7 @@ TORCH_LIBRARY(bnrnn_cpu, m) {
   m.def("lanes(bool is_double) -> int", lanes);
   m.def("narrow() -> int", narrow);
   // How products of factors in bfloat16 are computed here: "amx", "avx512_bf16" or "portable".
-  m.def("bfloat16_way() -> str", [] { return std::string(bnrnn::half_way()); });
+  m.def("bfloat16_way() -> str", [] { return std::string(bnrnn::bf16_way()); });
 }
 
 TORCH_LIBRARY_IMPL(bnrnn_cpu, CPU, m) {

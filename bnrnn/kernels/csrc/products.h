@@ -165,22 +165,22 @@ T dot(const T* a, const T* b, ptrdiff_t n) {
 
 // Memory of T as elements in bfloat16.
 template <typename T>
-Half* halves(T* memory) {
-  return reinterpret_cast<Half*>(memory);
+Bf16* as_bf16(T* memory) {
+  return reinterpret_cast<Bf16*>(memory);
 }
 
 template <typename T>
-const Half* halves(const T* memory) {
-  return reinterpret_cast<const Half*>(memory);
+const Bf16* as_bf16(const T* memory) {
+  return reinterpret_cast<const Bf16*>(memory);
 }
 
 // The layout of the right operand (depth, width) of packed_product: one chunk of columns after
 // another, so that a tile reads contiguous memory for any width. Rows whose distance is a power of
-// two would compete for a few sets of the cache. If `half`, that of half_product.
+// two would compete for a few sets of the cache. If `bf16`, that of bf16_product.
 template <typename T>
 class RightLayout {
  public:
-  explicit RightLayout(ptrdiff_t width, bool half = false) : half(half) {
+  explicit RightLayout(ptrdiff_t width, bool bf16 = false) : bf16(bf16) {
     for_column_chunks<T>(width, [&](ptrdiff_t column, int vectors) {
       for (int n = 0; n < vectors; ++n) {
         places.push_back({column, vectors * kLanes<T>, n * kLanes<T>});
@@ -196,14 +196,14 @@ class RightLayout {
 
   // Write the vector of row k that begins at this column.
   void put(T* panel, ptrdiff_t depth, ptrdiff_t k, ptrdiff_t column, Vector<T> x) const {
-    if (half) {
-      put_half_right<T>(half_right_at(halves(panel), half_blocks(depth), k, column), k, x);
+    if (bf16) {
+      put_bf16_right<T>(bf16_right_at(as_bf16(panel), bf16_blocks(depth), k, column), k, x);
     } else {
       store(at(panel, depth, k, column), x);
     }
   }
 
-  const bool half;
+  const bool bf16;
 
  private:
   struct Place {

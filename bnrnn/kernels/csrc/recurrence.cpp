@@ -47,23 +47,23 @@ template <typename T>
 void pack_weights(const Share<T>& share) {
   const Problem<T>& p = share.p;
   if (!share.packs()) return;
-  const auto pack_rows = [&](const T* weight, T* packed, ptrdiff_t depth, bool half) {
+  const auto pack_rows = [&](const T* weight, T* packed, ptrdiff_t depth, bool bf16) {
     share.for_groups([&](Range group) {
       const ptrdiff_t n = group.size();
-      T* const to = share.packed_of(packed, group, depth, half);
+      T* const to = share.packed_of(packed, group, depth, bf16);
       const auto at = [&](ptrdiff_t row, ptrdiff_t k) {
         return weight[share.feature(group, row) * depth + k];
       };
-      if (!half) return pack(to, kGates * n, depth, at);
+      if (!bf16) return pack(to, kGates * n, depth, at);
       for (int gate = 0; gate < kGates; ++gate) {
-        pack_half(halves(to) + gate * half_blocks(depth) * kHalfBlock, n, depth,
+        pack_bf16(as_bf16(to) + gate * bf16_blocks(depth) * kBf16Block, n, depth,
                   [&](ptrdiff_t u, ptrdiff_t k) { return at(gate * n + u, k); });
       }
     });
   };
-  if (p.batch > 1) pack_rows(p.weight_hh, share.packed, share.H, p.half);
+  if (p.batch > 1) pack_rows(p.weight_hh, share.packed, share.H, p.bf16);
   if (share.has_input_product()) {
-    pack_rows(p.weight_ih, share.packed_ih, p.input_size, p.half_input());
+    pack_rows(p.weight_ih, share.packed_ih, p.input_size, p.bf16_input());
   }
 }
 
@@ -79,8 +79,8 @@ void find_sequence_moments(Share<T>& share, Barrier& barrier) {
 }
 
 // W_h h_{t-1} and W_x x_t, or their sum, for one group of units.
-template <typename T, bool kFamily>
-void forward_products(Step<T, kFamily>& step, ptrdiff_t t, Range group) {
+template <typename T, bool kGeneral>
+void forward_products(Step<T, kGeneral>& step, ptrdiff_t t, Range group) {
   const Problem<T>& p = step.p;
   if (step.has_input_product() && !p.whole_sequence) step.input_product(t, group);
   if (p.sums) step.input_term(t, group);
@@ -91,8 +91,8 @@ void forward_products(Step<T, kFamily>& step, ptrdiff_t t, Range group) {
   step.laps.lap(Part::kInputTerm);
 }
 
-template <typename T, bool kFamily>
-void forward_step(Step<T, kFamily>& step, ptrdiff_t t) {
+template <typename T, bool kGeneral>
+void forward_step(Step<T, kGeneral>& step, ptrdiff_t t) {
   step.for_groups([&](Range group) {
     forward_products(step, t, group);
     for (ptrdiff_t j = group.begin; j < group.end; ++j) {
@@ -125,8 +125,8 @@ void forward_step_apart(Step<T, true>& step, ptrdiff_t t, Barrier& barrier) {
   });
 }
 
-template <typename T, bool kFamily>
-void forward_steps(Step<T, kFamily>& step, Barrier& barrier) {
+template <typename T, bool kGeneral>
+void forward_steps(Step<T, kGeneral>& step, Barrier& barrier) {
   const Problem<T>& p = step.p;
   pack_weights(step);
   if (p.whole_sequence) {
@@ -139,7 +139,7 @@ void forward_steps(Step<T, kFamily>& step, Barrier& barrier) {
   for (ptrdiff_t t = 0; t < p.steps; ++t) {
     barrier.wait();  // h_{t-1} is complete
     step.laps.lap(Part::kBarrier);
-    if constexpr (kFamily) {
+    if constexpr (kGeneral) {
       step.apart ? forward_step_apart(step, t, barrier) : forward_step(step, t);
     } else {
       forward_step(step, t);
@@ -149,8 +149,8 @@ void forward_steps(Step<T, kFamily>& step, Barrier& barrier) {
 }
 
 // From the gradient of h_t to those of W_h h_{t-1} and W_x x_t.
-template <typename T, bool kFamily>
-void backward_step(Step<T, kFamily>& step, ptrdiff_t t) {
+template <typename T, bool kGeneral>
+void backward_step(Step<T, kGeneral>& step, ptrdiff_t t) {
   step.for_groups([&](Range group) {
     step.get_grad_output(t, group);
     step.laps.lap(Part::kOutput);
@@ -188,27 +188,27 @@ void backward_step_apart(Step<T, true>& step, ptrdiff_t t, Barrier& barrier) {
   });
 }
 
-template <typename T, bool kFamily>
-void backward_steps(Step<T, kFamily>& step, Barrier& barrier) {
+template <typename T, bool kGeneral>
+void backward_steps(Step<T, kGeneral>& step, Barrier& barrier) {
   const Problem<T>& p = step.p;
   const ptrdiff_t features = kGates * step.H;
-  step.pack_transposed(p.weight_hh, step.H, step.units, step.packed, p.half);
+  step.pack_transposed(p.weight_hh, step.H, step.units, step.packed, p.bf16);
   // Whether backward_state writes to grad_state a part that does not pass through W_h.
   const bool around =
       !step.drops_hidden() && (p.mask_stride != 0 || !p.hold_hidden.is_constant(0));
   if (p.grad_input != nullptr) {
-    step.pack_transposed(p.weight_ih, p.input_size, step.inputs, step.packed_ih, p.half_input());
+    step.pack_transposed(p.weight_ih, p.input_size, step.inputs, step.packed_ih, p.bf16_input());
   }
-  auto of_weight_hh = recurrent_weight_gradient(step, step.half_of_recurrent);
+  auto of_weight_hh = recurrent_weight_gradient(step, step.bf16_of_recurrent);
   auto of_weight_ih =
-      input_weight_gradient(step, p.sums ? step.half_of_recurrent : step.half_of_input);
+      input_weight_gradient(step, p.sums ? step.bf16_of_recurrent : step.bf16_of_input);
   const auto input_gradients = [&](ptrdiff_t t) {
     step.put_grad_dense(t);
     of_weight_ih.add(t);
   };
   step.laps.lap(Part::kPacking);
   for (ptrdiff_t t = p.steps - 1; t >= 0; --t) {
-    if constexpr (kFamily) {
+    if constexpr (kGeneral) {
       step.layer_ih.recall(t), step.layer_hh.recall(t), step.layer_c.recall(t);
       step.apart ? backward_step_apart(step, t, barrier) : backward_step(step, t);
     } else {
@@ -234,7 +234,7 @@ void backward_steps(Step<T, kFamily>& step, Barrier& barrier) {
   for (ptrdiff_t t = p.steps - 1; t >= 0; --t) input_gradients(t);
 }
 
-template <bool kFamily, typename T, typename Run>
+template <bool kGeneral, typename T, typename Run>
 void in_parallel(const Problem<T>& problem, Run&& run) {
   Barrier barrier;
 #pragma omp parallel num_threads(problem.threads)
@@ -242,25 +242,25 @@ void in_parallel(const Problem<T>& problem, Run&& run) {
     // OpenMP may start fewer threads than requested.
 #pragma omp single
     barrier.expect(omp_get_num_threads());
-    const HalfProducts half_products(problem.half);
-    Step<T, kFamily> step(problem, omp_get_thread_num(), omp_get_num_threads());
+    const Bf16Products bf16_products(problem.bf16);
+    Step<T, kGeneral> step(problem, omp_get_thread_num(), omp_get_num_threads());
     run(step, barrier);
   }
 }
 
 }  // namespace
 
-ptrdiff_t packed_size(ptrdiff_t rows, ptrdiff_t depth, int threads, bool half) {
+ptrdiff_t packed_size(ptrdiff_t rows, ptrdiff_t depth, int threads, bool bf16) {
   // An upper bound for any number of threads up to this one.
-  return packed_part(rows, depth, half) + 2 * threads * packed_part(1, depth, half);
+  return packed_part(rows, depth, bf16) + 2 * threads * packed_part(1, depth, bf16);
 }
 
-ptrdiff_t panel_size(ptrdiff_t depth, ptrdiff_t width, bool half) {
-  return (half ? half_blocks(depth) * kHalfDepth / 2 : depth) * width;
+ptrdiff_t panel_size(ptrdiff_t depth, ptrdiff_t width, bool bf16) {
+  return (bf16 ? bf16_blocks(depth) * kBf16Depth / 2 : depth) * width;
 }
 
 ptrdiff_t backward_panels(ptrdiff_t batch) {
-  return std::max<ptrdiff_t>(2, steps_a_block(batch));
+  return std::max<ptrdiff_t>(2, steps_per_block(batch));
 }
 
 int lanes(bool is_double) { return is_double ? kLanes<double> : kLanes<float>; }

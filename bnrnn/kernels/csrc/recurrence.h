@@ -50,16 +50,16 @@ struct Problem {
   // Whether the factors of the products are rounded to bfloat16 (bfloat16.h), for T = float and more
   // than one sequence; of the products with W_x, only if their statistics are not those of the whole
   // sequence, whose gradients pass through the panels twice.
-  bool half = false;
-  bool half_input() const { return half && !whole_sequence; }
+  bool bf16 = false;
+  bool bf16_input() const { return bf16 && !whole_sequence; }
   // Whether h_{t-1} and x_t are rounded relative to their mean over the batch. The batch normalisation
   // of their term sees only the differences between the sequences, which can be smaller than the
   // rounding errors of the values themselves. The forward pass multiplies the mean by the weight,
   // too, as a further vector of columns of the panels: W_h h = W_h (h - mean) + W_h mean. In the
   // gradient of the weight, the mean has no part: the gradients of such a term sum to zero. The
-  // backward pass sees to it that they still do when they are rounded (Step::put_half_gradient).
-  bool centres_hidden() const { return half && hh.gamma != nullptr && hh.per_step; }
-  bool centres_input() const { return half_input() && (sums ? hh : ih).per_step; }
+  // backward pass sees to it that they still do when they are rounded (Step::put_bf16_gradient).
+  bool centres_hidden() const { return bf16 && hh.gamma != nullptr && hh.per_step; }
+  bool centres_input() const { return bf16_input() && (sums ? hh : ih).per_step; }
   ptrdiff_t panel_width = 0;  // of `panels` and `input_panels`: W, or with that vector
 
   // Whether hh normalises W_h h_{t-1} + W_x x_t and ih is empty. `recurrent` is then that sum, and
@@ -132,7 +132,7 @@ struct Problem {
   T *packed, *packed_ih = nullptr;
   // The right operands of the products of some steps, laid out as in products.h or bfloat16.h:
   // h_{t-1}, (H, W), or in the backward pass the gradient of W_h h_{t-1}, (4H, W). Each takes
-  // panel_size elements, initially zero if `half`.
+  // panel_size elements, initially zero if `bf16`.
   T* panels;
   ptrdiff_t panel_count;  // 2, or in the backward pass backward_panels(B)
   // The same for a dense input: x_t, (D, W), or the gradient of W_x x_t, (4H, W), of all steps if
@@ -142,10 +142,10 @@ struct Problem {
 };
 
 // Number of elements of the packed copy of a weight with four times `rows` rows in total.
-ptrdiff_t packed_size(ptrdiff_t rows, ptrdiff_t depth, int threads, bool half);
+ptrdiff_t packed_size(ptrdiff_t rows, ptrdiff_t depth, int threads, bool bf16);
 
 // Number of elements of a right operand (depth, width).
-ptrdiff_t panel_size(ptrdiff_t depth, ptrdiff_t width, bool half);
+ptrdiff_t panel_size(ptrdiff_t depth, ptrdiff_t width, bool bf16);
 
 ptrdiff_t backward_panels(ptrdiff_t batch);
 

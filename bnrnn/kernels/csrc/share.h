@@ -17,7 +17,7 @@ constexpr ptrdiff_t kGroup = 16;  // hidden units processed together
 
 // The number of steps between two updates of the gradient of W_h in the backward pass. A product
 // over this many steps amortises loading and storing the result, and its operands fit the cache.
-inline ptrdiff_t steps_a_block(ptrdiff_t batch) {
+inline ptrdiff_t steps_per_block(ptrdiff_t batch) {
   constexpr ptrdiff_t kRows = 512;
   return std::max<ptrdiff_t>(1, kRows / batch);
 }
@@ -41,9 +41,9 @@ BNRNN_INLINE Standard<T> standard_at(const Slot<T>& slot, ptrdiff_t t, ptrdiff_t
 // The number of elements that a thread with `units` units needs for its packed rows (depth,) of a
 // weight: four for each unit in the forward pass, one in the backward pass. Tiles are padded at the
 // end of each group in the forward pass, and at the end of the thread's units in the backward pass.
-inline ptrdiff_t packed_part(ptrdiff_t units, ptrdiff_t depth, bool half) {
+inline ptrdiff_t packed_part(ptrdiff_t units, ptrdiff_t depth, bool bf16) {
   const ptrdiff_t groups = ceil_div(units, kGroup);
-  if (half) return groups * kGates * half_blocks(depth) * kHalfBlock / 2;
+  if (bf16) return groups * kGates * bf16_blocks(depth) * kBf16Block / 2;
   return (kGates * units + (groups + kGates) * kTileRows) * depth;
 }
 
@@ -81,15 +81,15 @@ struct Share {
         W(p.width),
         units(part({0, H}, threads, thread)),
         inputs(part({0, p.input_size}, threads, thread)),
-        layout(W, p.half),
-        input_layout(W, p.half_input()),
-        packed(p.packed + thread * packed_part(ceil_div(H, threads), H, p.half)),
+        layout(W, p.bf16),
+        input_layout(W, p.bf16_input()),
+        packed(p.packed + thread * packed_part(ceil_div(H, threads), H, p.bf16)),
         packed_ih(p.packed_ih) {
     if (packed_ih == nullptr) return;
     packed_ih +=
         thread * (p.grad_input == nullptr
-                      ? packed_part(ceil_div(H, threads), p.input_size, p.half_input())
-                      : packed_part(ceil_div(p.input_size, threads), H, p.half_input()));
+                      ? packed_part(ceil_div(H, threads), p.input_size, p.bf16_input())
+                      : packed_part(ceil_div(p.input_size, threads), H, p.bf16_input()));
   }
 
   FactorRow<T> row_of(const Factor<T>& factor, ptrdiff_t t, ptrdiff_t j) const {
@@ -115,12 +115,12 @@ struct Share {
   // The right operand of the product of step t. There are at least two: a fast thread may write
   // that of the next step while a slow thread still reads that of this step.
   T* panel_at(ptrdiff_t t, ptrdiff_t depth) const {
-    return p.panels + t % p.panel_count * panel_size(depth, p.panel_width, p.half);
+    return p.panels + t % p.panel_count * panel_size(depth, p.panel_width, p.bf16);
   }
 
   T* input_panel_at(ptrdiff_t t, ptrdiff_t depth) const {
     return p.input_panels +
-           t % p.input_panel_count * panel_size(depth, p.panel_width, p.half_input());
+           t % p.input_panel_count * panel_size(depth, p.panel_width, p.bf16_input());
   }
 
   // Whether the forward pass multiplies W_x by a dense input.
@@ -163,10 +163,10 @@ struct Share {
   template <typename At>
   void put_centred(T* panel, ptrdiff_t depth, ptrdiff_t k, ptrdiff_t t, At&& at) const {
     const T mean = mean_over_batch(t, at);
-    Half* const of_mean = half_right_at(halves(panel), half_blocks(depth), k, W);
-    put_half_split(of_mean, k, static_cast<float>(mean));
+    Bf16* const of_mean = bf16_right_at(as_bf16(panel), bf16_blocks(depth), k, W);
+    put_bf16_split(of_mean, k, static_cast<float>(mean));
     for (ptrdiff_t b = 0; b < W; b += kLanes<T>) {
-      put_half_right<T>(half_right_at(halves(panel), half_blocks(depth), k, b), k, at(b) - mean);
+      put_bf16_right<T>(bf16_right_at(as_bf16(panel), bf16_blocks(depth), k, b), k, at(b) - mean);
     }
   }
 
@@ -175,27 +175,27 @@ struct Share {
 
   // The group's part of the thread's packed rows (depth,) of a weight; every earlier group has kGroup
   // units.
-  T* packed_of(T* packed, Range group, ptrdiff_t depth, bool half) const {
+  T* packed_of(T* packed, Range group, ptrdiff_t depth, bool bf16) const {
     const ptrdiff_t groups = (group.begin - units.begin) / kGroup;
-    const ptrdiff_t whole = half ? kGates * half_blocks(depth) * kHalfBlock / 2
+    const ptrdiff_t whole = bf16 ? kGates * bf16_blocks(depth) * kBf16Block / 2
                                  : whole_tiles(kGates * kGroup) * depth;
     return packed + groups * whole;
   }
 
   // Add the product with the sum of the two columns after the batch, times factor_of(b).
   template <typename FactorOf>
-  void add_product_of_mean(const HalfTile* tiles, ptrdiff_t count, ptrdiff_t blocks,
-                           const Half* right, FactorOf&& factor_of) const {
+  void add_product_of_mean(const Bf16Tile* tiles, ptrdiff_t count, ptrdiff_t blocks,
+                           const Bf16* right, FactorOf&& factor_of) const {
     constexpr ptrdiff_t lanes = kLanes<float>;
-    const Half* const columns = right + W * blocks * kHalfDepth;
+    const Bf16* const columns = right + W * blocks * kBf16Depth;
     for (ptrdiff_t i = 0; i < count; i += 2) {  // two tiles are multiplied at once
-      float of_mean[2][kHalfRows][lanes];
+      float of_mean[2][kBf16Rows][lanes];
       const ptrdiff_t together = std::min<ptrdiff_t>(2, count - i);
-      HalfTile means[2];
+      Bf16Tile means[2];
       for (ptrdiff_t n = 0; n < together; ++n) {
         means[n] = {tiles[i + n].left, of_mean[n][0], lanes, tiles[i + n].rows};
       }
-      half_product(means, together, blocks, columns, blocks, 1, false);
+      bf16_product(means, together, blocks, columns, blocks, 1, false);
       for (ptrdiff_t n = 0; n < together; ++n) {
         for (ptrdiff_t r = 0; r < means[n].rows; ++r) {
           const T mean = of_mean[n][r][0] + of_mean[n][r][1];
@@ -209,9 +209,10 @@ struct Share {
   }
 
   // Tile i of packed rows (depth,), for the rows (W,) of a result that follow one another.
-  HalfTile half_tile(const T* packed, ptrdiff_t i, ptrdiff_t depth, T* result, ptrdiff_t rows) const {
-    return {halves(packed) + i * half_blocks(depth) * kHalfBlock, reinterpret_cast<float*>(result), W,
-            rows};
+  Bf16Tile bf16_tile(
+      const T* packed, ptrdiff_t i, ptrdiff_t depth, T* result, ptrdiff_t rows) const {
+    const Bf16* const left = as_bf16(packed) + i * bf16_blocks(depth) * kBf16Block;
+    return {left, reinterpret_cast<float*>(result), W, rows};
   }
 
   // rows (+)= the group's rows of `weight` (4H, depth) times `right`; `packed` is the packed form of
@@ -221,16 +222,16 @@ struct Share {
       bool centred, const T* right, T* const* rows, bool add) const {
     const ptrdiff_t n = group.size();
     if (packs()) {
-      T* const of_group = packed_of(packed, group, depth, layout.half);
-      if (!layout.half) return packed_product(of_group, kGates * n, depth, right, W, rows, add);
-      HalfTile tiles[kGates];
+      T* const of_group = packed_of(packed, group, depth, layout.bf16);
+      if (!layout.bf16) return packed_product(of_group, kGates * n, depth, right, W, rows, add);
+      Bf16Tile tiles[kGates];
       for (int gate = 0; gate < kGates; ++gate) {
-        tiles[gate] = half_tile(of_group, gate, depth, rows[gate * n], n);
+        tiles[gate] = bf16_tile(of_group, gate, depth, rows[gate * n], n);
       }
-      const ptrdiff_t blocks = half_blocks(depth);
-      half_product(tiles, kGates, blocks, halves(right), blocks, W / kLanes<float>, add);
+      const ptrdiff_t blocks = bf16_blocks(depth);
+      bf16_product(tiles, kGates, blocks, as_bf16(right), blocks, W / kLanes<float>, add);
       if (centred) {
-        add_product_of_mean(tiles, kGates, blocks, halves(right), [](ptrdiff_t) {
+        add_product_of_mean(tiles, kGates, blocks, as_bf16(right), [](ptrdiff_t) {
           return broadcast<T>(1);
         });
       }
@@ -243,11 +244,11 @@ struct Share {
   }
 
   // Pack the columns `range` of a weight (4H, columns), as rows of its transpose.
-  void pack_transposed(const T* weight, ptrdiff_t columns, Range range, T* packed, bool half) const {
+  void pack_transposed(const T* weight, ptrdiff_t columns, Range range, T* packed, bool bf16) const {
     const auto at = [&](ptrdiff_t row, ptrdiff_t k) {
       return weight[k * columns + range.begin + row];
     };
-    half ? pack_half(halves(packed), range.size(), kGates * H, at)
+    bf16 ? pack_bf16(as_bf16(packed), range.size(), kGates * H, at)
          : pack(packed, range.size(), kGates * H, at);
   }
 
@@ -256,20 +257,20 @@ struct Share {
   void transposed_product(ptrdiff_t t, const T* packed, const RightLayout<T>& layout, bool centred,
                           const T* right, ptrdiff_t rows, T* result, bool add) {
     const ptrdiff_t depth = kGates * H;
-    if (!layout.half) {
+    if (!layout.bf16) {
       result_rows.resize(rows);
       for (ptrdiff_t i = 0; i < rows; ++i) result_rows[i] = result + i * W;
       return packed_product(packed, rows, depth, right, W, result_rows.data(), add);
     }
-    half_tiles.clear();
-    for (ptrdiff_t i = 0; i * kHalfRows < rows; ++i) {
-      half_tiles.push_back(half_tile(packed, i, depth, result + i * kHalfRows * W,
-                                     std::min(kHalfRows, rows - i * kHalfRows)));
+    bf16_tiles.clear();
+    for (ptrdiff_t i = 0; i * kBf16Rows < rows; ++i) {
+      bf16_tiles.push_back(bf16_tile(packed, i, depth, result + i * kBf16Rows * W,
+                                     std::min(kBf16Rows, rows - i * kBf16Rows)));
     }
-    const ptrdiff_t count = half_tiles.size(), blocks = half_blocks(depth);
-    half_product(half_tiles.data(), count, blocks, halves(right), blocks, W / kLanes<float>, add);
+    const ptrdiff_t count = bf16_tiles.size(), blocks = bf16_blocks(depth);
+    bf16_product(bf16_tiles.data(), count, blocks, as_bf16(right), blocks, W / kLanes<float>, add);
     if (!centred) return;
-    add_product_of_mean(half_tiles.data(), count, blocks, halves(right), [&](ptrdiff_t b) {
+    add_product_of_mean(bf16_tiles.data(), count, blocks, as_bf16(right), [&](ptrdiff_t b) {
       return -load(counted_at(t) + b);
     });
   }
@@ -352,7 +353,7 @@ struct Share {
   T* packed_ih;     // of W_x, or in the backward pass of its transpose
   Rows<T> input_rows;                // of put_input
   std::vector<T*> result_rows;       // of transposed_product
-  std::vector<HalfTile> half_tiles;  // likewise
+  std::vector<Bf16Tile> bf16_tiles;  // likewise
   [[no_unique_address]] Laps laps;
 };
 

@@ -3,7 +3,7 @@
 
 #include <vector>
 
-#include "half_gradient.h"
+#include "bf16_gradient.h"
 #include "layer_norm.h"
 #include "share.h"
 
@@ -13,8 +13,8 @@ namespace bnrnn {
 // the unit stays in the first-level cache. Layer normalisation needs statistics over all units of
 // all threads, so the thread then completes each part for all its units before the next (`apart`).
 //
-// kFamily: whether there is layer normalisation or noise; otherwise their code is not compiled in.
-template <typename T, bool kFamily>
+// kGeneral: whether there may be layer normalisation or noise; otherwise their code is not compiled in.
+template <typename T, bool kGeneral>
 class Step : public Share<T> {
  public:
   using Share<T>::p, Share<T>::H, Share<T>::W, Share<T>::units;
@@ -30,8 +30,8 @@ class Step : public Share<T> {
         layer_hh(p.hh, *this),
         layer_c(p.c, *this),
         at_hand(apart ? units.size() : kGroup),
-        half_of_recurrent(*this, p.half && p.grad_weight_hh != nullptr),
-        half_of_input(*this, p.half_input() && p.dense != nullptr && !p.sums &&
+        bf16_of_recurrent(*this, p.bf16 && p.grad_weight_hh != nullptr),
+        bf16_of_input(*this, p.bf16_input() && p.dense != nullptr && !p.sums &&
                                  p.grad_weight_ih != nullptr) {
     input.resize(kGates * at_hand * W);
     grad_out.resize(at_hand * W);
@@ -109,8 +109,8 @@ class Step : public Share<T> {
     T *x[kGates], *h[kGates];
     terms(t, group, j, x, h);
     for (int gate = 0; gate < kGates; ++gate) {
-      if (kFamily && p.ih.layer) layer_ih.normalize(x[gate]);
-      if (kFamily && p.hh.layer) layer_hh.normalize(h[gate]);
+      if (kGeneral && p.ih.layer) layer_ih.normalize(x[gate]);
+      if (kGeneral && p.hh.layer) layer_hh.normalize(h[gate]);
     }
     find_moments(t, j, x, h);
     const Constants of(*this, t, j);
@@ -127,13 +127,13 @@ class Step : public Share<T> {
       }
       activate(gates);
       store(output_gate + b, gates[kOutput]);
-      if (kFamily) gates[kCandidate] *= candidate_factor(b);
+      if (kGeneral) gates[kCandidate] *= candidate_factor(b);
       const Vector<T> before = load(c_before + b);
       const Vector<T> c = gates[kForget] * before + gates[kInput] * gates[kCandidate];
       const Integers<T> runs = load(live + b) != 0;
       store(c_new + b, runs ? c : before);
     }
-    if (!kFamily) return;
+    if (!kGeneral) return;
     if (p.c.layer) layer_c.put(j, {c_new});
     if (c_new == c_after) return;
     const FactorRow<T> hold = row_of(p.hold_cell, t, j);
@@ -154,7 +154,7 @@ class Step : public Share<T> {
     const T* h_before = state_at(t) + j * W;
     T* h_after = state_at(t + 1) + j * W;
     const FactorRow<T> hold = row_of(p.hold_hidden, t, j);
-    const bool zoneout = kFamily && !p.hold_hidden.is_constant(0), layer = kFamily && p.c.layer;
+    const bool zoneout = kGeneral && !p.hold_hidden.is_constant(0), layer = kGeneral && p.c.layer;
     for_blocks<T>(W, [&](ptrdiff_t first, auto vectors) {
       Vector<T> squashed[vectors];
       for (int i = 0; i < vectors; ++i) {
@@ -211,7 +211,7 @@ class Step : public Share<T> {
     const T beta = beta_of(j);
     T *x[kGates], *h[kGates];
     terms(t, group, j, x, h);
-    if (kFamily && p.ih.layer && p.term == nullptr) {  // a kept term is normalised already
+    if (kGeneral && p.ih.layer && p.term == nullptr) {  // a kept term is normalised already
       for (int gate = 0; gate < kGates; ++gate) layer_ih.normalize(x[gate]);
     }
     T* x_hats[kGates];
@@ -225,7 +225,7 @@ class Step : public Share<T> {
     T* const dz_o = array(j, kOfZ) + kOutput * W;
     const FactorRow<T> candidate_factor = row_of(p.candidate_factor, t, j);
     const FactorRow<T> hold = row_of(p.hold_hidden, t, j);
-    const bool layer = kFamily && p.c.layer;
+    const bool layer = kGeneral && p.c.layer;
     // Recompute the gates and c_t.
     for (ptrdiff_t b = 0; b < W; b += kLanes<T>) {
       Vector<T> gate_of[kGates];
@@ -241,7 +241,7 @@ class Step : public Share<T> {
 #pragma GCC unroll 4
       for (int gate = 0; gate < kGates; ++gate) store(gates + gate * W + b, gate_of[gate]);
       Vector<T> g = gate_of[kCandidate];
-      if (kFamily) g *= candidate_factor(b);
+      if (kGeneral) g *= candidate_factor(b);
       const Integers<T> runs = load(live + b) != 0;
       const Vector<T> before = load(c_before + b);
       const Vector<T> c = runs ? gate_of[kForget] * before + gate_of[kInput] * g : before;
@@ -265,7 +265,7 @@ class Step : public Share<T> {
         const Vector<T> of_finished = grad;  // a finished sequence passes its gradient on
         if (p.grad_output != nullptr) grad += load(out + b);
         Vector<T> kept = zero<T>();
-        if (kFamily) {
+        if (kGeneral) {
           kept = grad * hold(b);
           grad -= kept;
         }
@@ -307,7 +307,7 @@ class Step : public Share<T> {
     }
     const FactorRow<T> candidate_factor = row_of(p.candidate_factor, t, j);
     const FactorRow<T> hold = row_of(p.hold_cell, t, j);
-    const bool layer = kFamily && p.c.layer;
+    const bool layer = kGeneral && p.c.layer;
     Vector<T> sum_z[kGates] = {}, sum_x[kGates] = {}, sum_h[kGates] = {};
     for (ptrdiff_t b = 0; b < W; b += kLanes<T>) {
       const Vector<T> m = load(counted + b);
@@ -316,7 +316,7 @@ class Step : public Share<T> {
           layer ? layer_c.gradient(load(dy + b), load(c_hat + b), of.c.gamma, b)
                 : (load(dy + b) - m * (mean_y + load(c_hat + b) * mean_y_hat)) * of.c.scale();
       Vector<T> of_c_t = load(dc + b), kept = zero<T>();
-      if (kFamily) {
+      if (kGeneral) {
         kept = runs ? of_c_t * hold(b) : kept;
         of_c_t -= kept;
       }
@@ -324,11 +324,11 @@ class Step : public Share<T> {
       const Vector<T> grad = runs ? of_c_t : zero<T>();
       const Vector<T> i = load(gates + kInput * W + b), f = load(gates + kForget * W + b);
       const Vector<T> g = load(gates + kCandidate * W + b);
-      const Vector<T> factor = kFamily ? candidate_factor(b) : broadcast<T>(1);
+      const Vector<T> factor = kGeneral ? candidate_factor(b) : broadcast<T>(1);
       const Vector<T> onward = of_c_t * f;
-      store(dc + b, runs ? (kFamily ? onward + kept : onward) : of_c_t);
-      const Vector<T> of_g = kFamily ? grad * (g * factor) : grad * g;
-      const Vector<T> of_i = kFamily ? grad * i * factor : grad * i;
+      store(dc + b, runs ? (kGeneral ? onward + kept : onward) : of_c_t);
+      const Vector<T> of_g = kGeneral ? grad * (g * factor) : grad * g;
+      const Vector<T> of_i = kGeneral ? grad * i * factor : grad * i;
       const Vector<T> of_z[kGates] = {
           of_g * i * (1 - i), grad * load(c_before + b) * f * (1 - f), of_i * (1 - g * g),
           load(dz[kOutput] + b)};
@@ -350,8 +350,8 @@ class Step : public Share<T> {
       T* const to = sums + 3 * gate;
       to[0] = totals[gate], to[1] = totals_x[gate], to[2] = totals_h[gate];
     }
-    if (kFamily && p.ih.layer) layer_ih.put_gradient(j, {dz[0], dz[1], dz[2], dz[3]}, x, of.x);
-    if (kFamily && p.hh.layer) layer_hh.put_gradient(j, {dz[0], dz[1], dz[2], dz[3]}, h, of.h);
+    if (kGeneral && p.ih.layer) layer_ih.put_gradient(j, {dz[0], dz[1], dz[2], dz[3]}, x, of.x);
+    if (kGeneral && p.hh.layer) layer_hh.put_gradient(j, {dz[0], dz[1], dz[2], dz[3]}, h, of.h);
   }
 
   // From z = BN(W_x x_t) + BN(W_h h_{t-1}) + b to the gradients of the two products. That of the
@@ -361,7 +361,7 @@ class Step : public Share<T> {
     const Constants& of = constants_of(j);
     const T inverse = inverse_count(t), *counted = counted_at(t), *sums = sums_of(j);
     T* const panel = panel_at(t, kGates * H);
-    const bool layer_x = kFamily && p.ih.layer, layer_h = kFamily && p.hh.layer, is_sum = p.sums;
+    const bool layer_x = kGeneral && p.ih.layer, layer_h = kGeneral && p.hh.layer, is_sum = p.sums;
     const T x_inverse = p.ih.per_step ? inverse : 0, h_inverse = p.hh.per_step ? inverse : 0;
     for (int gate = 0; gate < kGates; ++gate) {
       const ptrdiff_t k = gate * H + j;
@@ -382,19 +382,19 @@ class Step : public Share<T> {
         const Vector<T> of_product =
             layer_h ? layer_hh.gradient(of_z, h_hat, of_h.gamma, b)
                     : (of_z - m * (mean_h + h_hat * mean_h_hat)) * h_scale;
-        store(p.half ? dz + b : layout.at(panel, kGates * H, k, b), of_product);
+        store(p.bf16 ? dz + b : layout.at(panel, kGates * H, k, b), of_product);
         const Vector<T> of_input =
             layer_x ? layer_ih.gradient(of_z, x_hat, of_x.gamma, b)
                     : (of_z - m * (mean_x + x_hat * mean_x_hat)) * x_scale;
-        store(of_dense == nullptr || input_layout.half ? x + b
+        store(of_dense == nullptr || input_layout.bf16 ? x + b
                                                        : input_layout.at(of_dense, kGates * H, k, b),
               is_sum ? of_product : of_input);
       }
-      if (p.half) {
-        put_half_gradient(t, panel, k, dz, half_of_recurrent.row(t, gate, j), p.centres_hidden());
+      if (p.bf16) {
+        put_bf16_gradient(t, panel, k, dz, bf16_of_recurrent.row(t, gate, j), p.centres_hidden());
       }
-      if (of_dense != nullptr && input_layout.half) {
-        put_half_gradient(t, of_dense, k, x, half_of_input.row(t, gate, j), p.centres_input());
+      if (of_dense != nullptr && input_layout.bf16) {
+        put_bf16_gradient(t, of_dense, k, x, bf16_of_input.row(t, gate, j), p.centres_input());
       }
     }
   }
@@ -403,18 +403,19 @@ class Step : public Share<T> {
   // term that is normalised over the batch sums to zero. Rounding leaves a remainder, which the
   // steps before would amplify wherever all sequences are nearly alike. So the panel gets it, divided
   // among the sequences that count, in the columns after the batch, and the product subtracts it.
-  void put_half_gradient(ptrdiff_t t, T* panel, ptrdiff_t k, const T* row, Half* left, bool centres) {
-    const ptrdiff_t blocks = half_blocks(kGates * H);
+  void put_bf16_gradient(
+      ptrdiff_t t, T* panel, ptrdiff_t k, const T* row, Bf16* left, bool centres) {
+    const ptrdiff_t blocks = bf16_blocks(kGates * H);
     Vector<T> total = zero<T>();
     for (ptrdiff_t b = 0; b < W; b += kLanes<T>) {
       const Vector<T> gradient = load(row + b);
-      put_half_right<T>(half_right_at(halves(panel), blocks, k, b), k, gradient);
-      if (left != nullptr) put_half_left<T>(half_along(left, b), gradient);
-      total += rounded_to_half<T>(gradient);
+      put_bf16_right<T>(bf16_right_at(as_bf16(panel), blocks, k, b), k, gradient);
+      if (left != nullptr) put_bf16_left<T>(bf16_along(left, b), gradient);
+      total += rounded_to_bf16<T>(gradient);
     }
     if (!centres) return;
     const T remainder = sum<T>(total) * inverse_count(t);
-    put_half_split(half_right_at(halves(panel), blocks, k, W), k, static_cast<float>(remainder));
+    put_bf16_split(bf16_right_at(as_bf16(panel), blocks, k, W), k, static_cast<float>(remainder));
   }
 
   // After the last product: apply the dropout to obtain the complete gradient of h_{t-1}.
@@ -479,13 +480,13 @@ class Step : public Share<T> {
   }
 
   // Whether there is dropout of h_{t-1} within the product.
-  bool drops_hidden() const { return kFamily && Share<T>::drops_hidden(); }
+  bool drops_hidden() const { return kGeneral && Share<T>::drops_hidden(); }
 
   const bool apart;
   LayerNorm<T, kGates> layer_ih, layer_hh;
   LayerNorm<T, 1> layer_c;
   const ptrdiff_t at_hand;  // number of units held: of the group, or of the thread
-  HalfGradient<T> half_of_recurrent, half_of_input;
+  Bf16Gradient<T> bf16_of_recurrent, bf16_of_input;
 
  private:
   // The rows (W,) that a unit keeps between the parts of a step; the gates come first.
@@ -556,7 +557,7 @@ class Step : public Share<T> {
 
   // The row of c̃_t; without zoneout it is that of c_t.
   T* new_cell(ptrdiff_t t, ptrdiff_t j) {
-    return !kFamily || p.hold_cell.is_constant(0) ? cell_at(t + 1) + j * W : array(j, kNewCell);
+    return !kGeneral || p.hold_cell.is_constant(0) ? cell_at(t + 1) + j * W : array(j, kNewCell);
   }
 
   // The gradient of the hidden state between two steps, from all later steps. All steps have the

@@ -4,7 +4,7 @@
 
 #include <vector>
 
-#include "half_gradient.h"
+#include "bf16_gradient.h"
 #include "share.h"
 
 namespace bnrnn {
@@ -18,8 +18,8 @@ template <typename T, typename PanelAt, typename Put>
 class WeightGradient {
  public:
   // `to` is (4H, columns), with columns rounded up to whole vectors. If it is null, nothing is done.
-  // `half` has the gradient of y_t in bfloat16 if `half.wanted`.
-  WeightGradient(const Share<T>& share, ptrdiff_t columns, T* to, const HalfGradient<T>& half,
+  // `bf16` has the gradient of y_t in bfloat16 if `bf16.wanted`.
+  WeightGradient(const Share<T>& share, ptrdiff_t columns, T* to, const Bf16Gradient<T>& bf16,
                  PanelAt panel_at, Put put)
       : share(share),
         p(share.p),
@@ -28,19 +28,19 @@ class WeightGradient {
         columns(columns),
         width(ceil_div(columns, kLanes<T>) * kLanes<T>),
         to(to),
-        half(half),
+        bf16(bf16),
         panel_at(panel_at),
         put(put),
         right(to == nullptr ? 0
-              : half.wanted ? panel_size(half.blocks() * kHalfDepth, width, true)
-                            : steps_a_block(p.batch) * p.batch * width) {}
+              : bf16.wanted ? panel_size(bf16.blocks() * kBf16Depth, width, true)
+                            : steps_per_block(p.batch) * p.batch * width) {}
 
   // Add a block of steps once step t, its first, is done; otherwise do nothing.
   void add(ptrdiff_t t) {
-    const ptrdiff_t most = steps_a_block(p.batch);
+    const ptrdiff_t most = steps_per_block(p.batch);
     if (to == nullptr || t % most != 0) return;
     const Range steps = {t, std::min(t + most, p.steps)};
-    if (half.wanted) return add_half(steps);
+    if (bf16.wanted) return add_bf16(steps);
     put_right(steps);
     find_lefts(steps);
     constexpr ptrdiff_t kRows = 60;  // whole tiles whose operands stay in the cache
@@ -53,20 +53,20 @@ class WeightGradient {
   }
 
  private:
-  void add_half(Range steps) {
-    Half* const pairs = halves(right.data());
+  void add_bf16(Range steps) {
+    Bf16* const pairs = as_bf16(right.data());
     for (ptrdiff_t t = steps.begin; t < steps.end; ++t) {
       put(t, 0, columns, [&](ptrdiff_t b, ptrdiff_t u, Vector<T> x) {
-        put_half_right<T>(half_right_at(pairs, half.blocks(), half.at(t, b), u), b, x);
+        put_bf16_right<T>(bf16_right_at(pairs, bf16.blocks(), bf16.at(t, b), u), b, x);
       });
     }
     share.for_groups([&](Range group) {
-      HalfTile tiles[kGates];
+      Bf16Tile tiles[kGates];
       for (int gate = 0; gate < kGates; ++gate) {
         T* const rows = to + (gate * H + group.begin) * width;
-        tiles[gate] = {half.tile(group, gate), reinterpret_cast<float*>(rows), width, group.size()};
+        tiles[gate] = {bf16.tile(group, gate), reinterpret_cast<float*>(rows), width, group.size()};
       }
-      half_product(tiles, kGates, half.blocks(steps.size()), pairs, half.blocks(),
+      bf16_product(tiles, kGates, bf16.blocks(steps.size()), pairs, bf16.blocks(),
                    width / kLanes<float>, steps.end < p.steps);
     });
   }
@@ -128,7 +128,7 @@ class WeightGradient {
   const Problem<T>& p;
   const ptrdiff_t H, W, columns, width;
   T* const to;
-  const HalfGradient<T>& half;
+  const Bf16Gradient<T>& bf16;
   const PanelAt panel_at;
   Put put;
   Rows<T> right;
@@ -137,9 +137,9 @@ class WeightGradient {
 
 // Of W_h, with h_{t-1} as it enters the product, after dropout.
 template <typename T>
-auto recurrent_weight_gradient(const Share<T>& share, const HalfGradient<T>& half) {
+auto recurrent_weight_gradient(const Share<T>& share, const Bf16Gradient<T>& bf16) {
   return WeightGradient(
-      share, share.H, share.p.grad_weight_hh, half,
+      share, share.H, share.p.grad_weight_hh, bf16,
       [&](ptrdiff_t t) { return share.panel_at(t, kGates * share.H); },
       [&share, mean = Rows<T>(share.H)](
           ptrdiff_t t, ptrdiff_t column, ptrdiff_t count, auto&& put) mutable {
@@ -160,10 +160,10 @@ auto recurrent_weight_gradient(const Share<T>& share, const HalfGradient<T>& hal
 
 // Of W_x, for a dense input.
 template <typename T>
-auto input_weight_gradient(const Share<T>& share, const HalfGradient<T>& half) {
+auto input_weight_gradient(const Share<T>& share, const Bf16Gradient<T>& bf16) {
   const Problem<T>& p = share.p;
   return WeightGradient(
-      share, p.input_size, p.dense == nullptr ? nullptr : p.grad_weight_ih, half,
+      share, p.input_size, p.dense == nullptr ? nullptr : p.grad_weight_ih, bf16,
       [&](ptrdiff_t t) { return share.input_panel_at(t, kGates * share.H); },
       [&share, &p](ptrdiff_t t, ptrdiff_t column, ptrdiff_t count, auto&& put) {
         const auto x_at = [&](ptrdiff_t b, ptrdiff_t u) {
