@@ -2,12 +2,16 @@
 
 import json
 import re
+import shlex
 import shutil
 from html.parser import HTMLParser
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
 
 from bnrnn.errors import CheckpointError
+from bnrnn.report import command as command_of
 from bnrnn.report import compare, paper, report, results
 from bnrnn.report.document import (
     Bullets,
@@ -26,11 +30,12 @@ from bnrnn.report.groups import groups, mean_curve, order, sweeps
 from bnrnn.runs.directory import RunDirectory
 from bnrnn.runs.find import find, find_runs, read_run
 from bnrnn.runs.record import Record, Result
-from bnrnn.settings.same import flatten
+from bnrnn.settings.compose import compose_config
+from bnrnn.settings.same import flatten, to_dict
 from bnrnn.tasks.characters import TITLES
 from bnrnn.tasks.pixels import ORDERS
 from tests.conftest import ROOT
-from tests.run_folders import fail, make_run, usual_settings
+from tests.run_folders import change, fail, make_run, usual_settings
 
 HOSTILE = 'the loss is nan; see /home/someone/outputs/a/last.pt <script>alert("x")</script> a|b *c*'
 
@@ -612,3 +617,60 @@ def test_every_shipped_run_has_todays_settings():
         assert list(flatten(run.settings)) == list(flatten(settings)), run.path.name
         assert (run.subject.model_title, run.subject.free_settings) == (title, free)
     assert not find(ROOT / "results").unreadable
+
+
+def test_the_shipped_commands_give_the_settings_of_their_runs():
+    runs = {run.path.name: run for run in find_runs(ROOT / "results")}
+    text = (ROOT / "results" / "README.md").read_text()
+    shown = re.findall(r"^- \[(.*)\]\(runs/.*\): `(bnrnn .*)`$", text, re.MULTILINE)
+    assert [name for name, _ in shown] == [r.path.name for r in report._ordered([*runs.values()])
+                                           if r.result is not None]  # fmt: skip
+    for name, line in shown:
+        run = runs[name]
+        assert len(line) < 250, name
+        config = compose_config(*shlex.split(line)[1:])
+        ignored = {*run.subject.free_settings} - {"patience", "scale", "task.path"}
+        ours, theirs = (
+            {key: value for key, value in flatten(settings).items() if key not in ignored}
+            for settings in (to_dict(config), run.settings)
+        )
+        assert ours == theirs, name
+        steps = run.result.steps if config.patience is None else run.result.max_steps
+        assert config.total_steps(run.subject.steps_per_epoch) == steps, name
+
+
+def test_the_command_has_only_what_is_not_usual(tmp_path):
+    def command(name="ptb", model="lstm", **options):
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        make_run(folder, model, [2.0, 1.5], task=name, **options)
+        return report.command(read_run(folder))
+
+    assert command() == "bnrnn task=ptb model=lstm"
+    assert command(seed=3, threads=1, device="cpu", checkpoint_minutes=1.0) == (
+        "bnrnn task=ptb model=lstm seed=3"
+    )
+    assert command(model__cell_bias=True, selection="batch", optimizer__lr=8e-5) == (
+        "bnrnn task=ptb model=lstm experiment=official_code optimizer.lr=8e-05"
+    )
+    path = "/books/it's $HOME.txt"
+    *words, word = shlex.split(command(task__path=path))
+    assert words == ["bnrnn", "task=ptb", "model=lstm"]
+    (override,) = OverridesParser.create().parse_overrides([word])
+    assert (override.key_or_group, override.value()) == ("task.path", path)
+    assert command(patience=5, max_epochs=3) == "bnrnn task=ptb model=lstm max_epochs=3 patience=5"
+    change(tmp_path / "0" / "result.json", steps=150, max_steps=150)
+    assert report.command(read_run(tmp_path / "0")) == "bnrnn task=ptb model=lstm max_steps=150"
+    # Settings that this version does not know: the recorded command.
+    change(tmp_path / "0" / "run.json", task="mine")
+    assert report.command(read_run(tmp_path / "0")).startswith("bnrnn task=ptb model=lstm data_dir")
+
+
+@pytest.mark.parametrize("value", ["a b", "it's", "1", "null", "${x}", "[a]", "é", "", 3, 0.1, None,
+                                   True, 1e-08, [1, 2]])  # fmt: skip
+def test_a_value_in_a_command_is_read_back(value):
+    key = "gradient_flow.gammas" if isinstance(value, list) else "run"
+    word = command_of._word(key, value)
+    found = OmegaConf.create({"run": None, "gradient_flow": {"gammas": None}})
+    for override in OverridesParser.create().parse_overrides([word]):
+        OmegaConf.update(found, override.key_or_group, override.value())
+    assert OmegaConf.select(found, key, default=None) == value or "${" in str(value)

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from bnrnn.plots.style import colour
 from bnrnn.report import chart, document
 from bnrnn.report.chart import SECONDS, Chart, Panel, along
+from bnrnn.report.command import command
 from bnrnn.report.document import Block, Code, Heading, Paragraph, Table, Text
 from bnrnn.report.figures import picture
 from bnrnn.report.groups import BASELINES, cluster, kind, label, mean, one_a_seed, order
@@ -158,7 +159,6 @@ def table(ranked: list[Standing], target: float, runs: list[Run]) -> Table:
 def _row(found: Standing, target: float, runs: list[Run]) -> list[Text]:
     run, reached = found.first, found.reached(target)
     siblings = [c[0] for c in cluster(runs) if kind(c[0]) == kind(run)]
-    assert run.result is not None
     return [
         run.subject.model_title,
         found.test_shown(),
@@ -168,7 +168,7 @@ def _row(found: Standing, target: float, runs: list[Run]) -> list[Text]:
         f"{mean([seconds for _, seconds in reached]):,.0f}" if reached else "-",
         label(run, siblings) or "-",
         str(found.tried),
-        Code(run.result.command),
+        Code(command(run)),
     ]
 
 

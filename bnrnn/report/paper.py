@@ -116,8 +116,9 @@ GAMMA = 0.1  # the initial γ in all experiments of the papers
 
 def family(data: str) -> str:
     """The family of a data set, shared with the paper's data: "text8-part" -> "text8"."""
-    named = {"ptb_words": "words", "ptb_characters": "sum"}.get(data.partition("-")[0])
-    return named or re.split("[-_]", data, maxsplit=1)[0]
+    named = {"ptb_words": "words", "ptb_characters": "sum", "an4": "frames"}
+    name = named.get(data.partition("-")[0])
+    return name or re.split("[-_]", data, maxsplit=1)[0]
 
 
 def paper_of(data: str) -> Paper | None:
@@ -159,9 +160,9 @@ def settings(data: str, model: str) -> dict[str, Any]:
 
 
 @functools.cache
-def usual(task: str, model: str) -> dict[str, Any]:
-    """The flat settings of `task=` and `model=` alone; {} if `conf/` does not have both."""
-    return _defaults(task, model)
+def usual(task: str, model: str, *more: str) -> dict[str, Any]:
+    """The flat settings of `task=`, `model=` and `more`; {} if `conf/` does not have all of them."""
+    return _defaults(task, model, *more)
 
 
 @functools.cache

@@ -13,6 +13,7 @@ from bnrnn.plots.style import encode, plt
 from bnrnn.report import first_attempt, laurent, leaderboard, paper, words
 from bnrnn.report.analyses import furthest
 from bnrnn.report.analysis_figures import FIGURES
+from bnrnn.report.command import command
 from bnrnn.report.document import (
     Block,
     Bullets,
@@ -430,7 +431,7 @@ def _all_runs(runs: list[Run], name: Callable[[Run], Inline]) -> list[Block]:
     ]  # fmt: skip
     ordered = _ordered(runs)
     commands: list[Text] = [
-        (name(run), ": ", Code(run.result.command)) for run in ordered if run.result is not None
+        (name(run), ": ", Code(command(run))) for run in ordered if run.result is not None
     ]
     blocks: list[Block] = [
         Heading(2, "All runs"),
@@ -438,7 +439,7 @@ def _all_runs(runs: list[Run], name: Callable[[Run], Inline]) -> list[Block]:
         Table(header, "lrrrrrrrlll", [_run_row(run, name(run)) for run in ordered]),
     ]
     if commands:
-        blocks += [Paragraph("The commands:"), Bullets(commands)]
+        blocks += [Paragraph("The commands, with the settings that are not the usual ones:"), Bullets(commands)]
     return blocks
 
 
