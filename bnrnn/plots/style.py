@@ -43,6 +43,7 @@ COLOURS = {
     **{f"words_{size}_bn_input": "#009E73" for size in SIZES},
     **{f"words_{size}_bnlstm": "#D55E00" for size in SIZES},
 }
+MARKERS = "os^Dv"  # one for each group of settings of a model
 
 
 def colour(model: str) -> str:
@@ -88,4 +89,4 @@ def save(figure: Figure, path: Path) -> None:
     plt.close(figure)
 
 
-__all__ = ["COLOURS", "colour", "encode", "entry", "plain", "plt", "save", "tidy"]
+__all__ = ["COLOURS", "MARKERS", "colour", "encode", "entry", "plain", "plt", "save", "tidy"]

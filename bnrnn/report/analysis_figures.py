@@ -15,13 +15,12 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, MultipleLocator, NullLocator
 
-from bnrnn.plots.style import colour, entry, plain, plt, tidy
+from bnrnn.plots.style import MARKERS, colour, entry, plain, plt, tidy
 from bnrnn.report import paper
 from bnrnn.report.analyses import departures, made
 from bnrnn.report.chart import LARGEST
 from bnrnn.runs.analysis import Analysed, GradientFlow, Lengths, Population, TanhDerivative
 
-_MARKERS = "os^Dv"  # one for each group of settings of a model
 _LONG = 100  # characters, in both legend columns together; a wider legend has one column
 _LOWEST, _HIGHEST = -25, 15  # limits of the y axis, powers of ten
 _MATRICES = {"identity": "$W_h = I$, as in the authors' code", "orthogonal": "$W_h$ orthogonal"}
@@ -107,7 +106,7 @@ def lengths(results: Sequence[Lengths]) -> Figure:
     for key in sorted(alike, key=lambda key: (paper.order("", key[0]), key)):
         members = alike[key]
         models = [_of(found) for found in members]
-        marker = _MARKERS[drawn.get(key[0], 0) % len(_MARKERS)]
+        marker = MARKERS[drawn.get(key[0], 0) % len(MARKERS)]
         drawn[key[0]] = drawn.get(key[0], 0) + 1
         for statistics in sorted(members[0].bpc):
             style = _line(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
+from bnrnn.plots.style import MARKERS
 from bnrnn.report import document, paper
 from bnrnn.report.chart import EPOCHS, Chart, Panel
 from bnrnn.report.document import Block, Paragraph, Table, Text
@@ -100,7 +101,7 @@ def chart_of(runs: list[Run], title: str) -> Chart:
         found += [
             by_epochs(
                 name, run, training(run), note=f"seed {run.seed}" if len(seeds) > 1 else "",
-                legend=name if run is seeds[0] else None, marker="os^Dv"[k % 5],
+                legend=name if run is seeds[0] else None, marker=MARKERS[k % len(MARKERS)],
                 width=1.5 if len(seeds) == 1 else 0.9,
             )
             for run in seeds

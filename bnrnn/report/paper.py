@@ -161,7 +161,7 @@ def settings(data: str, model: str) -> dict[str, Any]:
 
 @functools.cache
 def usual(task: str, model: str, *more: str) -> dict[str, Any]:
-    """The flat settings of `task=`, `model=` and `more`; {} if `conf/` does not have all of them."""
+    """The flat settings of `task=`, `model=` and `more`; {} if `conf/` lacks one of them."""
     return _defaults(task, model, *more)
 
 

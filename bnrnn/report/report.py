@@ -49,6 +49,7 @@ from bnrnn.runs.text import quoted, slug
 Pictures = dict[str, dict[str, bytes]]  # name -> kind -> encoded
 
 MOST_COLUMNS = 12
+_MOST_GROUPS = 8  # of settings in a figure
 _HOW_TO_READ = (
     "Each number is the test of the model with the best validation (of the last model with "
     "selection=last). It uses population statistics, averaged over the training set or over "
@@ -307,16 +308,21 @@ def _figures(runs: list[Run]) -> list[Block]:
         drawn = [("", "", like, math.inf), ("-settings", ", other settings", beside, last)]
     elif shown:
         drawn = [("", "", shown, math.inf)]
-    blocks: list[Block] = [
-        Figure(
-            data + suffix,
-            f"Validation against training steps, {data_title}{of}",
-            _curve_caption(members),
-            functools.partial(validation_curves, members, data_title + of, last),
-            functools.partial(validation_chart, members, data_title + of, last),
+    blocks: list[Block] = []
+    for suffix, of, members, last in drawn:
+        best = _at_best_settings(members, runs)
+        caption = _curve_caption(best)
+        if len(best) < len(members):
+            caption += " Each model is shown at its best settings, as in the leaderboard."
+        blocks.append(
+            Figure(
+                data + suffix,
+                f"Validation against training steps, {data_title}{of}",
+                caption,
+                functools.partial(validation_curves, best, data_title + of, last),
+                functools.partial(validation_chart, best, data_title + of, last),
+            )
         )
-        for suffix, of, members, last in drawn
-    ]
     for by_gamma in found_sweeps:
         run = next(iter(by_gamma.values()))[0]
         title = run.subject.model_title
@@ -330,6 +336,17 @@ def _figures(runs: list[Run]) -> list[Block]:
             )
         )
     return blocks
+
+
+def _at_best_settings(shown: list[Run], runs: list[Run]) -> list[Run]:
+    """Of many groups of settings, those in the leaderboard of `runs`, if there is one."""
+    if len(cluster(shown, MEASURED)) <= _MOST_GROUPS:
+        return shown
+    ranked = leaderboard.standings(runs)
+    if len(ranked) < leaderboard.FEWEST:
+        return shown
+    best = {run.path for standing in ranked for run in standing.runs}
+    return [run for run in shown if run.path in best] or shown
 
 
 # Families of data for which the paper's figure has another form.
@@ -439,7 +456,8 @@ def _all_runs(runs: list[Run], name: Callable[[Run], Inline]) -> list[Block]:
         Table(header, "lrrrrrrrlll", [_run_row(run, name(run)) for run in ordered]),
     ]
     if commands:
-        blocks += [Paragraph("The commands, with the settings that are not the usual ones:"), Bullets(commands)]
+        title = "The commands, with the settings that are not the usual ones:"
+        blocks += [Paragraph(title), Bullets(commands)]
     return blocks
 
 

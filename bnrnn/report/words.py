@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from bnrnn.plots.style import colour
+from bnrnn.plots.style import MARKERS, colour
 from bnrnn.report import chart, document, paper
 from bnrnn.report.chart import EPOCHS, STEPS, Chart, Panel, along, papers_epoch
 from bnrnn.report.document import Block, Paragraph, Table, Text
@@ -148,7 +148,7 @@ def chart_of(runs: list[Run], title: str) -> Chart:
         )
         seeds = one_a_seed(members)
         for run in seeds:
-            marker = "os^Dv"[k % 5] if len(validation(run)) < 20 else None
+            marker = MARKERS[k % len(MARKERS)] if len(validation(run)) < 20 else None
             style: dict[str, Any] = {
                 "width": 1.5 if len(seeds) == 1 else 0.9,
                 "note": f"seed {run.seed}" if len(seeds) > 1 else "",
