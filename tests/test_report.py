@@ -98,7 +98,9 @@ def test_the_paper_and_the_tasks_have_one_title_for_one_data_set():
         assert of_tasks.get(data, entry.title) == entry.title
     # For stacked layers, the paper has only training curves: no validation and no test result.
     assert {data for data, _ in paper.RESULTS} == paper.DATA.keys() - {"ptb_characters"}
-    assert {model for _, model in paper.RESULTS} == paper.MODELS.keys() - paper.sums().keys()
+    assert {model for _, model in paper.RESULTS} == {
+        model for model in paper.MODELS if not model.startswith(("characters_", "speech_"))
+    }
 
 
 @pytest.mark.parametrize(
@@ -112,7 +114,7 @@ def test_the_papers_settings_are_those_of_task_and_model(composed, data, model):
     theirs = paper.settings(data, model)
     config = composed(f"task={data}", f"model={model}")
     assert theirs["task.name"] == config.task.name == data
-    assert theirs["model.title"] == config.model.title == paper.MODELS[model]
+    assert theirs["model.title"] == config.model.title == paper.model_title(model)
     assert theirs["model.gamma_init"] == (1.0 if model.endswith("bn_input") else paper.GAMMA)
     assert paper.settings(f"{data}-part", model) == theirs
     assert paper.settings(f"{data}-synthetic", model) == {}
@@ -120,9 +122,9 @@ def test_the_papers_settings_are_those_of_task_and_model(composed, data, model):
 
 def test_results_on_a_part_of_the_corpus_do_not_stand_beside_the_papers(tmp_path):
     make_run(tmp_path / "a", "lstm", [1.3], task="text8", steps=195_300, model__hidden_size=500,
-             data="text8-part", data_title="text8, a part of it")  # fmt: skip
+             data="text8-part", data_title="Part of text8")  # fmt: skip
     made = document(tmp_path)
-    assert Heading(3, "text8, a part of it") in made
+    assert Heading(3, "Part of text8") in made
     assert rows(made, "LSTM") == [["500 units", "1.175 test", "1", "195,300"]]
 
 

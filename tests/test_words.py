@@ -694,8 +694,8 @@ def test_table_2_and_figure_3(tmp_path):
     assert [block.text for block in made if isinstance(block, Heading) and block.level == 2][
         :3
     ] == [
-        "Recurrent Batch Normalization (Cooijmans et al., ICLR 2017)",
-        "Batch Normalized Recurrent Neural Networks (Laurent et al., ICASSP 2016)",
+        "Recurrent Batch Normalization: Cooijmans et al., ICLR 2017",
+        "Batch Normalized Recurrent Neural Networks: Laurent et al., 2016 (arXiv 2015)",
         "Other data",
     ]
     assert Heading(3, "Penn Treebank, words") in made

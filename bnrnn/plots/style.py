@@ -76,7 +76,6 @@ def encode(figure: Figure, kind: str) -> bytes:
     with plt.rc_context({"svg.hashsalt": "bnrnn"}), warnings.catch_warnings():
         # A character that the font lacks is drawn as a box.
         warnings.filterwarnings("ignore", "Glyph .* missing")
-        warnings.filterwarnings("ignore", "constrained_layout not applied")
         figure.savefig(
             buffer, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None
         )

@@ -156,7 +156,7 @@ def _gpu(file: Path) -> str:
             cells.append(loop)
     header = [
         ("training step, as a multiple of ", Code("nn.LSTM"), "'s"), "float32",
-        "a Python loop, float32", "TF32", "bfloat16",
+        "reference kernel, float32", "TF32", "bfloat16",
     ]  # fmt: skip
     return to_markdown([Table(header, "lrrrr", list(rows.values()))])
 

@@ -59,7 +59,8 @@ _HOW_TO_READ = (
     "or the range of two. If steps and settings are those of the paper, the verdict states whether "
     "its number is within that spread. The difference of a shorter run is not a verdict."
 )
-_STATES = ("finished", "running", "stopped", "unfinished", "failed", "unreadable")
+_ENDED_EARLY = "ended early, tested"
+_STATES = ("finished", _ENDED_EARLY, "running", "stopped", "unfinished", "failed", "unreadable")
 
 
 def write_report(outputs: Path, target: Path) -> None:
@@ -168,7 +169,6 @@ def document(
         *_overview(found.runs),
         Paragraph(_HOW_TO_READ),
         *_results(found.runs),
-        *laurent.speech(found.runs),
         *leaderboard.blocks(found.runs),
         *_analyses(furthest(found.analyses)),
         *_unfinished(found, name, resume),
@@ -192,9 +192,16 @@ def _named_apart(blocks: list[Block]) -> list[Block]:
 
 
 def _counts(found: Found) -> str:
-    states = [run.state for run in found.runs] + ["unreadable"] * len(found.unreadable)
+    states = [_state(run) for run in found.runs] + ["unreadable"] * len(found.unreadable)
     counts = [f"{states.count(state)} {state}" for state in _STATES if state in states]
-    return f"{len(states)} run{'s' * (len(states) != 1)}: " + (", ".join(counts) or "none") + "."
+    between = "; " if _ENDED_EARLY in states else ", "
+    return f"{len(states)} run{'s' * (len(states) != 1)}: {between.join(counts) or 'none'}."
+
+
+def _state(run: Run) -> str:
+    """The state; a run with a test after fewer steps than planned ended early."""
+    ended = run.result is not None and run.state in ("stopped", "unfinished")
+    return _ENDED_EARLY if ended else run.state
 
 
 def _overview(runs: list[Run]) -> list[Block]:
@@ -218,15 +225,12 @@ def _overview(runs: list[Run]) -> list[Block]:
 
 
 def _results(runs: list[Run]) -> list[Block]:
-    """A section per data set, ordered by paper: a table of results, and figures of their curves."""
-    blocks: list[Block] = []
+    """A section per paper: for each data set a table of results, and figures of their curves."""
+    sections: dict[str, list[Block]] = {}  # heading -> blocks
     all_groups = groups(runs)
-    heading = ""
     for data, grouped in itertools.groupby(sorted(runs, key=order), key=lambda run: run.data):
         members = list(grouped)
-        if (paper_heading := _paper_heading(data)) != heading:
-            heading = paper_heading
-            blocks.append(Heading(2, heading))
+        blocks = sections.setdefault(_paper_heading(paper.paper_of(data)), [])
         blocks.append(Heading(3, members[0].subject.data_title))
         rows = [_result_row(group) for group in all_groups if group.first.data == data]
         if rows:
@@ -238,12 +242,17 @@ def _results(runs: list[Run]) -> list[Block]:
         else:
             blocks.append(Paragraph("No run is finished yet."))
         blocks += _OWN_FIGURES.get(paper.family(data), _figures)(members)
-    return blocks
+    if speech := laurent.speech(runs):
+        sections.setdefault(_paper_heading(paper.LAURENT), []).extend(speech)
+    return [
+        block
+        for heading, blocks in sections.items()
+        for block in (Heading(2, heading), *blocks)
+    ]
 
 
-def _paper_heading(data: str) -> str:
-    found = paper.paper_of(data)
-    return "Other data" if found is None else f"{found.title} ({found.authors})"
+def _paper_heading(found: paper.Paper | None) -> str:
+    return "Other data" if found is None else f"{found.title}: {found.authors}"
 
 
 def _without_empty_columns(table: Table) -> Table:
@@ -382,7 +391,7 @@ def _not_run(runs: list[Run]) -> list[Block]:
         value = metric.show(reported.value, metric.decimals - 1)
         state = "; begun, not finished" if (data, model) in begun else ""
         items.append(
-            f"{title}, {paper.MODELS[model]}: {source.authors.partition(',')[0]} have {value} "
+            f"{title}, {paper.model_title(model)}: {source.authors.partition(',')[0]} have {value} "
             f"({reported.split}, {reported.source}, {reported.steps:,} steps){state}"
         )
     if not items:
@@ -418,7 +427,8 @@ def _unfinished(
 ) -> list[Block]:
     rows: list[list[Text]] = []
     for run in found.runs:
-        if run.state == "finished":
+        state = _state(run)
+        if state == "finished" or (state == _ENDED_EARLY and not run.resumable):
             continue
         steps, values = run.curve()
         last = f"{run.metric.number(values[-1])} at {steps[-1]:,}" if steps else "none"
@@ -428,14 +438,16 @@ def _unfinished(
             "stopped": ("resume with ", Code(resume(run))) if resume else "it can be resumed",
             "unfinished": "-" if resume is None else "no checkpoint to resume from",
         }
-        rows.append([name(run), run.state, f"{run.step:,}", last, notes[run.state]])
+        rows.append([name(run), state, f"{run.step:,}", last, notes[run.state]])
     for path, reason in found.unreadable:
         rows.append([Code(place(found, path)), "unreadable", "-", "-", reason])
     if not rows:
         return []
     return [
         Heading(2, "Not finished"),
-        Table(["run", "state", "step", "last validation", ""], "llrlw", rows),
+        _without_empty_columns(
+            Table(["run", "state", "step", "last validation", ""], "llrlw", rows)
+        ),
     ]
 
 
