@@ -1,6 +1,7 @@
 """Test reports on hand-made run directories with exact numbers, and the shipped results."""
 
 import json
+import math
 import re
 import shlex
 import shutil
@@ -25,11 +26,11 @@ from bnrnn.report.document import (
     to_html,
     to_markdown,
 )
-from bnrnn.report.figures import gamma_sweep, validation_curves
+from bnrnn.report.figures import end_limits, gamma_sweep, validation_curves
 from bnrnn.report.groups import groups, mean_curve, order, sweeps
 from bnrnn.runs.directory import RunDirectory
 from bnrnn.runs.find import find, find_runs, read_run
-from bnrnn.runs.record import Record, Result
+from bnrnn.runs.record import ACCURACY, BITS_PER_CHARACTER, Record, Result
 from bnrnn.settings.compose import compose_config
 from bnrnn.settings.same import flatten, to_dict
 from bnrnn.tasks.characters import TITLES
@@ -281,6 +282,86 @@ def test_a_mean_is_over_runs_of_the_same_length(tmp_path):
     figure = validation_curves(find_runs(tmp_path))
     (legend,) = [line for line in figure.axes[0].lines if "mean of 2 seeds" in line.get_label()]
     assert legend.get_xydata().tolist() == [[100, 2.5], [200, 1.625], [300, 1.125]]
+
+
+def test_with_early_stopping_the_mean_is_over_all_seeds(tmp_path):
+    for seed, values in enumerate(([2.0, 1.5, 1.0], [3.0, 1.75], [4.0, 2.0, 1.5, 1.25])):
+        make_run(tmp_path / str(seed), "lstm", values, seed=seed, patience=2, steps=1000)
+    figure = validation_curves(find_runs(tmp_path))
+    (legend,) = [line for line in figure.axes[0].lines if "mean of 3 seeds" in line.get_label()]
+    assert legend.get_xydata().tolist() == [[100, 3.0], [200, 1.75]]
+
+
+def test_many_settings_are_drawn_at_the_best_of_each_model(tmp_path):
+    for model in ("lstm", "bnlstm", "zoneout"):
+        for rate in (1, 2, 3):
+            make_run(tmp_path / f"{model}{rate}", model, [3.0, 1.0 + rate], task="pydocs",
+                     optimizer__lr=rate / 1000)  # fmt: skip
+    (figure,) = [b for b in document(tmp_path) if isinstance(b, Figure) and b.name == "pydocs"]
+    assert figure.caption.endswith(
+        "Each model is shown at its best settings, as in the leaderboard."
+    )
+    (axes,) = figure.draw().axes
+    assert [line.get_xydata()[-1].tolist() for line in axes.lines] == [
+        [200, 2.0], [200, 2.25], [200, 2.0], [200, 2.25], [200, 2.0],
+    ]  # fmt: skip
+    # With two models, there is no leaderboard: draw all, with the legend below the axes.
+    for run in tmp_path.glob("zoneout*"):
+        shutil.rmtree(run)
+    for rate in (4, 5):
+        for model in ("lstm", "bnlstm"):
+            make_run(tmp_path / f"{model}{rate}", model, [3.0, 1.0 + rate], task="pydocs",
+                     optimizer__lr=rate / 1000)  # fmt: skip
+    (figure,) = [b for b in document(tmp_path) if isinstance(b, Figure) and b.name == "pydocs"]
+    drawn = figure.draw()
+    (legend,) = drawn.legends
+    assert len(legend.get_texts()) == 10
+    drawn.canvas.draw()
+    box, axes = legend.get_window_extent(), drawn.axes[0].get_tightbbox()
+    assert 0 <= box.x0 < box.x1 <= drawn.bbox.x1
+    assert 0 <= box.y0 < box.y1 <= axes.y0
+
+
+def test_the_y_axis_shows_the_end_of_every_curve():
+    start, slow = [9.0, 5.0, 2.0, 1.5, 1.25, 1.1, 1.0, 1.0], [8.0, 6.0, 4.0]
+    assert end_limits([start, slow], BITS_PER_CHARACTER, 1 / 2) == pytest.approx((0.82, 4.18))
+    assert end_limits([start], BITS_PER_CHARACTER, 1 / 4) == pytest.approx((0.94, 2.06))
+    assert end_limits([[-v for v in start]], ACCURACY, 1 / 4) == pytest.approx((-2.06, -0.94))
+    assert end_limits([start, [math.nan, 1e300]], BITS_PER_CHARACTER, 1 / 4) is not None
+    assert end_limits([start[:7]], BITS_PER_CHARACTER, 1 / 4) is None  # few values
+    assert end_limits([start[::-1]], BITS_PER_CHARACTER, 1 / 4) is None  # the worst is an end
+    assert end_limits([[1.0] * 9], BITS_PER_CHARACTER, 1 / 4) is None
+
+
+def test_with_many_curves_the_paper_has_one_entry(tmp_path):
+    for k, dropout in enumerate((0.0, 0.25, 0.5, 0.75)):
+        values = [2.0] * 9 + [1.5 + k]
+        make_run(tmp_path / f"l{k}", "lstm", values, model__dropout=dropout)
+        make_run(tmp_path / f"b{k}", "bnlstm", values, model__dropout=dropout)
+    axes = validation_curves(find_runs(tmp_path)).axes[0]
+    labels = axes.get_legend_handles_labels()[1]
+    assert labels.count("the paper") == 1
+    assert len([line for line in axes.lines if line.get_alpha() == 0.3]) == 2
+    assert not any("LSTM, the paper" in label for label in labels)
+
+
+def test_a_run_that_ended_early_and_was_tested(tmp_path):
+    make_run(tmp_path / "a", "lstm", [2.0, 1.5])
+    change(tmp_path / "a" / "run.json", total_steps=1000)
+    make_run(tmp_path / "b", "lstm", [2.0, 1.5], seed=1)
+    made = document(tmp_path)
+    assert made[2] == Paragraph("2 runs: 1 finished; 1 ended early, tested.")
+    assert Heading(2, "Not finished") not in made
+    # If it can be resumed, the report states how.
+    (tmp_path / "a" / "last.pt").write_bytes(b"")
+    ((_, _, resume),) = rows(document(tmp_path), "a", "ended early, tested")
+    assert resume == ("resume with ", Code("bnrnn 0"))
+    # The results have no such commands, so the table of unfinished runs has one column fewer.
+    make_run(tmp_path / "c", "lstm", [2.0], seed=2, finished=False)
+    (tmp_path / "a" / "last.pt").unlink()
+    made = report.document(find(tmp_path), "Report", "All.", lambda run: run.path.name)
+    (table,) = [b for b in made if isinstance(b, Table) and "last validation" in b.header]
+    assert list(table.header) == ["run", "state", "step", "last validation"]
 
 
 def test_the_mean_of_curves_is_where_all_seeds_have_a_value(tmp_path):

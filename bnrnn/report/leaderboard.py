@@ -15,7 +15,7 @@ from bnrnn.report.chart import SECONDS, Chart, Panel, along
 from bnrnn.report.command import command
 from bnrnn.report.document import Block, Code, Heading, Paragraph, Table, Text
 from bnrnn.report.figures import end_limits, picture
-from bnrnn.report.groups import BASELINES, cluster, kind, label, mean, one_a_seed, order
+from bnrnn.report.groups import BASELINES, baseline, cluster, kind, label, mean, one_a_seed, order
 from bnrnn.runs.record import Run
 
 _START = 1 / 4  # of the validations of a figure, the worst ones, which its y axis cuts off
@@ -72,14 +72,28 @@ class Standing:
 
 def standings(runs: Sequence[Run]) -> list[Standing]:
     """One standing per model from runs on the same data, the best test result first."""
+    found = [Standing(_best(settings), len(settings)) for settings in _by_model(runs)]
+    return sorted(
+        found, key=lambda s: mean(s.tests) * (1 if s.first.metric.lower_is_better else -1)
+    )
+
+
+def _by_model(runs: Sequence[Run]) -> list[list[list[Run]]]:
+    """For each model, its groups of finished runs: one run per seed for each group of settings."""
     finished = [run for run in runs if run.state == "finished"]
     by_model: dict[str, list[list[Run]]] = {}
     for members in cluster(sorted(finished, key=order)):
         by_model.setdefault(members[0].model, []).append(one_a_seed(members))
-    found = [Standing(_best(settings), len(settings)) for settings in by_model.values()]
-    metric = finished[0].metric if finished else None
-    sign = 1 if metric is None or metric.lower_is_better else -1
-    return sorted(found, key=lambda standing: sign * mean(standing.tests))
+    return list(by_model.values())
+
+
+def with_more_seeds(runs: Sequence[Run]) -> list[Standing]:
+    """The models whose best settings have fewer seeds than others, at those with the most seeds."""
+    return [
+        Standing(max(settings, key=len), len(settings))
+        for settings in _by_model(runs)
+        if len(_best(settings)) < max(map(len, settings))
+    ]
 
 
 def _best(settings: list[list[Run]]) -> list[Run]:
@@ -126,8 +140,7 @@ def training_seconds(run: Run) -> dict[int, float]:
     most = _MOST * statistics.median(between)
     passed = itertools.accumulate(min(seconds, most) for seconds in between)
     return {
-        step: next(passed) if math.isfinite(value) else math.nan
-        for step, value in recorded.items()
+        step: next(passed) if math.isfinite(value) else math.nan for step, value in recorded.items()
     }
 
 
@@ -143,26 +156,30 @@ def _first_at(run: Run, target: float) -> tuple[int, float] | None:
 def blocks(runs: list[Run]) -> list[Block]:
     """A table and a figure for each data set with finished runs of enough models."""
     found: list[Block] = []
-    for data in dict.fromkeys(run.data for run in sorted(runs, key=order)):
-        of_data = [run for run in runs if run.data == data]
-        ranked = standings(of_data)
+    for data, size in dict.fromkeys((run.data, _size(run)) for run in sorted(runs, key=order)):
+        compared = [run for run in runs if (run.data, _size(run)) == (data, size)]
+        ranked = standings(compared)
         if len(ranked) >= FEWEST:
-            found += _of_data(ranked, of_data)
+            found += _of_data(ranked, compared, size)
     return [Heading(2, "Leaderboard"), *found] if found else []
 
 
-def _of_data(ranked: list[Standing], runs: list[Run]) -> list[Block]:
+def _size(run: Run) -> str:
+    """The size of a word model, "small"; models of different sizes are not compared."""
+    found = baseline(run.model)
+    return found.removeprefix("words_") if found.startswith("words_") else ""
+
+
+def _of_data(ranked: list[Standing], runs: list[Run], size: str) -> list[Block]:
     first = ranked[0].first
     value, whose = target(ranked)
-    title = first.subject.data_title
+    title = ", ".join(filter(None, [first.subject.data_title, size]))
     return [
         Heading(3, f"{title}: all models"),
-        Paragraph(_HOW_TO_READ.format(
-            target=first.metric.number(value), whose=whose, most=_MOST
-        )),
+        Paragraph(_HOW_TO_READ.format(target=first.metric.number(value), whose=whose, most=_MOST)),
         table(ranked, value, runs),
         document.Figure(
-            f"{first.data}-leaderboard",
+            "-".join(filter(None, [first.data, size, "leaderboard"])),
             f"Validation against seconds, {title}",
             "Each model is shown at its best settings. Thin lines are single seeds. Dotted: the "
             "target. The time between two validations counts as at most three times the median of "

@@ -245,9 +245,7 @@ def _results(runs: list[Run]) -> list[Block]:
     if speech := laurent.speech(runs):
         sections.setdefault(_paper_heading(paper.LAURENT), []).extend(speech)
     return [
-        block
-        for heading, blocks in sections.items()
-        for block in (Heading(2, heading), *blocks)
+        block for heading, blocks in sections.items() for block in (Heading(2, heading), *blocks)
     ]
 
 
@@ -443,12 +441,10 @@ def _unfinished(
         rows.append([Code(place(found, path)), "unreadable", "-", "-", reason])
     if not rows:
         return []
-    return [
-        Heading(2, "Not finished"),
-        _without_empty_columns(
-            Table(["run", "state", "step", "last validation", ""], "llrlw", rows)
-        ),
-    ]
+    header: list[Text] = ["run", "state", "step", "last validation", ""]
+    if all(row[-1] == "-" for row in rows):
+        header, rows = header[:-1], [row[:-1] for row in rows]
+    return [Heading(2, "Not finished"), Table(header, "llrlw"[: len(header)], rows)]
 
 
 def _all_runs(runs: list[Run], name: Callable[[Run], Inline]) -> list[Block]:
