@@ -226,10 +226,14 @@ def table(found: dict[str, Any]) -> str:
     lines = [
         f"# A training step on one {found['machine']}",
         "",
+        "The floor is a lower bound from products and memory. The bars: at most "
+        f"{BARS[TORCH]:g} times `nn.LSTM`'s time and {BARS[REFERENCE]:g} times the reference's. "
+        "The README uses the way that `plan` chooses.",
+        "",
         "Written by `make gpu-check`. Forward and backward of one layer with all gradients, in ms, "
         f"median of {_ROUNDS}. PyTorch {found['torch']}, triton {found['triton']}, commit "
         f"{found['commit']}. Tests: {found['tests']['summary']}."
-        + ("" if found["complete"] else " The time was up before all was measured."),
+        + ("" if found["complete"] else " The time limit was reached; the last rows are missing."),
         "",
         "| | products | persistent | alternating | `nn.LSTM` | reference | floor "
         "| best of `nn.LSTM`'s | of the reference's | bars met |",

@@ -322,7 +322,7 @@ def legend(figure):
 
 
 def test_a_figure_names_its_models():
-    part = of(LENGTHS, task="text8", data="text8-part", data_title="text8, a part of it",
+    part = of(LENGTHS, task="text8", data="text8-part", data_title="Part of text8",
               hidden_size=2000)  # fmt: skip
     batch = dataclasses.replace(part, bpc={"batch": [3.0, 2.9]})
     figure = draw(
@@ -338,7 +338,7 @@ def test_a_figure_names_its_models():
         "BN-LSTM, batch statistics, γ 0.3, 100 steps, seed 0",
     ]
     (axes,) = figure.axes
-    assert axes.get_title(loc="left") == "text8, a part of it"
+    assert axes.get_title(loc="left") == "Part of text8"
     assert [line.get_marker() for line in axes.lines] == ["o", "o", "s", "o"]
 
     def titles(*results):

@@ -74,9 +74,9 @@ def test_figure_1(tmp_path):
     headings = [b.text for b in made if isinstance(b, Heading)]
     assert headings[:7] == [
         "Report",
-        "Recurrent Batch Normalization (Cooijmans et al., ICLR 2017)",
+        "Recurrent Batch Normalization: Cooijmans et al., ICLR 2017",
         "Penn Treebank, characters",
-        "Batch Normalized Recurrent Neural Networks (Laurent et al., ICASSP 2016)",
+        "Batch Normalized Recurrent Neural Networks: Laurent et al., 2016 (arXiv 2015)",
         "Penn Treebank, characters, stacked layers",
         "Other data",
         "Python's documentation, the embedded corpus",

@@ -650,7 +650,7 @@ def test_generated_frames_train_and_are_reported(bnrnn_here, tmp_path):
     done = bnrnn_here("mode=report")
     assert done.returncode == 0, done.stderr
     text = (tmp_path / "outputs" / "report" / "report.md").read_text()
-    assert "### Frames of a hidden Markov model: generated ones" in text
+    assert "### Generated frames of a hidden Markov model" in text
     # As in table 1, each number is the best of the run on its own; the paper's table is separate.
     ours, theirs = text.partition("### Their table 1, on WSJ")[::2]
     for model, title in (("speech_lstm", "BiLSTM"), ("speech_bn", "BiLSTM, sequence-wise BN")):

@@ -1,9 +1,12 @@
 """Test the leaderboard: best settings, time to reach a target, files and terminal output."""
 
+import json
+
 import pytest
 
 from bnrnn.report import leaderboard, paper
-from bnrnn.report.groups import Group
+from bnrnn.report.document import Heading
+from bnrnn.report.groups import Group, baseline
 from bnrnn.report.leaderboard import standings, target
 from bnrnn.runs.find import find_runs
 from tests.run_folders import make_run
@@ -41,18 +44,48 @@ def test_each_model_at_its_best_settings_and_the_best_test_first(outputs):
 def test_how_soon_the_baselines_best_is_reached(outputs):
     bnlstm, lstm, zoneout = standings(find_runs(outputs))
     value, whose = target([bnlstm, lstm, zoneout])
-    assert (value, whose) == (1.5, "the best of the LSTM")
+    assert (value, whose) == (1.5, "the mean over seeds of the LSTM's best")
     assert bnlstm.reached(value) == [(200, 2.0), (300, 3.0)]
     assert lstm.reached(value) == [(400, 4.0), (400, 4.0)]
     assert zoneout.reached(value) == []
-    assert target([bnlstm, zoneout]) == (1.75, "the best of the model that comes last")
+    assert target([bnlstm, zoneout]) == (1.75, "the best of the model that is worst")
+
+
+def test_a_pause_counts_as_three_times_the_median(tmp_path):
+    make_run(tmp_path / "a", "lstm", [2.0, 1.5, 1.25, 1.0, 0.75])
+    file = tmp_path / "a" / "metrics.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    for line, seconds in zip(lines, (10, 20, 5000, 5010, 5022), strict=True):
+        line["seconds"] = seconds
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (run,) = find_runs(tmp_path)
+    assert leaderboard.training_seconds(run) == {100: 10, 200: 20, 300: 50, 400: 60, 500: 72}
+    assert leaderboard.standings([run])[0].reached(1.25) == [(300, 50)]
+    curve = leaderboard.chart_of(leaderboard.standings([run]), 1.0, "A title").panels[0].curves[0]
+    assert curve.x["seconds"] == [10, 20, 50, 60, 72]
+
+
+def test_word_models_of_different_sizes_are_not_compared(tmp_path):
+    for size, last in (("small", 120.0), ("medium", 90.0)):
+        for model in (f"words_{size}", f"words_{size}_bn_input", f"words_{size}_bnlstm"):
+            make_run(tmp_path / model, model, [200.0, last], task="ptb_words")
+    found = [b for b in leaderboard.blocks(find_runs(tmp_path)) if isinstance(b, Heading)]
+    assert [heading.text for heading in found] == [
+        "Leaderboard", "ptb_words, small: all models", "ptb_words, medium: all models",
+    ]  # fmt: skip
+    assert [baseline(m) for m in ("words_small_bn_input", "words_medium", "bn_zoneout")] == [
+        "words_small", "words_medium", "lstm",
+    ]  # fmt: skip
+    assert [baseline(m) for m in ("attentive_bne_star", "speech_bn", "characters_bn_sum")] == [
+        "attentive_lstm", "speech_lstm", "characters_lstm",
+    ]  # fmt: skip
 
 
 def test_an_lstm_with_dropout_is_no_baseline(outputs):
     make_run(outputs / "ptb" / "dropout_lstm" / "a", "dropout_lstm", [2.0, 1.25])
     found = standings(find_runs(outputs))
     assert [e.first.model for e in found][:2] == ["bnlstm", "dropout_lstm"]
-    assert target(found) == (1.5, "the best of the LSTM")
+    assert target(found) == (1.5, "the mean over seeds of the LSTM's best")
 
 
 def test_where_more_is_better(tmp_path):

@@ -14,7 +14,7 @@ import torch
 from bnrnn.report import readme
 from bnrnn.runs.find import find_runs
 from tests.conftest import DATA, QUESTIONS, ROOT, needs_data
-from tests.run_folders import make_run
+from tests.run_folders import change, make_run
 
 PAGES = {page: page.read_text() for page in readme.pages(ROOT)}
 README = PAGES[ROOT / "README.md"]
@@ -194,7 +194,9 @@ def test_the_numbers_are_those_of_the_results():
         up = "../" * (page.parent != ROOT)
         assert readme.refreshed(text, ROOT / "results", f"{up}results") == text
         found += names
-    assert sorted(found) == ["experiments", "experiments", "family", "gpu", "speed"]
+    assert sorted(found) == [
+        "experiments", "experiments", "families", "family", "gpu", "speed",
+    ]  # fmt: skip
 
 
 def test_our_result_names_its_length(tmp_path):
@@ -230,6 +232,68 @@ def test_the_table_of_the_family(tmp_path):
         "| x | `model=lstm` | 1.700 | 300 |",
         "| x | `model=lnlstm` | not run yet | - |",
     ]
+
+
+def test_a_table_for_each_data_set_of_the_family(tmp_path):
+    """Settings with more seeds than the best ones have a row below it."""
+    for data, best in (("text-text8-1m", 1.5), ("pydocs", 1.25), ("ptb", 1.0)):
+        title = {"text-text8-1m": "The text text8-1m"}.get(data)
+        common = {"task": "pydocs", "data": data, "data_title": title}
+        runs = tmp_path / "runs" / data
+        for seed, last in enumerate((best, best + 0.25)):
+            make_run(runs / f"l{seed}", "lstm", [4.0, best, last], seed=seed, **common)
+        make_run(runs / "b", "bnlstm", [2.0, 0.5], optimizer__lr=0.008, **common)
+        for seed in range(3):
+            make_run(runs / f"b{seed}", "bnlstm", [2.0, 0.75], seed=seed, **common)
+        if data != "ptb":  # with two models, there is no table
+            make_run(runs / "z", "zoneout", [3.0, 2.0], **common)
+    text = "<!-- results: families -->\nold\n<!-- end of results -->\n"
+    made = readme.refreshed(text, tmp_path)
+    assert re.findall("^### (.*)", made, re.MULTILINE) == [
+        "The text text8-1m", "Python's documentation, the embedded corpus",
+    ] or re.findall("^### (.*)", made, re.MULTILINE) == [
+        "Python's documentation, the embedded corpus", "The text text8-1m",
+    ]  # fmt: skip
+    part = made.partition("### The text text8-1m\n")[2].partition("\n### ")[0]
+    assert "Steps until validation reaches 1.625, the mean over seeds of the LSTM's best." in part
+    assert [line for line in part.splitlines() if line.startswith("| ")] == [
+        "| model | test, bits per character | seeds | steps to the LSTM's best | learning rate |",
+        "| BN-LSTM | 0.375 | 1 | 200 | 0.008 |",
+        "| BN-LSTM | 0.625 (0.625 to 0.625) | 3 | 200 | 0.002 |",
+        "| LSTM | 1.500 (1.375 to 1.625) | 2 | 200 | 0.002 |",
+        "| LSTM, zoneout | 1.875 | 1 | not reached | 0.002 |",
+    ]
+    assert readme.refreshed(made, tmp_path) == made
+
+
+def test_our_result_is_the_mean_over_the_seeds(tmp_path):
+    for seed, test in enumerate((1.3, 1.4, 1.5)):
+        make_run(tmp_path / f"b{seed}", "bnlstm", [2.0, 1.5], seed=seed, test=test)
+        make_run(tmp_path / f"l{seed}", "lstm", [2.0, 1.5], seed=seed, test=test + 0.1)
+    make_run(tmp_path / "shorter", "bnlstm", [2.0], seed=3, test=9.0)
+    found = readme.ours(find_runs(tmp_path), "ptb", "bnlstm")
+    assert found == "1.400 bits per character (LSTM 1.500) after 2 epochs, three seeds"
+    (tmp_path / "l0" / "result.json").unlink()
+    for name in ("b0", "b1", "b2", "l1", "l2"):
+        change(tmp_path / name / "result.json", epochs=50.0)
+    found = readme.ours(find_runs(tmp_path), "ptb", "bnlstm")
+    assert found == "1.400 bits per character (LSTM 1.550), three seeds (LSTM two)"
+
+
+def test_the_row_of_the_family(tmp_path):
+    """The best settings of both models, not the usual ones."""
+    text = (
+        "<!-- results: experiments -->\n| `bnrnn experiment=family task=pydocs` | - | | 1 |\n"
+        "<!-- end of results -->\n"
+    )
+    assert "| not run yet | 1 |" in readme.refreshed(text, tmp_path)
+    for model, test in (("lstm", 1.75), ("bnlstm", 1.5)):
+        for rate in (2e-3, 4e-3):
+            make_run(tmp_path / "runs" / f"{model}{rate}", model, [2.0, test / (1000 * rate)],
+                     task="pydocs", optimizer__lr=rate, test=test + rate)  # fmt: skip
+    assert (
+        "| BN-LSTM 1.504 bits per character (LSTM 1.754), each at its best settings | 1 |"
+    ) in readme.refreshed(text, tmp_path)
 
 
 def test_every_make_target_is_one():

@@ -1,13 +1,18 @@
 """Test reports on hand-made run directories with exact numbers, and the shipped results."""
 
 import json
+import math
 import re
+import shlex
 import shutil
 from html.parser import HTMLParser
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
 
 from bnrnn.errors import CheckpointError
+from bnrnn.report import command as command_of
 from bnrnn.report import compare, paper, report, results
 from bnrnn.report.document import (
     Bullets,
@@ -21,16 +26,17 @@ from bnrnn.report.document import (
     to_html,
     to_markdown,
 )
-from bnrnn.report.figures import gamma_sweep, validation_curves
+from bnrnn.report.figures import end_limits, gamma_sweep, validation_curves
 from bnrnn.report.groups import groups, mean_curve, order, sweeps
 from bnrnn.runs.directory import RunDirectory
 from bnrnn.runs.find import find, find_runs, read_run
-from bnrnn.runs.record import Record, Result
-from bnrnn.settings.same import flatten
+from bnrnn.runs.record import ACCURACY, BITS_PER_CHARACTER, Record, Result
+from bnrnn.settings.compose import compose_config
+from bnrnn.settings.same import flatten, to_dict
 from bnrnn.tasks.characters import TITLES
 from bnrnn.tasks.pixels import ORDERS
 from tests.conftest import ROOT
-from tests.run_folders import fail, make_run, usual_settings
+from tests.run_folders import change, fail, make_run, usual_settings
 
 HOSTILE = 'the loss is nan; see /home/someone/outputs/a/last.pt <script>alert("x")</script> a|b *c*'
 
@@ -93,7 +99,9 @@ def test_the_paper_and_the_tasks_have_one_title_for_one_data_set():
         assert of_tasks.get(data, entry.title) == entry.title
     # For stacked layers, the paper has only training curves: no validation and no test result.
     assert {data for data, _ in paper.RESULTS} == paper.DATA.keys() - {"ptb_characters"}
-    assert {model for _, model in paper.RESULTS} == paper.MODELS.keys() - paper.sums().keys()
+    assert {model for _, model in paper.RESULTS} == {
+        model for model in paper.MODELS if not model.startswith(("characters_", "speech_"))
+    }
 
 
 @pytest.mark.parametrize(
@@ -107,7 +115,7 @@ def test_the_papers_settings_are_those_of_task_and_model(composed, data, model):
     theirs = paper.settings(data, model)
     config = composed(f"task={data}", f"model={model}")
     assert theirs["task.name"] == config.task.name == data
-    assert theirs["model.title"] == config.model.title == paper.MODELS[model]
+    assert theirs["model.title"] == config.model.title == paper.model_title(model)
     assert theirs["model.gamma_init"] == (1.0 if model.endswith("bn_input") else paper.GAMMA)
     assert paper.settings(f"{data}-part", model) == theirs
     assert paper.settings(f"{data}-synthetic", model) == {}
@@ -115,9 +123,9 @@ def test_the_papers_settings_are_those_of_task_and_model(composed, data, model):
 
 def test_results_on_a_part_of_the_corpus_do_not_stand_beside_the_papers(tmp_path):
     make_run(tmp_path / "a", "lstm", [1.3], task="text8", steps=195_300, model__hidden_size=500,
-             data="text8-part", data_title="text8, a part of it")  # fmt: skip
+             data="text8-part", data_title="Part of text8")  # fmt: skip
     made = document(tmp_path)
-    assert Heading(3, "text8, a part of it") in made
+    assert Heading(3, "Part of text8") in made
     assert rows(made, "LSTM") == [["500 units", "1.175 test", "1", "195,300"]]
 
 
@@ -274,6 +282,86 @@ def test_a_mean_is_over_runs_of_the_same_length(tmp_path):
     figure = validation_curves(find_runs(tmp_path))
     (legend,) = [line for line in figure.axes[0].lines if "mean of 2 seeds" in line.get_label()]
     assert legend.get_xydata().tolist() == [[100, 2.5], [200, 1.625], [300, 1.125]]
+
+
+def test_with_early_stopping_the_mean_is_over_all_seeds(tmp_path):
+    for seed, values in enumerate(([2.0, 1.5, 1.0], [3.0, 1.75], [4.0, 2.0, 1.5, 1.25])):
+        make_run(tmp_path / str(seed), "lstm", values, seed=seed, patience=2, steps=1000)
+    figure = validation_curves(find_runs(tmp_path))
+    (legend,) = [line for line in figure.axes[0].lines if "mean of 3 seeds" in line.get_label()]
+    assert legend.get_xydata().tolist() == [[100, 3.0], [200, 1.75]]
+
+
+def test_many_settings_are_drawn_at_the_best_of_each_model(tmp_path):
+    for model in ("lstm", "bnlstm", "zoneout"):
+        for rate in (1, 2, 3):
+            make_run(tmp_path / f"{model}{rate}", model, [3.0, 1.0 + rate], task="pydocs",
+                     optimizer__lr=rate / 1000)  # fmt: skip
+    (figure,) = [b for b in document(tmp_path) if isinstance(b, Figure) and b.name == "pydocs"]
+    assert figure.caption.endswith(
+        "Each model is shown at its best settings, as in the leaderboard."
+    )
+    (axes,) = figure.draw().axes
+    assert [line.get_xydata()[-1].tolist() for line in axes.lines] == [
+        [200, 2.0], [200, 2.25], [200, 2.0], [200, 2.25], [200, 2.0],
+    ]  # fmt: skip
+    # With two models, there is no leaderboard: draw all, with the legend below the axes.
+    for run in tmp_path.glob("zoneout*"):
+        shutil.rmtree(run)
+    for rate in (4, 5):
+        for model in ("lstm", "bnlstm"):
+            make_run(tmp_path / f"{model}{rate}", model, [3.0, 1.0 + rate], task="pydocs",
+                     optimizer__lr=rate / 1000)  # fmt: skip
+    (figure,) = [b for b in document(tmp_path) if isinstance(b, Figure) and b.name == "pydocs"]
+    drawn = figure.draw()
+    (legend,) = drawn.legends
+    assert len(legend.get_texts()) == 10
+    drawn.canvas.draw()
+    box, axes = legend.get_window_extent(), drawn.axes[0].get_tightbbox()
+    assert 0 <= box.x0 < box.x1 <= drawn.bbox.x1
+    assert 0 <= box.y0 < box.y1 <= axes.y0
+
+
+def test_the_y_axis_shows_the_end_of_every_curve():
+    start, slow = [9.0, 5.0, 2.0, 1.5, 1.25, 1.1, 1.0, 1.0], [8.0, 6.0, 4.0]
+    assert end_limits([start, slow], BITS_PER_CHARACTER, 1 / 2) == pytest.approx((0.82, 4.18))
+    assert end_limits([start], BITS_PER_CHARACTER, 1 / 4) == pytest.approx((0.94, 2.06))
+    assert end_limits([[-v for v in start]], ACCURACY, 1 / 4) == pytest.approx((-2.06, -0.94))
+    assert end_limits([start, [math.nan, 1e300]], BITS_PER_CHARACTER, 1 / 4) is not None
+    assert end_limits([start[:7]], BITS_PER_CHARACTER, 1 / 4) is None  # few values
+    assert end_limits([start[::-1]], BITS_PER_CHARACTER, 1 / 4) is None  # the worst is an end
+    assert end_limits([[1.0] * 9], BITS_PER_CHARACTER, 1 / 4) is None
+
+
+def test_with_many_curves_the_paper_has_one_entry(tmp_path):
+    for k, dropout in enumerate((0.0, 0.25, 0.5, 0.75)):
+        values = [2.0] * 9 + [1.5 + k]
+        make_run(tmp_path / f"l{k}", "lstm", values, model__dropout=dropout)
+        make_run(tmp_path / f"b{k}", "bnlstm", values, model__dropout=dropout)
+    axes = validation_curves(find_runs(tmp_path)).axes[0]
+    labels = axes.get_legend_handles_labels()[1]
+    assert labels.count("the paper") == 1
+    assert len([line for line in axes.lines if line.get_alpha() == 0.3]) == 2
+    assert not any("LSTM, the paper" in label for label in labels)
+
+
+def test_a_run_that_ended_early_and_was_tested(tmp_path):
+    make_run(tmp_path / "a", "lstm", [2.0, 1.5])
+    change(tmp_path / "a" / "run.json", total_steps=1000)
+    make_run(tmp_path / "b", "lstm", [2.0, 1.5], seed=1)
+    made = document(tmp_path)
+    assert made[2] == Paragraph("2 runs: 1 finished; 1 ended early, tested.")
+    assert Heading(2, "Not finished") not in made
+    # If it can be resumed, the report states how.
+    (tmp_path / "a" / "last.pt").write_bytes(b"")
+    ((_, _, resume),) = rows(document(tmp_path), "a", "ended early, tested")
+    assert resume == ("resume with ", Code("bnrnn 0"))
+    # The results have no such commands, so the table of unfinished runs has one column fewer.
+    make_run(tmp_path / "c", "lstm", [2.0], seed=2, finished=False)
+    (tmp_path / "a" / "last.pt").unlink()
+    made = report.document(find(tmp_path), "Report", "All.", lambda run: run.path.name)
+    (table,) = [b for b in made if isinstance(b, Table) and "last validation" in b.header]
+    assert list(table.header) == ["run", "state", "step", "last validation"]
 
 
 def test_the_mean_of_curves_is_where_all_seeds_have_a_value(tmp_path):
@@ -612,3 +700,60 @@ def test_every_shipped_run_has_todays_settings():
         assert list(flatten(run.settings)) == list(flatten(settings)), run.path.name
         assert (run.subject.model_title, run.subject.free_settings) == (title, free)
     assert not find(ROOT / "results").unreadable
+
+
+def test_the_shipped_commands_give_the_settings_of_their_runs():
+    runs = {run.path.name: run for run in find_runs(ROOT / "results")}
+    text = (ROOT / "results" / "README.md").read_text()
+    shown = re.findall(r"^- \[(.*)\]\(runs/.*\): `(bnrnn .*)`$", text, re.MULTILINE)
+    assert [name for name, _ in shown] == [r.path.name for r in report._ordered([*runs.values()])
+                                           if r.result is not None]  # fmt: skip
+    for name, line in shown:
+        run = runs[name]
+        assert len(line) < 250, name
+        config = compose_config(*shlex.split(line)[1:])
+        ignored = {*run.subject.free_settings} - {"patience", "scale", "task.path"}
+        ours, theirs = (
+            {key: value for key, value in flatten(settings).items() if key not in ignored}
+            for settings in (to_dict(config), run.settings)
+        )
+        assert ours == theirs, name
+        steps = run.result.steps if config.patience is None else run.result.max_steps
+        assert config.total_steps(run.subject.steps_per_epoch) == steps, name
+
+
+def test_the_command_has_only_what_is_not_usual(tmp_path):
+    def command(name="ptb", model="lstm", **options):
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        make_run(folder, model, [2.0, 1.5], task=name, **options)
+        return report.command(read_run(folder))
+
+    assert command() == "bnrnn task=ptb model=lstm"
+    assert command(seed=3, threads=1, device="cpu", checkpoint_minutes=1.0) == (
+        "bnrnn task=ptb model=lstm seed=3"
+    )
+    assert command(model__cell_bias=True, selection="batch", optimizer__lr=8e-5) == (
+        "bnrnn task=ptb model=lstm experiment=official_code optimizer.lr=8e-05"
+    )
+    path = "/books/it's $HOME.txt"
+    *words, word = shlex.split(command(task__path=path))
+    assert words == ["bnrnn", "task=ptb", "model=lstm"]
+    (override,) = OverridesParser.create().parse_overrides([word])
+    assert (override.key_or_group, override.value()) == ("task.path", path)
+    assert command(patience=5, max_epochs=3) == "bnrnn task=ptb model=lstm max_epochs=3 patience=5"
+    change(tmp_path / "0" / "result.json", steps=150, max_steps=150)
+    assert report.command(read_run(tmp_path / "0")) == "bnrnn task=ptb model=lstm max_steps=150"
+    # Settings that this version does not know: the recorded command.
+    change(tmp_path / "0" / "run.json", task="mine")
+    assert report.command(read_run(tmp_path / "0")).startswith("bnrnn task=ptb model=lstm data_dir")
+
+
+@pytest.mark.parametrize("value", ["a b", "it's", "1", "null", "${x}", "[a]", "é", "", 3, 0.1, None,
+                                   True, 1e-08, [1, 2]])  # fmt: skip
+def test_a_value_in_a_command_is_read_back(value):
+    key = "gradient_flow.gammas" if isinstance(value, list) else "run"
+    word = command_of._word(key, value)
+    found = OmegaConf.create({"run": None, "gradient_flow": {"gammas": None}})
+    for override in OverridesParser.create().parse_overrides([word]):
+        OmegaConf.update(found, override.key_or_group, override.value())
+    assert OmegaConf.select(found, key, default=None) == value or "${" in str(value)

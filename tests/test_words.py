@@ -694,11 +694,18 @@ def test_table_2_and_figure_3(tmp_path):
     assert [block.text for block in made if isinstance(block, Heading) and block.level == 2][
         :3
     ] == [
-        "Recurrent Batch Normalization (Cooijmans et al., ICLR 2017)",
-        "Batch Normalized Recurrent Neural Networks (Laurent et al., ICASSP 2016)",
+        "Recurrent Batch Normalization: Cooijmans et al., ICLR 2017",
+        "Batch Normalized Recurrent Neural Networks: Laurent et al., 2016 (arXiv 2015)",
         "Other data",
     ]
     assert Heading(3, "Penn Treebank, words") in made
+    figures = {block.name: block for block in made if isinstance(block, Figure)}
+    small, large = figures["ptb_words-small"], figures["ptb_words-large"]
+    assert "Wide and pale" not in small.caption  # the paper's figure has only the large network
+    assert "Wide and pale: the paper, read off its figure." in large.caption
+    assert all("One line per seed." in figure.caption for figure in (small, large))
+    ticks = small.draw().axes[0].get_xticks()
+    assert all(tick == round(tick) for tick in ticks)
     tables = [block for block in made if isinstance(block, Table)]
     (table,) = [t for t in tables if "Zaremba et al." in t.header]
     # At the epoch of the best validation with batch statistics; training perplexity is e^4.375.

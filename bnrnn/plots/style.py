@@ -43,6 +43,7 @@ COLOURS = {
     **{f"words_{size}_bn_input": "#009E73" for size in SIZES},
     **{f"words_{size}_bnlstm": "#D55E00" for size in SIZES},
 }
+MARKERS = "os^Dv"  # one for each group of settings of a model
 
 
 def colour(model: str) -> str:
@@ -75,7 +76,6 @@ def encode(figure: Figure, kind: str) -> bytes:
     with plt.rc_context({"svg.hashsalt": "bnrnn"}), warnings.catch_warnings():
         # A character that the font lacks is drawn as a box.
         warnings.filterwarnings("ignore", "Glyph .* missing")
-        warnings.filterwarnings("ignore", "constrained_layout not applied")
         figure.savefig(
             buffer, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None
         )
@@ -88,4 +88,4 @@ def save(figure: Figure, path: Path) -> None:
     plt.close(figure)
 
 
-__all__ = ["COLOURS", "colour", "encode", "entry", "plain", "plt", "save", "tidy"]
+__all__ = ["COLOURS", "MARKERS", "colour", "encode", "entry", "plain", "plt", "save", "tidy"]

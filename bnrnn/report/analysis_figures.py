@@ -15,13 +15,12 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, MultipleLocator, NullLocator
 
-from bnrnn.plots.style import colour, entry, plain, plt, tidy
+from bnrnn.plots.style import MARKERS, colour, entry, plain, plt, tidy
 from bnrnn.report import paper
 from bnrnn.report.analyses import departures, made
 from bnrnn.report.chart import LARGEST
 from bnrnn.runs.analysis import Analysed, GradientFlow, Lengths, Population, TanhDerivative
 
-_MARKERS = "os^Dv"  # one for each group of settings of a model
 _LONG = 100  # characters, in both legend columns together; a wider legend has one column
 _LOWEST, _HIGHEST = -25, 15  # limits of the y axis, powers of ten
 _MATRICES = {"identity": "$W_h = I$, as in the authors' code", "orthogonal": "$W_h$ orthogonal"}
@@ -101,13 +100,13 @@ def lengths(results: Sequence[Lengths]) -> Figure:
             for statistics, points in sorted(by_statistics.items()):
                 x, y = np.transpose(points)
                 normalizes = "batch" in by_statistics
-                style = _line(model, paper.MODELS[model], statistics, normalizes, "the paper")
+                style = _line(model, paper.model_title(model), statistics, normalizes, "the paper")
                 axes.plot(x, y, alpha=0.3, linewidth=4, **style)
     drawn: dict[str, int] = {}  # number of groups of settings drawn, per model
     for key in sorted(alike, key=lambda key: (paper.order("", key[0]), key)):
         members = alike[key]
         models = [_of(found) for found in members]
-        marker = _MARKERS[drawn.get(key[0], 0) % len(_MARKERS)]
+        marker = MARKERS[drawn.get(key[0], 0) % len(MARKERS)]
         drawn[key[0]] = drawn.get(key[0], 0) + 1
         for statistics in sorted(members[0].bpc):
             style = _line(
@@ -210,33 +209,32 @@ FIGURES = {
     "gradient_flow": Entry(
         "Gradients through time",
         "Norm of the gradient of the loss with respect to h_t in an untrained batch-normalised "
-        "tanh RNN over in-order MNIST (figure 1a): lines are our medians over several draws of the "
-        "weights, bands the lowest to the highest, dots the paper's curves, which have the same "
-        "order and ends but for γ from 0.6 to 0.8 fall several decades lower; where W_h is "
-        "orthogonal a large γ makes the gradient explode instead of vanish.",
+        "tanh RNN over in-order MNIST, as in figure 1a. Lines are our medians over several draws "
+        "of the weights. Bands are from the lowest to the highest. Dots are the paper's curves. "
+        "They have the same order and ends, but for γ from 0.6 to 0.8 they fall several decades "
+        "lower. If W_h is orthogonal, a large γ makes the gradient explode instead of vanish.",
         gradient_flow,
     ),
     "tanh_derivative": Entry(
         "The derivative of tanh",
-        "Derivative of tanh(x) for x ~ N(0, σ²) (figure 1b): its mean and its middle half, exact "
-        "where the paper draws samples; batch normalisation makes σ = γ, and at the paper's choice "
-        "of 0.1 hardly any of the derivative is lost.",
+        "Derivative of tanh(x) for x ~ N(0, σ²), as in figure 1b: its mean and its middle half. "
+        "The values are exact; the paper draws samples. Batch normalisation makes σ = γ. At the "
+        "paper's choice of 0.1, hardly any of the derivative is lost.",
         tanh_derivative,
     ),
     "lengths": Entry(
         "Longer sequences than in training",
-        "Test bits per character against the length of the sequences the test string is cut into, "
-        "as in figure 3b: ours after the training steps in the legend; a BN-LSTM is dashed with "
-        "population and solid with batch statistics.",
+        "The test string is cut into sequences of one length, as in figure 3b. The legend has the "
+        "training steps of our models. A BN-LSTM is dashed with population statistics and solid "
+        "with batch statistics.",
         lengths,
-        " Lines with markers are ours, wide pale ones the paper's, after its full training.",
+        " Lines with markers are ours. Wide pale lines are the paper's, after its full training.",
     ),
     "population": Entry(
         "Population statistics over time",
         "Population mean and variance of random units of our BN-LSTM at each time step, as in "
-        "figure 5, after the training steps in the title: each thin line is a unit, the black one "
-        "their median; in the paper, on Penn Treebank, all have settled after about ten time "
-        "steps.",
+        "figure 5. The title has the training steps. Each thin line is a unit; the black line is "
+        "their median. In the paper, on Penn Treebank, all settle within about ten time steps.",
         population,
     ),
 }

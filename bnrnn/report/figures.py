@@ -3,6 +3,7 @@
 Needs matplotlib (`pip install bnrnn[plot]`). Numbers too large to draw are left out.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,8 +12,9 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-from bnrnn.plots.style import colour, entry, plain, plt, tidy
+from bnrnn.plots.style import MARKERS, colour, entry, plain, plt, tidy
 from bnrnn.report import chart, paper
 from bnrnn.report.chart import (
     EPOCHS,
@@ -35,11 +37,13 @@ from bnrnn.report.groups import (
     one_a_seed,
     order,
 )
-from bnrnn.runs.record import Run
+from bnrnn.runs.record import Metric, Run
 
-_MARKERS = "os^Dv"  # one for each group of settings of a model
-_LONG = 50  # characters; with a longer label, the legend is below the axes
+_LONG = 50  # characters; with a longer label, the legend is below the axes, in one column
+_MANY = 5  # entries; a legend with more is below the axes, in two columns
 _DOTTED = 40  # points; the markers of a longer curve would overlap
+_START = 1 / 8  # of the values of a figure, the worst ones, which its y axis cuts off
+_FEWEST = 8  # values; with fewer, the y axis has all of them
 _FEW = 4  # with fewer groups, each is labelled in full, with both kinds of statistics
 
 
@@ -54,14 +58,24 @@ def validation_curves(runs: list[Run], title: str = "", last: float = math.inf) 
     (panel,) = validation_chart(runs, title, last).panels
     plot(axes, panel.curves, STEPS)
     _tidy(axes, panel.y_label)
-    if max(map(len, axes.get_legend_handles_labels()[1]), default=0) > _LONG:
-        figure.set_figheight(4.5 + 0.2 * len(cluster(runs, MEASURED)))
-        figure.legend(frameon=False, loc="outside lower center", fontsize=9)
-    else:
-        axes.legend(frameon=False, loc="best", fontsize=9)
+    if panel.limits is not None:
+        axes.set_ylim(*panel.limits)
+    _legend(figure, axes)
     if title:
         axes.set_title(plain(title), fontsize=10, loc="left")
     return figure
+
+
+def _legend(figure: Figure, axes: Axes, outside: bool = False) -> None:
+    """Add a legend; if `outside`, or with long or many entries, make room for it below the axes."""
+    labels = axes.get_legend_handles_labels()[1]
+    longest = max(map(len, labels), default=0)
+    if longest <= _LONG and len(labels) <= _MANY and not outside:
+        axes.legend(frameon=False, loc="best", fontsize=9)
+        return
+    columns = 1 if longest > _LONG else 2
+    figure.set_figheight(figure.get_figheight() + 0.2 * math.ceil(len(labels) / columns))
+    figure.legend(frameon=False, loc="outside lower center", fontsize=9, ncols=columns)
 
 
 def validation_chart(runs: list[Run], title: str = "", last: float = math.inf) -> Chart:
@@ -77,7 +91,33 @@ def validation_chart(runs: list[Run], title: str = "", last: float = math.inf) -
         siblings = [c[0] for c in clusters if kind(c[0]) == kind(members[0])]
         curves += _settings_curves(members, siblings, last, few)
     metric = runs[0].metric
-    return Chart([Panel(f"validation {metric.label}", curves, title, metric.decimals)])
+    limits = end_limits([curve.y for curve in curves], metric, _START)
+    return Chart([Panel(f"validation {metric.label}", curves, title, metric.decimals, limits)])
+
+
+def end_limits(
+    curves: Sequence[Sequence[float]], metric: Metric, start: float
+) -> tuple[float, float] | None:
+    """Limits of the y axis that cut off the steep start; the end of every curve is within them.
+
+    Args:
+        start: the fraction of all values, the worst ones, to cut off.
+
+    Returns:
+        None if there are few values, or if nothing is cut off.
+    """
+    kept = [[value for value in curve if abs(value) < LARGEST] for curve in curves]
+    ends = [values[-1] for values in kept if values]
+    values = sorted(itertools.chain(*kept), reverse=metric.lower_is_better)  # the worst first
+    if len(values) < _FEWEST:
+        return None
+    best = values[-1]
+    edge = max([values[int(start * len(values))], *ends], key=lambda value: abs(value - best))
+    if edge == values[0]:
+        return None
+    margin = 0.06 * (edge - best)
+    low, high = sorted((best - margin, edge + margin))
+    return low, high
 
 
 def _papers_curves(runs: list[Run], last: float, few: bool) -> list[chart.Curve]:
@@ -92,11 +132,10 @@ def _papers_curves(runs: list[Run], last: float, few: bool) -> list[chart.Curve]
             if (each := papers_epoch(runs, model)) is not None:
                 x[EPOCHS] = [step / each for step in steps]
             name = f"{titles[model]}, the paper"
-            # With many curves, the legend lists only ours; the caption explains the pale ones.
+            # With many curves, all curves of the paper have one entry in the legend.
+            legend = name if few else None if found else "the paper"
             found.append(
-                chart.Curve(
-                    name, x, values, colour(model), legend=name if few else None, width=4, alpha=0.3
-                )
+                chart.Curve(name, x, values, colour(model), legend=legend, width=4, alpha=0.3)
             )
     return found
 
@@ -113,7 +152,7 @@ def _settings_curves(
     both = few and any(run.curve("batch")[0] for run in seeds)
     style: dict[str, Any] = {
         "colour": colour(run.model),
-        "marker": _MARKERS[siblings.index(run) % len(_MARKERS)],
+        "marker": MARKERS[siblings.index(run) % len(MARKERS)],
     }
     first = name + (", batch statistics" if both else "")
     found = _seeds(first, seeds, _until(last, Run.paper_like_curve), **style)
@@ -222,8 +261,12 @@ def _seeds(
     return found
 
 
-def picture(chart: Chart) -> Figure:
-    """Draw a chart of one panel along its axis."""
+def picture(chart: Chart, outside: bool = False) -> Figure:
+    """Draw a chart of one panel along its axis.
+
+    Args:
+        outside: whether the legend is below the axes, however few its entries are.
+    """
     figure, axes = plt.subplots(figsize=(7.2, 4.5), layout="constrained")
     (panel,) = chart.panels
     plot(axes, panel.curves, chart.axis)
@@ -232,7 +275,9 @@ def picture(chart: Chart) -> Figure:
     tidy(axes, chart.axis, panel.y_label)
     if panel.limits is not None:
         axes.set_ylim(*panel.limits)
-    axes.legend(frameon=False, loc="best", fontsize=9)
+    if chart.axis == EPOCHS:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _legend(figure, axes, outside)
     axes.set_title(plain(panel.title), fontsize=10, loc="left")
     return figure
 
@@ -254,9 +299,12 @@ def plot(axes: Axes, curves: Sequence[chart.Curve], axis: str) -> None:
 def _averaged(runs: list[Run]) -> list[Run]:
     """The runs to average: those with the most steps, of the finished runs if there are any.
 
-    The mean ends with the shortest run, so that shorter runs are left out.
+    The mean ends with the shortest run, so that shorter runs are left out. With early stopping,
+    every seed ends at another step, so that all are averaged.
     """
     finished = [run for run in runs if run.result is not None] or runs
+    if all(run.settings.get("patience") is not None for run in finished):
+        return finished
     furthest = max((run.step for run in finished), default=0)
     return [run for run in finished if run.step == furthest]
 

@@ -1,4 +1,4 @@
-"""Figure 1 of Laurent et al., 2015: training cross entropy with BN on the sum of both terms."""
+"""Figure 1 of Laurent et al.: training cross entropy with BN on the sum of both terms."""
 
 import functools
 import math
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
+from bnrnn.plots.style import MARKERS
 from bnrnn.report import document, paper
 from bnrnn.report.chart import EPOCHS, Chart, Panel
 from bnrnn.report.document import Block, Paragraph, Table, Text
@@ -41,7 +42,7 @@ _TABLE = (
 )
 _FIGURE = (
     "As figure 1. Wide and pale: the paper, read off its figure, where the curves begin before "
-    "training. Thin lines are single seeds."
+    "training. One line per seed."
 )
 
 
@@ -69,7 +70,7 @@ def table(runs: Sequence[Run]) -> Table:
         if theirs := by_epoch(paper.sums().get(model, [])):
             last = max(theirs)
             cells = [*_cells(theirs, epochs), f"{theirs[last]:.3f} at {last:g}"]
-            rows.append([f"{paper.MODELS[model]}: the paper", "-", "-", *cells])
+            rows.append([f"{paper.model_title(model)}: the paper", "-", "-", *cells])
     header = ["model", "settings", "seed", *(f"epoch {k}" for k in epochs), "last, at epoch"]
     return Table(header, "lwr" + "r" * (len(epochs) + 1), rows)
 
@@ -86,7 +87,7 @@ def figure(runs: list[Run], title: str) -> Figure:
 def chart_of(runs: list[Run], title: str) -> Chart:
     """Training cross entropy against epochs, and the paper's curves."""
     found = [
-        papers(f"{paper.MODELS[model]}, the paper", by_epoch(points), None, model)
+        papers(f"{paper.model_title(model)}, the paper", by_epoch(points), None, model)
         for model, points in paper.sums().items()
         if model in {run.model for run in runs}
     ]
@@ -100,7 +101,7 @@ def chart_of(runs: list[Run], title: str) -> Chart:
         found += [
             by_epochs(
                 name, run, training(run), note=f"seed {run.seed}" if len(seeds) > 1 else "",
-                legend=name if run is seeds[0] else None, marker="os^Dv"[k % 5],
+                legend=name if run is seeds[0] else None, marker=MARKERS[k % len(MARKERS)],
                 width=1.5 if len(seeds) == 1 else 0.9,
             )
             for run in seeds

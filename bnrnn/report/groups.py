@@ -10,9 +10,11 @@ import numpy as np
 from bnrnn.report import paper
 from bnrnn.runs.record import Metric, Run
 from bnrnn.settings.same import flatten
+from bnrnn.settings.schema import SIZES
 
+_WORDS = tuple(f"words_{size}" for size in SIZES)
 # The models without normalisation and without noise, one for each kind of task.
-BASELINES = ("lstm", "attentive_lstm", "characters_lstm", "speech_lstm")
+BASELINES = ("lstm", "attentive_lstm", "characters_lstm", "speech_lstm", *_WORDS)
 GAMMA = "model.gamma_init"
 # Labels of the best-known settings, in the order in which they are shown.
 _NAMES = {
@@ -144,6 +146,14 @@ def comparable(run: Run) -> dict[str, Any]:
     """The flat settings that distinguish runs, without the seed."""
     others = {"seed", "model.name", "task.name", "model.title", *run.subject.free_settings}
     return {key: value for key, value in flatten(run.settings).items() if key not in others}
+
+
+def baseline(model: str) -> str:
+    """The one of `BASELINES` that a model is compared with."""
+    if of_size := [name for name in _WORDS if f"{model}_".startswith(f"{name}_")]:
+        return of_size[0]
+    found = f"{model.partition('_')[0]}_lstm"
+    return found if found in BASELINES else "lstm"
 
 
 def kind(run: Run) -> tuple[str, str]:

@@ -1,7 +1,7 @@
 """The speech results of Laurent et al., and our runs on frames in the same form.
 
-Laurent, Pereyra, Brakel, Zhang, Bengio, "Batch Normalized Recurrent Neural Networks", ICASSP 2016
-(arXiv 1510.01378): table 1 and figure 2, on WSJ. None of our runs is on WSJ, so their numbers and
+Laurent, Pereyra, Brakel, Zhang, Bengio, "Batch Normalized Recurrent Neural Networks", 2016 (arXiv
+1510.01378, 2015): table 1 and figure 2, on WSJ. None of our runs is on WSJ, so their numbers and
 ours are never in the same column or panel.
 """
 
@@ -19,7 +19,7 @@ from bnrnn.report import chart
 from bnrnn.report.chart import STEPS, Chart, Panel, along
 from bnrnn.report.document import Block, Figure, Folded, Heading, Paragraph, Table, Text
 from bnrnn.report.figures import plot
-from bnrnn.report.groups import cluster, label, mean, mean_curve, one_a_seed
+from bnrnn.report.groups import cluster, label, mean, mean_curve, one_a_seed, order
 from bnrnn.runs.record import Run
 
 METRIC = "fer"  # the metric of the runs in this part of the report
@@ -38,15 +38,15 @@ def speech(runs: list[Run]) -> list[Block]:
     if not found:
         return []
     blocks: list[Block] = [
-        Heading(2, "Laurent et al. 2015: speech, table 1 and figure 2"),
+        Heading(3, "Speech, as in table 1 and figure 2"),
         Paragraph(
             "Frame cross entropy (FCE, nats) and frame error rate (FER), as in their table 1. Each "
-            "number is its own best over the run. Training: the mean between two records, with "
+            "number is the best over the run. Training: the mean between two records, with "
             "dropout and batch statistics. Dev: with population statistics. Test: the model with "
             "the best dev FER. A row is a group of runs that differ only in their seed."
         ),
     ]
-    for _, grouped in itertools.groupby(sorted(found, key=_order), key=lambda run: run.data):
+    for _, grouped in itertools.groupby(sorted(found, key=order), key=lambda run: run.data):
         members = list(grouped)
         title = members[0].subject.data_title
         header = ["model", "settings", *COLUMNS, "test FER, %", "seeds", "steps"]
@@ -55,7 +55,7 @@ def speech(runs: list[Run]) -> list[Block]:
             header.remove("settings")
             rows = [[row[0], *row[2:]] for row in rows]
         blocks += [
-            Heading(3, f"{title}: in the form of table 1"),
+            Heading(4, f"{title}: in the form of table 1"),
             Table(header, "l" + "w" * ("settings" in header) + "r" * 7, rows),
             Figure(
                 f"{members[0].data}-laurent-figure-2",
@@ -72,17 +72,12 @@ def speech(runs: list[Run]) -> list[Block]:
     ]
     return [
         *blocks,
-        Folded(Heading(3, "Their table 1, on WSJ"), [Paragraph(
+        Folded(Heading(4, "Their table 1, on WSJ"), [Paragraph(
             "80 hours of read news and 3546 classes, where guessing costs 8.17 nats. No run here "
             "is on WSJ, so the numbers above cannot be compared with these, only the order of the "
             "models: BN trains faster and generalises no better."
         ), Table(["model", *COLUMNS], "lrrrr", theirs)]),
     ]  # fmt: skip
-
-
-def _order(run: Run) -> tuple[str, int, str]:
-    models = ["speech_lstm", "speech_bn", "speech_bn_frame"]
-    return run.data, models.index(run.model) if run.model in models else len(models), run.model
 
 
 def _rows(runs: list[Run]) -> list[list[Text]]:

@@ -1,7 +1,9 @@
 """The leaderboard: each model at its best settings on the same data, by test and by speed."""
 
 import functools
+import itertools
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,19 +12,23 @@ from matplotlib.figure import Figure
 from bnrnn.plots.style import colour
 from bnrnn.report import chart, document
 from bnrnn.report.chart import SECONDS, Chart, Panel, along
+from bnrnn.report.command import command
 from bnrnn.report.document import Block, Code, Heading, Paragraph, Table, Text
-from bnrnn.report.figures import picture
-from bnrnn.report.groups import BASELINES, cluster, kind, label, mean, one_a_seed, order
+from bnrnn.report.figures import end_limits, picture
+from bnrnn.report.groups import BASELINES, baseline, cluster, kind, label, mean, one_a_seed, order
 from bnrnn.runs.record import Run
 
+_START = 1 / 4  # of the validations of a figure, the worst ones, which its y axis cuts off
 FEWEST = 3  # models; with fewer, there is no leaderboard
 _HOW_TO_READ = (
     "Each model is shown at its settings with the best validation, compared on the seeds that all "
     "of its settings have. Validation uses population statistics. Steps and seconds are those "
-    "until the first validation at least as good as {target}, {whose}: the mean over the seeds "
-    "that reach it. Seconds include validation; they can be compared only between runs that had "
-    "the same machine to themselves."
+    "until validation reaches {target}, {whose}; they are means over the seeds that reach it. "
+    "Seconds include validation. The time between two validations counts as at most {most} times "
+    "the median of its run, so that pauses do not count. Seconds can be compared only between runs "
+    "on one machine that had the same load."
 )
+_MOST = 3  # times the median time between two validations of a run
 
 
 @dataclass(frozen=True)
@@ -66,14 +72,28 @@ class Standing:
 
 def standings(runs: Sequence[Run]) -> list[Standing]:
     """One standing per model from runs on the same data, the best test result first."""
+    found = [Standing(_best(settings), len(settings)) for settings in _by_model(runs)]
+    return sorted(
+        found, key=lambda s: mean(s.tests) * (1 if s.first.metric.lower_is_better else -1)
+    )
+
+
+def _by_model(runs: Sequence[Run]) -> list[list[list[Run]]]:
+    """For each model, its groups of finished runs: one run per seed for each group of settings."""
     finished = [run for run in runs if run.state == "finished"]
     by_model: dict[str, list[list[Run]]] = {}
     for members in cluster(sorted(finished, key=order)):
         by_model.setdefault(members[0].model, []).append(one_a_seed(members))
-    found = [Standing(_best(settings), len(settings)) for settings in by_model.values()]
-    metric = finished[0].metric if finished else None
-    sign = 1 if metric is None or metric.lower_is_better else -1
-    return sorted(found, key=lambda standing: sign * mean(standing.tests))
+    return list(by_model.values())
+
+
+def with_more_seeds(runs: Sequence[Run]) -> list[Standing]:
+    """The models whose best settings have fewer seeds than others, at those with the most seeds."""
+    return [
+        Standing(max(settings, key=len), len(settings))
+        for settings in _by_model(runs)
+        if len(_best(settings)) < max(map(len, settings))
+    ]
 
 
 def _best(settings: list[list[Run]]) -> list[Run]:
@@ -100,15 +120,32 @@ def target(found: Sequence[Standing]) -> tuple[float, str]:
     """
     for standing in found:
         if standing.first.model in BASELINES:
-            return standing.valid, "the best of the LSTM"
+            return standing.valid, "the mean over seeds of the LSTM's best"
     metric = found[0].first.metric
     best = [standing.valid for standing in found]
     worst = max(best) if metric.lower_is_better else min(best)
-    return worst, "the best of the model that comes last"
+    return worst, "the best of the model that is worst"
+
+
+def training_seconds(run: Run) -> dict[int, float]:
+    """Step -> seconds until its validation, in which a pause counts little.
+
+    The time between two validations counts as at most three times the median of the run.
+    """
+    recorded = run.values("seconds", "valid", "population")
+    times = [value for value in recorded.values() if math.isfinite(value)]
+    if not times:
+        return recorded
+    between = [after - before for before, after in itertools.pairwise([0.0, *times])]
+    most = _MOST * statistics.median(between)
+    passed = itertools.accumulate(min(seconds, most) for seconds in between)
+    return {
+        step: next(passed) if math.isfinite(value) else math.nan for step, value in recorded.items()
+    }
 
 
 def _first_at(run: Run, target: float) -> tuple[int, float] | None:
-    seconds = run.values("seconds", "valid", "population")
+    seconds = training_seconds(run)
     better = run.metric.best
     for step, value in zip(*run.curve(), strict=True):
         if better([value, target]) == value:
@@ -119,26 +156,34 @@ def _first_at(run: Run, target: float) -> tuple[int, float] | None:
 def blocks(runs: list[Run]) -> list[Block]:
     """A table and a figure for each data set with finished runs of enough models."""
     found: list[Block] = []
-    for data in dict.fromkeys(run.data for run in sorted(runs, key=order)):
-        of_data = [run for run in runs if run.data == data]
-        ranked = standings(of_data)
+    for data, size in dict.fromkeys((run.data, _size(run)) for run in sorted(runs, key=order)):
+        compared = [run for run in runs if (run.data, _size(run)) == (data, size)]
+        ranked = standings(compared)
         if len(ranked) >= FEWEST:
-            found += _of_data(ranked, of_data)
+            found += _of_data(ranked, compared, size)
     return [Heading(2, "Leaderboard"), *found] if found else []
 
 
-def _of_data(ranked: list[Standing], runs: list[Run]) -> list[Block]:
+def _size(run: Run) -> str:
+    """The size of a word model, "small"; models of different sizes are not compared."""
+    found = baseline(run.model)
+    return found.removeprefix("words_") if found.startswith("words_") else ""
+
+
+def _of_data(ranked: list[Standing], runs: list[Run], size: str) -> list[Block]:
     first = ranked[0].first
     value, whose = target(ranked)
-    title = first.subject.data_title
+    title = ", ".join(filter(None, [first.subject.data_title, size]))
     return [
         Heading(3, f"{title}: all models"),
-        Paragraph(_HOW_TO_READ.format(target=first.metric.number(value), whose=whose)),
+        Paragraph(_HOW_TO_READ.format(target=first.metric.number(value), whose=whose, most=_MOST)),
         table(ranked, value, runs),
         document.Figure(
-            f"{first.data}-leaderboard",
+            "-".join(filter(None, [first.data, size, "leaderboard"])),
             f"Validation against seconds, {title}",
-            "Each model at its best settings; thin lines are single seeds. Dotted: the target.",
+            "Each model is shown at its best settings. Thin lines are single seeds. Dotted: the "
+            "target. The time between two validations counts as at most three times the median of "
+            "its run, so that pauses do not count.",
             functools.partial(figure, ranked, value, title),
             functools.partial(chart_of, ranked, value, title),
         ),
@@ -158,7 +203,6 @@ def table(ranked: list[Standing], target: float, runs: list[Run]) -> Table:
 def _row(found: Standing, target: float, runs: list[Run]) -> list[Text]:
     run, reached = found.first, found.reached(target)
     siblings = [c[0] for c in cluster(runs) if kind(c[0]) == kind(run)]
-    assert run.result is not None
     return [
         run.subject.model_title,
         found.test_shown(),
@@ -168,13 +212,13 @@ def _row(found: Standing, target: float, runs: list[Run]) -> list[Text]:
         f"{mean([seconds for _, seconds in reached]):,.0f}" if reached else "-",
         label(run, siblings) or "-",
         str(found.tried),
-        Code(run.result.command),
+        Code(command(run)),
     ]
 
 
 def figure(ranked: list[Standing], target: float, title: str) -> Figure:
     """`chart_of` as a picture."""
-    return picture(chart_of(ranked, target, title))
+    return picture(chart_of(ranked, target, title), outside=True)
 
 
 def chart_of(ranked: list[Standing], target: float, title: str) -> Chart:
@@ -185,7 +229,10 @@ def chart_of(ranked: list[Standing], target: float, title: str) -> Chart:
         several = len(standing.runs) > 1
         for run in standing.runs:
             steps, values = run.curve()
-            x = {SECONDS: [math.nan] * len(steps)} | along([run], steps, "valid")
+            seconds = training_seconds(run)
+            x = along([run], steps, "valid") | {
+                SECONDS: [seconds.get(step, math.nan) for step in steps]
+            }
             name = run.subject.model_title
             curves.append(
                 chart.Curve(
@@ -193,24 +240,9 @@ def chart_of(ranked: list[Standing], target: float, title: str) -> Chart:
                     legend=name if run is standing.first else None, width=0.9 if several else 1.6,
                 )
             )  # fmt: skip
-    best = metric.best(standing.valid for standing in ranked)
-    y_label, limits = f"validation {metric.label}", _limits(ranked, best)
-    return Chart([Panel(y_label, curves, title, metric.decimals, limits, target)], SECONDS)
-
-
-def _limits(ranked: list[Standing], best: float) -> tuple[float, float] | None:
-    """Limits of the y axis that cut off the worst quarter of validations, the steep start."""
-    values = sorted(
-        value for found in ranked for run in found.runs for value in run.curve()[1]
-        if math.isfinite(value)
-    )  # fmt: skip
-    if len(values) < 8:
-        return None
-    lower_is_better = ranked[0].first.metric.lower_is_better
-    edge = values[3 * len(values) // 4] if lower_is_better else values[len(values) // 4]
-    margin = 0.08 * abs(edge - best)
-    low, high = sorted((best + (margin if best > edge else -margin), edge))
-    return (low, high) if margin > 0 else None
+    limits = end_limits([curve.y for curve in curves], metric, _START)
+    panel = Panel(f"validation {metric.label}", curves, title, metric.decimals, limits, target)
+    return Chart([panel], SECONDS)
 
 
 __all__ = ["Standing", "blocks", "chart_of", "figure", "standings", "table", "target"]

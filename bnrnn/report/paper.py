@@ -1,7 +1,7 @@
 """The papers' results: their tables, and curves read off their figures.
 
 Cooijmans et al., "Recurrent Batch Normalization", ICLR 2017; Laurent et al., "Batch Normalized
-Recurrent Neural Networks", ICASSP 2016.
+Recurrent Neural Networks", 2016 (arXiv 2015).
 """
 
 import functools
@@ -10,11 +10,13 @@ import re
 from importlib import resources
 from typing import Any, NamedTuple
 
+import yaml
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from bnrnn.runs.record import ACCURACY, BITS_PER_CHARACTER, ERROR, PERPLEXITY, Metric
-from bnrnn.settings.compose import defaults, options
+from bnrnn.settings.compose import CONF, defaults, options
+from bnrnn.settings.schema import SIZES
 
 Points = list[list[float]]  # [[x, y], ...]
 
@@ -40,10 +42,10 @@ class Reported(NamedTuple):
 
 
 COOIJMANS = Paper("Recurrent Batch Normalization", "Cooijmans et al., ICLR 2017")
-LAURENT = Paper("Batch Normalized Recurrent Neural Networks", "Laurent et al., ICASSP 2016")
+LAURENT = Paper("Batch Normalized Recurrent Neural Networks", "Laurent et al., 2016 (arXiv 2015)")
 # In the order of the papers.
 DATA = {
-    "mnist": Data("MNIST, a pixel a step", ACCURACY, COOIJMANS),
+    "mnist": Data("MNIST, one pixel per step", ACCURACY, COOIJMANS),
     "pmnist_official": Data(
         "Permuted MNIST, the pixel map of the released code", ACCURACY, COOIJMANS
     ),
@@ -56,23 +58,14 @@ DATA = {
     ),
     "ptb_words": Data("Penn Treebank, words", PERPLEXITY, LAURENT),
 }
-MODELS = {
-    "lstm": "LSTM",
-    "bnlstm": "BN-LSTM",
-    "attentive_lstm": "LSTM",
-    "attentive_bnlstm": "BN-LSTM",
-    "attentive_bn_everywhere": "BN-everywhere",
-    "attentive_bne_star": "BN-e*",
-    "attentive_bne_star_star": "BN-e**",
-    "characters_lstm": "LSTM",
-    "characters_bn_sum": "LSTM, BN on the sum of both terms",
-    "words_small": "Small LSTM",
-    "words_small_bn_input": "Small LSTM, BN on the input term",
-    "words_medium": "Medium LSTM",
-    "words_medium_bn_input": "Medium LSTM, BN on the input term",
-    "words_large": "Large LSTM",
-    "words_large_bn_input": "Large LSTM, BN on the input term",
-}
+# In the order of the papers.
+MODELS = (
+    "lstm", "bnlstm", "attentive_lstm", "attentive_bnlstm", "attentive_bn_everywhere",
+    "attentive_bne_star", "attentive_bne_star_star", "characters_lstm", "characters_bn_sum",
+    *(f"words_{size}{norm}" for size in SIZES for norm in ("", "_bn_input")),
+    "speech_lstm", "speech_bn", "speech_bn_frame",
+)  # fmt: skip
+_SPEECH = "frames"  # the family of data sets of speech
 RESULTS: dict[tuple[str, str], Reported] = {
     ("mnist", "lstm"): Reported(98.9, "test", "table 1", 100_000),
     ("mnist", "bnlstm"): Reported(99.0, "test", "table 1", 100_000),
@@ -116,23 +109,29 @@ GAMMA = 0.1  # the initial γ in all experiments of the papers
 
 def family(data: str) -> str:
     """The family of a data set, shared with the paper's data: "text8-part" -> "text8"."""
-    named = {"ptb_words": "words", "ptb_characters": "sum"}.get(data.partition("-")[0])
-    return named or re.split("[-_]", data, maxsplit=1)[0]
+    named = {"ptb_words": "words", "ptb_characters": "sum", "an4": _SPEECH}
+    name = named.get(data.partition("-")[0])
+    return name or re.split("[-_]", data, maxsplit=1)[0]
 
 
 def paper_of(data: str) -> Paper | None:
-    """The paper that uses this data set or another of its family; None if no paper does."""
+    """The paper that uses this data set or another of its family; None if no paper does.
+
+    The paper on speech used WSJ, which no run here has.
+    """
+    if family(data) == _SPEECH:
+        return LAURENT
     return next((d.paper for name, d in DATA.items() if family(name) == family(data)), None)
 
 
 def order(data: str, model: str) -> tuple[int, bool, str, int, str]:
     """A sort key: the papers' order; related data follow the papers' own, other data are last."""
-    families, models = [family(name) for name in DATA], list(MODELS)
+    families = [*(family(name) for name in DATA), _SPEECH]
     return (
         families.index(family(data)) if family(data) in families else len(families),
         data not in DATA,
         data,
-        models.index(model) if model in models else len(models),
+        MODELS.index(model) if model in MODELS else len(MODELS),
         model,
     )
 
@@ -142,6 +141,13 @@ def reported(data: str, model: str) -> Reported | None:
     if (data, model) in FAMILY:
         return FAMILY[data, model][0]
     return RESULTS.get((data, model))
+
+
+@functools.cache
+def model_title(model: str) -> str:
+    """The title of a model in `conf/`."""
+    file = resources.files(CONF) / "model" / f"{model}.yaml"
+    return yaml.safe_load(file.read_text(encoding="utf-8"))["title"]
 
 
 @functools.cache
@@ -159,9 +165,9 @@ def settings(data: str, model: str) -> dict[str, Any]:
 
 
 @functools.cache
-def usual(task: str, model: str) -> dict[str, Any]:
-    """The flat settings of `task=` and `model=` alone; {} if `conf/` does not have both."""
-    return _defaults(task, model)
+def usual(task: str, model: str, *more: str) -> dict[str, Any]:
+    """The flat settings of `task=`, `model=` and `more`; {} if `conf/` lacks one of them."""
+    return _defaults(task, model, *more)
 
 
 @functools.cache

@@ -13,6 +13,7 @@ from bnrnn.plots.style import encode, plt
 from bnrnn.report import first_attempt, laurent, leaderboard, paper, words
 from bnrnn.report.analyses import furthest
 from bnrnn.report.analysis_figures import FIGURES
+from bnrnn.report.command import command
 from bnrnn.report.document import (
     Block,
     Bullets,
@@ -48,6 +49,7 @@ from bnrnn.runs.text import quoted, slug
 Pictures = dict[str, dict[str, bytes]]  # name -> kind -> encoded
 
 MOST_COLUMNS = 12
+_MOST_GROUPS = 8  # of settings in a figure
 _HOW_TO_READ = (
     "Each number is the test of the model with the best validation (of the last model with "
     "selection=last). It uses population statistics, averaged over the training set or over "
@@ -57,7 +59,8 @@ _HOW_TO_READ = (
     "or the range of two. If steps and settings are those of the paper, the verdict states whether "
     "its number is within that spread. The difference of a shorter run is not a verdict."
 )
-_STATES = ("finished", "running", "stopped", "unfinished", "failed", "unreadable")
+_ENDED_EARLY = "ended early, tested"
+_STATES = ("finished", _ENDED_EARLY, "running", "stopped", "unfinished", "failed", "unreadable")
 
 
 def write_report(outputs: Path, target: Path) -> None:
@@ -166,7 +169,6 @@ def document(
         *_overview(found.runs),
         Paragraph(_HOW_TO_READ),
         *_results(found.runs),
-        *laurent.speech(found.runs),
         *leaderboard.blocks(found.runs),
         *_analyses(furthest(found.analyses)),
         *_unfinished(found, name, resume),
@@ -190,9 +192,16 @@ def _named_apart(blocks: list[Block]) -> list[Block]:
 
 
 def _counts(found: Found) -> str:
-    states = [run.state for run in found.runs] + ["unreadable"] * len(found.unreadable)
+    states = [_state(run) for run in found.runs] + ["unreadable"] * len(found.unreadable)
     counts = [f"{states.count(state)} {state}" for state in _STATES if state in states]
-    return f"{len(states)} run{'s' * (len(states) != 1)}: " + (", ".join(counts) or "none") + "."
+    between = "; " if _ENDED_EARLY in states else ", "
+    return f"{len(states)} run{'s' * (len(states) != 1)}: {between.join(counts) or 'none'}."
+
+
+def _state(run: Run) -> str:
+    """The state; a run with a test after fewer steps than planned ended early."""
+    ended = run.result is not None and run.state in ("stopped", "unfinished")
+    return _ENDED_EARLY if ended else run.state
 
 
 def _overview(runs: list[Run]) -> list[Block]:
@@ -216,15 +225,12 @@ def _overview(runs: list[Run]) -> list[Block]:
 
 
 def _results(runs: list[Run]) -> list[Block]:
-    """A section per data set, ordered by paper: a table of results, and figures of their curves."""
-    blocks: list[Block] = []
+    """A section per paper: for each data set a table of results, and figures of their curves."""
+    sections: dict[str, list[Block]] = {}  # heading -> blocks
     all_groups = groups(runs)
-    heading = ""
     for data, grouped in itertools.groupby(sorted(runs, key=order), key=lambda run: run.data):
         members = list(grouped)
-        if (paper_heading := _paper_heading(data)) != heading:
-            heading = paper_heading
-            blocks.append(Heading(2, heading))
+        blocks = sections.setdefault(_paper_heading(paper.paper_of(data)), [])
         blocks.append(Heading(3, members[0].subject.data_title))
         rows = [_result_row(group) for group in all_groups if group.first.data == data]
         if rows:
@@ -236,12 +242,15 @@ def _results(runs: list[Run]) -> list[Block]:
         else:
             blocks.append(Paragraph("No run is finished yet."))
         blocks += _OWN_FIGURES.get(paper.family(data), _figures)(members)
-    return blocks
+    if speech := laurent.speech(runs):
+        sections.setdefault(_paper_heading(paper.LAURENT), []).extend(speech)
+    return [
+        block for heading, blocks in sections.items() for block in (Heading(2, heading), *blocks)
+    ]
 
 
-def _paper_heading(data: str) -> str:
-    found = paper.paper_of(data)
-    return "Other data" if found is None else f"{found.title} ({found.authors})"
+def _paper_heading(found: paper.Paper | None) -> str:
+    return "Other data" if found is None else f"{found.title}: {found.authors}"
 
 
 def _without_empty_columns(table: Table) -> Table:
@@ -306,16 +315,21 @@ def _figures(runs: list[Run]) -> list[Block]:
         drawn = [("", "", like, math.inf), ("-settings", ", other settings", beside, last)]
     elif shown:
         drawn = [("", "", shown, math.inf)]
-    blocks: list[Block] = [
-        Figure(
-            data + suffix,
-            f"Validation against training steps, {data_title}{of}",
-            _curve_caption(members),
-            functools.partial(validation_curves, members, data_title + of, last),
-            functools.partial(validation_chart, members, data_title + of, last),
+    blocks: list[Block] = []
+    for suffix, of, members, last in drawn:
+        best = _at_best_settings(members, runs)
+        caption = _curve_caption(best)
+        if len(best) < len(members):
+            caption += " Each model is shown at its best settings, as in the leaderboard."
+        blocks.append(
+            Figure(
+                data + suffix,
+                f"Validation against training steps, {data_title}{of}",
+                caption,
+                functools.partial(validation_curves, best, data_title + of, last),
+                functools.partial(validation_chart, best, data_title + of, last),
+            )
         )
-        for suffix, of, members, last in drawn
-    ]
     for by_gamma in found_sweeps:
         run = next(iter(by_gamma.values()))[0]
         title = run.subject.model_title
@@ -329,6 +343,17 @@ def _figures(runs: list[Run]) -> list[Block]:
             )
         )
     return blocks
+
+
+def _at_best_settings(shown: list[Run], runs: list[Run]) -> list[Run]:
+    """Of many groups of settings, those in the leaderboard of `runs`, if there is one."""
+    if len(cluster(shown, MEASURED)) <= _MOST_GROUPS:
+        return shown
+    ranked = leaderboard.standings(runs)
+    if len(ranked) < leaderboard.FEWEST:
+        return shown
+    best = {run.path for standing in ranked for run in standing.runs}
+    return [run for run in shown if run.path in best] or shown
 
 
 # Families of data for which the paper's figure has another form.
@@ -364,7 +389,7 @@ def _not_run(runs: list[Run]) -> list[Block]:
         value = metric.show(reported.value, metric.decimals - 1)
         state = "; begun, not finished" if (data, model) in begun else ""
         items.append(
-            f"{title}, {paper.MODELS[model]}: {source.authors.partition(',')[0]} have {value} "
+            f"{title}, {paper.model_title(model)}: {source.authors.partition(',')[0]} have {value} "
             f"({reported.split}, {reported.source}, {reported.steps:,} steps){state}"
         )
     if not items:
@@ -400,7 +425,8 @@ def _unfinished(
 ) -> list[Block]:
     rows: list[list[Text]] = []
     for run in found.runs:
-        if run.state == "finished":
+        state = _state(run)
+        if state == "finished" or (state == _ENDED_EARLY and not run.resumable):
             continue
         steps, values = run.curve()
         last = f"{run.metric.number(values[-1])} at {steps[-1]:,}" if steps else "none"
@@ -410,15 +436,15 @@ def _unfinished(
             "stopped": ("resume with ", Code(resume(run))) if resume else "it can be resumed",
             "unfinished": "-" if resume is None else "no checkpoint to resume from",
         }
-        rows.append([name(run), run.state, f"{run.step:,}", last, notes[run.state]])
+        rows.append([name(run), state, f"{run.step:,}", last, notes[run.state]])
     for path, reason in found.unreadable:
         rows.append([Code(place(found, path)), "unreadable", "-", "-", reason])
     if not rows:
         return []
-    return [
-        Heading(2, "Not finished"),
-        Table(["run", "state", "step", "last validation", ""], "llrlw", rows),
-    ]
+    header: list[Text] = ["run", "state", "step", "last validation", ""]
+    if all(row[-1] == "-" for row in rows):
+        header, rows = header[:-1], [row[:-1] for row in rows]
+    return [Heading(2, "Not finished"), Table(header, "llrlw"[: len(header)], rows)]
 
 
 def _all_runs(runs: list[Run], name: Callable[[Run], Inline]) -> list[Block]:
@@ -430,7 +456,7 @@ def _all_runs(runs: list[Run], name: Callable[[Run], Inline]) -> list[Block]:
     ]  # fmt: skip
     ordered = _ordered(runs)
     commands: list[Text] = [
-        (name(run), ": ", Code(run.result.command)) for run in ordered if run.result is not None
+        (name(run), ": ", Code(command(run))) for run in ordered if run.result is not None
     ]
     blocks: list[Block] = [
         Heading(2, "All runs"),
@@ -438,7 +464,8 @@ def _all_runs(runs: list[Run], name: Callable[[Run], Inline]) -> list[Block]:
         Table(header, "lrrrrrrrlll", [_run_row(run, name(run)) for run in ordered]),
     ]
     if commands:
-        blocks += [Paragraph("The commands:"), Bullets(commands)]
+        title = "The commands, with the settings that are not the usual ones:"
+        blocks += [Paragraph(title), Bullets(commands)]
     return blocks
 
 

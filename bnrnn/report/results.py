@@ -4,11 +4,12 @@ python -m bnrnn.report.results OUTPUTS RESULTS
 
 Runs under OUTPUTS are copied (settings, records, result; no weights) to RESULTS/runs, analyses to
 RESULTS/analyses. Then RESULTS/README.md and RESULTS/figures are made from RESULTS alone, so that
-anyone can make them again without the runs. The numbers in the README.md and docs/ beside RESULTS
-are updated too.
+anyone can make them again without the runs. The numbers in RESULTS/family/README.md, and in the
+README.md and docs/ beside RESULTS, are updated too.
 """
 
 import itertools
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -190,8 +191,9 @@ def main(arguments: Sequence[str]) -> None:
     write_atomic(results / "README.md", write(results).encode())
     root = results.absolute().parent
     for page in filter(Path.exists, readme.pages(root)):
-        text, up = page.read_text(encoding="utf-8"), "../" * (page.parent != root)
-        write_atomic(page, readme.refreshed(text, results, f"{up}results").encode())
+        text = page.read_text(encoding="utf-8")
+        to_results = Path(os.path.relpath(results, page.parent)).as_posix()
+        write_atomic(page, readme.refreshed(text, results, to_results).encode())
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Table 2 and figure 3 of Laurent et al., 2015: training and validation perplexity by epoch."""
+"""Table 2 and figure 3 of Laurent et al.: training and validation perplexity by epoch."""
 
 import functools
 import itertools
@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from bnrnn.plots.style import colour
+from bnrnn.plots.style import MARKERS, colour
 from bnrnn.report import chart, document, paper
 from bnrnn.report.chart import EPOCHS, STEPS, Chart, Panel, along, papers_epoch
 from bnrnn.report.document import Block, Paragraph, Table, Text
@@ -34,7 +34,8 @@ def blocks(runs: list[Run]) -> list[Block]:
             title = f"Perplexity against epochs, Penn Treebank, words, {size}"
             draw = functools.partial(curves, members, title)
             make = functools.partial(chart_of, members, title)
-            found.append(document.Figure(f"ptb_words-{size}", title, _FIGURE, draw, make))
+            caption = _caption(members)
+            found.append(document.Figure(f"ptb_words-{size}", title, caption, draw, make))
             found += _same_epoch(members)
     return found
 
@@ -50,10 +51,16 @@ _TABLE = (
 )
 _FIGURE = (
     "As figure 3. Dotted: training. Solid: validation, with batch statistics if the model "
-    "normalises. Dashed: with population statistics. Wide and pale: the paper, read off its "
-    "figure, which shows only the large network. Its axis begins at 0 with a trained model, so its "
-    "epochs may be up to one behind ours."
+    "normalises. Dashed: with population statistics. One line per seed."
 )
+_BESIDE_THE_PAPER = (
+    " Wide and pale: the paper, read off its figure. Its axis begins at 0 with a trained model, so "
+    "its epochs may be up to one behind ours."
+)
+
+
+def _caption(runs: Sequence[Run]) -> str:
+    return _FIGURE + _BESIDE_THE_PAPER * any(run.model in paper.words() for run in runs)
 
 
 def table(runs: Sequence[Run]) -> Table:
@@ -137,7 +144,7 @@ def chart_of(runs: list[Run], title: str) -> Chart:
         if model in {run.model for run in runs}:
             for split, points in by_split.items():
                 shown = {epoch: v for epoch, v in by_epoch(points).items() if epoch <= longest}
-                name = f"{paper.MODELS[model]}, the paper, {_SPLITS[split]}"
+                name = f"{paper.model_title(model)}, the paper, {_SPLITS[split]}"
                 dash = ":" if split == "train" else "-"
                 found.append(papers(name, shown, papers_epoch(runs, model), model, dash))
     clusters = cluster(runs, MEASURED)
@@ -148,7 +155,7 @@ def chart_of(runs: list[Run], title: str) -> Chart:
         )
         seeds = one_a_seed(members)
         for run in seeds:
-            marker = "os^Dv"[k % 5] if len(validation(run)) < 20 else None
+            marker = MARKERS[k % len(MARKERS)] if len(validation(run)) < 20 else None
             style: dict[str, Any] = {
                 "width": 1.5 if len(seeds) == 1 else 0.9,
                 "note": f"seed {run.seed}" if len(seeds) > 1 else "",

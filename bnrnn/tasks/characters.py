@@ -134,8 +134,8 @@ class CharacterTask(Task):
 
     @property
     def data_title(self) -> str:
-        part = "" if self.whole_data else ", a part of it"
-        return TITLES.get(self.config.corpus, f"The text {self.data_name.partition('-')[2]}") + part
+        title = TITLES.get(self.config.corpus, f"The text {self.data_name.partition('-')[2]}")
+        return title if self.whole_data else f"Part of {title}"
 
     @property
     def steps_per_epoch(self) -> int:

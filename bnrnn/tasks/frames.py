@@ -94,7 +94,7 @@ class FrameTask(Task):
     def data_title(self) -> str:
         name = self.data_name
         if name == "frames-synthetic":
-            return "Frames of a hidden Markov model: generated ones"
+            return "Generated frames of a hidden Markov model"
         return TITLES.get(name, f"Frames of speech, {name}")
 
     @property

@@ -27,7 +27,7 @@ from bnrnn.tasks.base import (
 PIXELS, CLASSES = 784, 10
 # permutation -> name and title of the data, and a description of the order.
 ORDERS = {
-    "none": ("mnist", "MNIST, a pixel a step", "in order"),
+    "none": ("mnist", "MNIST, one pixel per step", "in order"),
     "true": ("pmnist", "Permuted MNIST, a true permutation", "permuted"),
     "official_code": (
         "pmnist_official",

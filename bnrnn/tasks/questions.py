@@ -61,8 +61,9 @@ class QuestionTask(Task):
     @property
     def data_title(self) -> str:
         kind = "four sentences" if self.config.four_sentences else "whole articles"
-        part = "" if self.whole_data else ": a part of the corpus"
-        return f"CNN questions, {kind}" + (": generated ones" if self._synthetic else part)
+        if self._synthetic:
+            return f"Generated CNN questions, {kind}"
+        return f"CNN questions, {kind}" + ("" if self.whole_data else ": a part of the corpus")
 
     @property
     def steps_per_epoch(self) -> int:
