@@ -214,9 +214,13 @@ class Task(ABC):
         It is drawn once per epoch, because all training examples take long to permute.
         """
         if self._epoch is None or self._epoch[0] != epoch:
-            # Older than `streams`. Another generator would change every result.
-            self._epoch = epoch, draw(np.random.default_rng([self.seed, epoch + 1]))
+            self._epoch = epoch, draw(self._generator(epoch))
         return self._epoch[1]
+
+    def _generator(self, epoch: int) -> np.random.Generator:
+        """Return the generator for an epoch's order."""
+        # Older than `streams`. Another generator would change every result.
+        return np.random.default_rng([self.seed, epoch + 1])
 
 
 def classify(logits: Tensor, target: Tensor) -> Loss:

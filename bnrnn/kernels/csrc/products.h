@@ -69,6 +69,26 @@ void tile_product(
   }
 }
 
+// Two tiles of kTileRows rows by one vector, over the k of one left operand each. One tile alone has
+// fewer sums than the processor can add to at a time.
+template <typename T>
+void tile_pair_product(
+    const Left<T>& first, const Left<T>& second, const T* b, T* const* c, ptrdiff_t column, bool add) {
+  Vector<T> sums[2 * kTileRows];
+#pragma GCC unroll 16
+  for (int r = 0; r < 2 * kTileRows; ++r) sums[r] = add ? load(c[r] + column) : zero<T>();
+  for (ptrdiff_t k = 0; k < first.depth; ++k) {
+    const Vector<T> right = load(b + k * kLanes<T>);
+#pragma GCC unroll 8
+    for (int r = 0; r < kTileRows; ++r) {
+      sums[r] += broadcast(first.a[r * first.a_row + k * first.a_k]) * right;
+      sums[kTileRows + r] += broadcast(second.a[r * second.a_row + k * second.a_k]) * right;
+    }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < 2 * kTileRows; ++r) store(c[r] + column, sums[r]);
+}
+
 template <typename T>
 using TileProduct = void (*)(
     const Left<T>*, ptrdiff_t, ptrdiff_t, const T*, ptrdiff_t, T* const*, ptrdiff_t, bool);
@@ -222,11 +242,16 @@ void tiled_product(
     const ptrdiff_t deep = std::min(kDepth, depth - k0);
     for_column_chunks<T>(width, [&](ptrdiff_t column, int vectors) {
       const ptrdiff_t across = vectors * kLanes<T>;
-      for (ptrdiff_t r0 = 0; r0 < rows; r0 += kTileRows) {
+      const T* const b = right + column * depth + k0 * across;
+      ptrdiff_t r0 = 0;
+      for (; vectors == 1 && r0 + 2 * kTileRows <= rows; r0 += 2 * kTileRows) {
+        tile_pair_product<T>(left_at(r0, k0, deep), left_at(r0 + kTileRows, k0, deep), b, c + r0,
+                             column, add || k0 > 0);
+      }
+      for (; r0 < rows; r0 += kTileRows) {
         const int count = static_cast<int>(std::min<ptrdiff_t>(kTileRows, rows - r0));
         const Left<T> left = left_at(r0, k0, deep);
-        tile_of<T>(count, vectors)(&left, 1, 0, right + column * depth + k0 * across, across,
-                                   c + r0, column, add || k0 > 0);
+        tile_of<T>(count, vectors)(&left, 1, 0, b, across, c + r0, column, add || k0 > 0);
       }
     });
   }

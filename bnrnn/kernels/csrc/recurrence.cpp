@@ -95,12 +95,14 @@ template <typename T, bool kGeneral>
 void forward_step(Step<T, kGeneral>& step, ptrdiff_t t) {
   step.for_groups([&](Range group) {
     forward_products(step, t, group);
-    for (ptrdiff_t j = group.begin; j < group.end; ++j) {
-      step.forward_cell(t, group, j);
+    step.for_runs(group, [&](Range run) {
+      for (ptrdiff_t j = run.begin; j < run.end; ++j) step.forward_moments(t, group, j);
+      for (ptrdiff_t j = run.begin; j < run.end; ++j) step.forward_cell(t, group, j);
       step.laps.lap(Part::kCell);
-      step.forward_state(t, j);
+      for (ptrdiff_t j = run.begin; j < run.end; ++j) step.forward_cell_moments(t, j);
+      for (ptrdiff_t j = run.begin; j < run.end; ++j) step.forward_state(t, j);
       step.laps.lap(Part::kState);
-    }
+    });
     step.put_output(t, group);
     step.laps.lap(Part::kOutput);
   });
@@ -116,11 +118,17 @@ void forward_step_apart(Step<T, true>& step, ptrdiff_t t, Barrier& barrier) {
   });
   if (p.ih.layer || p.hh.layer) barrier.wait();
   step.layer_ih.find(t), step.layer_hh.find(t);
-  step.for_units([&](Range group, ptrdiff_t j) { step.forward_cell(t, group, j); });
+  step.for_units([&](Range group, ptrdiff_t j) {
+    step.forward_moments(t, group, j);
+    step.forward_cell(t, group, j);
+  });
   if (p.c.layer) barrier.wait();
   step.layer_c.find(t);
   step.for_groups([&](Range group) {
-    for (ptrdiff_t j = group.begin; j < group.end; ++j) step.forward_state(t, j);
+    for (ptrdiff_t j = group.begin; j < group.end; ++j) {
+      step.forward_cell_moments(t, j);
+      step.forward_state(t, j);
+    }
     step.put_output(t, group);
   });
 }
@@ -156,14 +164,14 @@ void backward_step(Step<T, kGeneral>& step, ptrdiff_t t) {
     step.laps.lap(Part::kOutput);
     step.input_term_again(t, group);
     step.laps.lap(Part::kInputTerm);
-    for (ptrdiff_t j = group.begin; j < group.end; ++j) {
-      step.backward_state(t, group, j);
+    step.for_runs(group, [&](Range run) {
+      for (ptrdiff_t j = run.begin; j < run.end; ++j) step.backward_state(t, group, j);
       step.laps.lap(Part::kBackwardState);
-      step.backward_cell(t, group, j);
+      for (ptrdiff_t j = run.begin; j < run.end; ++j) step.backward_cell(t, group, j);
       step.laps.lap(Part::kBackwardCell);
-      step.backward_terms(t, group, j);
+      for (ptrdiff_t j = run.begin; j < run.end; ++j) step.backward_terms(t, group, j);
       step.laps.lap(Part::kBackwardTerms);
-    }
+    });
     step.put_grad_input(t, group);
     step.laps.lap(Part::kGradInput);
   });

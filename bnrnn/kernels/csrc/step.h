@@ -9,9 +9,10 @@
 
 namespace bnrnn {
 
-// A step processes a unit in several parts. Normally they follow one another immediately, so that
-// the unit stays in the first-level cache. Layer normalisation needs statistics over all units of
-// all threads, so the thread then completes each part for all its units before the next (`apart`).
+// A step processes a unit in several parts. A run of a few units completes each part before the next,
+// so that they stay in the first-level cache, and while one unit waits for its sums over the batch,
+// the processor computes another. Layer normalisation needs statistics over all units of all threads,
+// so the thread then completes each part for all its units before the next (`apart`).
 //
 // kGeneral: whether there may be layer normalisation or noise; otherwise their code is not compiled in.
 template <typename T, bool kGeneral>
@@ -26,6 +27,7 @@ class Step : public Share<T> {
   Step(const Problem<T>& problem, int thread, int threads)
       : Share<T>(problem, thread, threads),
         apart(has_layer(p)),
+        units_per_run(units_of_run(W)),
         layer_ih(p.ih, *this),
         layer_hh(p.hh, *this),
         layer_c(p.c, *this),
@@ -35,9 +37,10 @@ class Step : public Share<T> {
                                  p.grad_weight_ih != nullptr) {
     input.resize(kGates * at_hand * W);
     grad_out.resize(at_hand * W);
-    unit.resize((apart ? units.size() : 1) * kUnitArrays * W);
-    unit_sums.resize((apart ? units.size() : 1) * kUnitSums);
-    unit_constants.resize(apart ? units.size() : 1);
+    const ptrdiff_t held = apart ? units.size() : units_per_run;
+    unit.resize(held * kUnitArrays * W);
+    unit_sums.resize(held * kUnitSums);
+    unit_constants.resize(held);
   }
 
   // Write the group's rows of W_x x_t to `input`, unless `input_product` computes them. If the sum
@@ -103,9 +106,8 @@ class Step : public Share<T> {
     if (p.hh.layer) layer_hh.put(j, {h[0], h[1], h[2], h[3]});
   }
 
-  // Compute the gates and c_t of unit j, and the moments of the two terms.
-  void forward_cell(ptrdiff_t t, Range group, ptrdiff_t j) {
-    const ptrdiff_t W = this->W;
+  // Compute the moments of the two terms of unit j.
+  void forward_moments(ptrdiff_t t, Range group, ptrdiff_t j) {
     T *x[kGates], *h[kGates];
     terms(t, group, j, x, h);
     for (int gate = 0; gate < kGates; ++gate) {
@@ -113,6 +115,13 @@ class Step : public Share<T> {
       if (kGeneral && p.hh.layer) layer_hh.normalize(h[gate]);
     }
     find_moments(t, j, x, h);
+  }
+
+  // Compute the gates and c_t of unit j.
+  void forward_cell(ptrdiff_t t, Range group, ptrdiff_t j) {
+    const ptrdiff_t W = this->W;
+    T *x[kGates], *h[kGates];
+    terms(t, group, j, x, h);
     const Constants of(*this, t, j);
     const T *c_before = cell_at(t) + j * W, *live = live_at(t);
     T *const c_new = new_cell(t, j), *const c_after = cell_at(t + 1) + j * W;
@@ -144,11 +153,15 @@ class Step : public Share<T> {
     }
   }
 
-  // Compute h_t of unit j, and the moments of its cell state.
+  // Compute the moments of the cell state of unit j.
+  void forward_cell_moments(ptrdiff_t t, ptrdiff_t j) {
+    find_moments<1>(p.c, t, j, {new_cell(t, j)});
+  }
+
+  // Compute h_t of unit j.
   void forward_state(ptrdiff_t t, ptrdiff_t j) {
     const ptrdiff_t W = this->W;
     const T *c_new = new_cell(t, j), *o = array(j, kOutput), *live = live_at(t);
-    find_moments<1>(p.c, t, j, {c_new});
     const Standard<T> of_c = standard_at(p.c, t, j, H);
     const T beta = beta_of(j);
     const T* h_before = state_at(t) + j * W;
@@ -479,10 +492,19 @@ class Step : public Share<T> {
               });
   }
 
+  // Visit the runs of a group.
+  template <typename Visit>
+  void for_runs(Range group, Visit&& visit) const {
+    for (ptrdiff_t first = group.begin; first < group.end; first += units_per_run) {
+      visit(Range{first, std::min(first + units_per_run, group.end)});
+    }
+  }
+
   // Whether there is dropout of h_{t-1} within the product.
   bool drops_hidden() const { return kGeneral && Share<T>::drops_hidden(); }
 
   const bool apart;
+  const ptrdiff_t units_per_run;  // a power of two, of which kGroup is a multiple
   LayerNorm<T, kGates> layer_ih, layer_hh;
   LayerNorm<T, 1> layer_c;
   const ptrdiff_t at_hand;  // number of units held: of the group, or of the thread
@@ -511,15 +533,21 @@ class Step : public Share<T> {
   // A unit's sums over the batch: first those of the cell, later those of its gates' arguments.
   static constexpr int kUnitSums = 3 * kGates;
 
-  T* array(ptrdiff_t j, int i) {
-    return unit.data() + ((apart ? (j - units.begin) * kUnitArrays : 0) + i) * W;
+  // As many units as keep their rows within half of a first-level cache of 32 KB.
+  static ptrdiff_t units_of_run(ptrdiff_t width) {
+    ptrdiff_t units = kGroup;
+    while (units > 1 && units * kUnitArrays * width * sizeof(T) > (1 << 14)) units /= 2;
+    return units;
   }
 
-  T* sums_of(ptrdiff_t j) {
-    return unit_sums.data() + (apart ? (j - units.begin) * kUnitSums : 0);
+  // The place of unit j among those that keep their rows: all of the thread if `apart`, else a run.
+  ptrdiff_t place(ptrdiff_t j) const {
+    return apart ? j - units.begin : (j - units.begin) & (units_per_run - 1);
   }
 
-  Constants& constants_of(ptrdiff_t j) { return unit_constants[apart ? j - units.begin : 0]; }
+  T* array(ptrdiff_t j, int i) { return unit.data() + (place(j) * kUnitArrays + i) * W; }
+  T* sums_of(ptrdiff_t j) { return unit_sums.data() + place(j) * kUnitSums; }
+  Constants& constants_of(ptrdiff_t j) { return unit_constants[place(j)]; }
 
   T beta_of(ptrdiff_t j) const { return p.beta_c == nullptr ? 0 : p.beta_c[j]; }
 
@@ -641,8 +669,7 @@ class Step : public Share<T> {
   Rows<T> input;              // [gate][unit][W]
   Rows<T> grad_out;           // [unit][W]
   Rows<T> grad_dense;         // [input][W]
-  // kUnitArrays rows (W,) and kUnitSums sums, for the current unit or, if `apart`, for all units of
-  // the thread.
+  // kUnitArrays rows (W,) and kUnitSums sums, for each unit of a run or, if `apart`, of the thread.
   Rows<T> unit, unit_sums;
   std::vector<Constants> unit_constants;
 };
