@@ -27,7 +27,8 @@ TITLES = {
 def usual_settings(task, model):
     """Return the settings of `task=` and `model=` alone, the model title and the free settings."""
     GlobalHydra.instance().clear()
-    config = compose_config(f"task={task}", f"model={model}")
+    required = ["task.path=FILE"] if task == "text" else []
+    config = compose_config(f"task={task}", f"model={model}", *required)
     return to_dict(config), config.model.title, free_settings(config)
 
 
