@@ -25,7 +25,7 @@ from bnrnn.runs import checkpoint
 from bnrnn.runs.directory import RunDirectory
 from bnrnn.runs.interrupt import Interrupted, Interruption
 from bnrnn.runs.metrics import MetricsWriter, NoMetrics, format_values
-from bnrnn.runs.provenance import commit, provenance
+from bnrnn.runs.provenance import commit, machine, provenance
 from bnrnn.runs.record import Result, Subject, write_json, write_settings
 from bnrnn.settings.same import free_settings, to_dict
 from bnrnn.settings.schema import Config
@@ -119,6 +119,7 @@ class LoopState:
     logged: int = 0  # the step of that line
     records: int = 0  # number of the run's metrics records when the checkpoint was saved
     commits: list[str] = field(default_factory=list)  # of the source, in order of use
+    machines: list[str] = field(default_factory=list)  # in order of use
 
 
 class Measured(NamedTuple):
@@ -341,8 +342,9 @@ def begin(config: Config, task: Task, run: RunDirectory, device: torch.device) -
             f"and max_epochs allow: max_steps={state.step} tests it as it is, a larger "
             "one continues"
         )
-    if (source := commit()) is not None and source not in state.commits[-1:]:
-        state.commits.append(source)
+    for used, now in ((state.commits, commit()), (state.machines, machine(device))):
+        if now is not None and now not in used[-1:]:
+            used.append(now)
 
     subject = describe(job)
     processes.wait_for_all()
@@ -356,18 +358,22 @@ def begin(config: Config, task: Task, run: RunDirectory, device: torch.device) -
         run.failure.unlink(missing_ok=True)
     if resumed is not None:
         log.info("Resuming at step %d of %s", state.step, run.path)
+    _announce(job, subject, kernel)
+    return job
+
+
+def _announce(job: Job, subject: Subject, kernel: str) -> None:
     log.info("%s", subject.description)
     log.info(
         "%s: %s parameters; %s steps (%s an epoch) on %s, kernel %s; %s",
-        config.model.name,
-        f"{sum(p.numel() for p in model.parameters()):,}",
+        job.config.model.name,
+        f"{sum(p.numel() for p in job.model.parameters()):,}",
         f"{job.total:,}",
-        f"{task.steps_per_epoch:,}",
-        device,
+        f"{job.task.steps_per_epoch:,}",
+        job.device,
         kernel,
-        run.path,
+        job.run.path,
     )
-    return job
 
 
 def restore(job: Job, resumed: dict[str, Any]) -> Job:
@@ -473,6 +479,7 @@ def test_best(job: Job, metrics: Metrics, stop: Interruption) -> Result:
         kernel=task.kernel(model),
         processes=processes.count(),
         commits=state.commits,
+        machines=state.machines,
         **provenance(job.device),
     )
     if processes.is_first():

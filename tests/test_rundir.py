@@ -126,9 +126,12 @@ def test_an_unfinished_run_that_fails_says_so_until_it_goes_on(train, tmp_path, 
     assert finished() == {run: 6}
 
 
-def test_a_result_names_all_the_versions_it_comes_from(train, monkeypatch):
-    for number, commit in enumerate(["aaa", "bbb", "bbb"], start=1):
+def test_a_result_names_all_the_versions_and_machines_it_comes_from(train, monkeypatch):
+    places = [("aaa", "a CPU"), ("bbb", "a CPU"), ("bbb", "a GPU")]
+    for number, (commit, machine) in enumerate(places, start=1):
         monkeypatch.setattr("bnrnn.train.commit", lambda name=commit: name)
+        monkeypatch.setattr("bnrnn.train.machine", lambda _, name=machine: name)
         train(f"max_steps={number}", "resume=auto")
     (run,) = finished()
-    assert json.loads((run / "result.json").read_text())["commits"] == ["aaa", "bbb"]
+    result = json.loads((run / "result.json").read_text())
+    assert (result["commits"], result["machines"]) == (["aaa", "bbb"], ["a CPU", "a GPU"])

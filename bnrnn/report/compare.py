@@ -30,7 +30,7 @@ def table(runs: list[Run]) -> str:
             cells += [
                 metric.number(run.final("test")),
                 f"{result.wall_seconds:.0f}",
-                f"{result.milliseconds_a_step:.0f}",
+                f"{result.milliseconds_per_step:.0f}",
             ]
         rows.append([run.subject.model_title, *cells])
     widths = [max(len(row[k]) for row in [header, *rows]) for k in range(len(header))]

@@ -493,10 +493,10 @@ def _run_row(run: Run, name: Inline) -> list[Text]:
         *row,
         f"{result.steps:,}",
         _duration(result.wall_seconds),
-        f"{result.milliseconds_a_step:.0f}",
+        f"{result.milliseconds_per_step:.0f}",
         result.kernel,
         ", ".join(result.commits) or result.commit or "-",
-        f"{result.machine}, {result.threads}",
+        f"{'; '.join(result.machines) or result.machine}, {result.threads}",
     ]
 
 

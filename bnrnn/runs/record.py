@@ -134,11 +134,12 @@ class Result:
     machine: str
     threads: Count
     command: str
-    commits: list[str] = field(default_factory=list)
+    commits: list[str] = field(default_factory=list)  # of all processes of the run, in order
+    machines: list[str] = field(default_factory=list)
     processes: Count = 1
 
     @property
-    def milliseconds_a_step(self) -> float:
+    def milliseconds_per_step(self) -> float:
         return 1000 * self.train_seconds / self.steps if self.steps else math.nan
 
 
