@@ -615,6 +615,10 @@ def test_a_checkpoint_of_other_data(bnrnn, trained, run, text):
     text.write_text(trained[0].read_text().upper())
     done = bnrnn("mode=evaluate", f"run={run}", f"task.path={text}", check=False)
     assert_error(done, 4, "other symbols")
+    text.write_text(trained[0].read_text()[::-1])
+    done = bnrnn("mode=evaluate", f"run={run}", f"task.path={text}", check=False)
+    assert_error(done, 4, "was trained on other data than these")
+    assert not (run / "evaluate").exists()
 
 
 def test_a_failed_job_does_not_stop_the_sweep_but_fails_it(bnrnn, tmp_path, text):
