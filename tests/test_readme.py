@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from bnrnn.report import readme
 from bnrnn.runs.find import find_runs
@@ -309,3 +310,8 @@ def test_every_file_it_points_to_is_there():
         for target in re.findall(r"\]\(([^)#]+)\)", text):
             if not target.startswith("http"):
                 assert (page.parent / target).exists(), target
+
+
+def test_the_compared_models_are_those_of_the_experiment():
+    sweep = yaml.safe_load((ROOT / "conf/experiment/family.yaml").read_text())["hydra"]["sweeper"]
+    assert set(readme._MODELS) == set(sweep["params"]["model"].split(","))

@@ -16,7 +16,7 @@ from bnrnn.command.where import resumed_folder
 from bnrnn.errors import CheckpointError, ConfigError
 from bnrnn.runs.record import read_settings
 from bnrnn.settings import compose
-from bnrnn.settings.compose import GROUPS, keys, literal, options
+from bnrnn.settings.compose import GROUPS, as_override, keys, literal, options
 from bnrnn.settings.same import flatten
 
 FLAGS = {"-h", "--help", "--hydra-help", "--version", "-m", "--multirun", "--resolve"}
@@ -247,15 +247,5 @@ def _settings_of_run(overrides: list[Override], sweep: bool) -> list[str]:
             continue
         if key not in known:
             raise CheckpointError(f"{file}: this bnrnn has no setting {key!r:.60}")
-        replayed.append(f"{key}={_as_override(value)}")
+        replayed.append(f"{key}={as_override(value)}")
     return chosen + replayed
-
-
-def _as_override(value: Any) -> str:
-    if isinstance(value, list):
-        return "[" + ",".join(_as_override(item) for item in value) + "]"
-    if isinstance(value, str):
-        return literal(value)
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    return repr(value)

@@ -1,6 +1,5 @@
 """The command that makes a run again, with only the settings that are not the usual ones."""
 
-import re
 import shlex
 from dataclasses import fields
 from typing import Any
@@ -8,11 +7,10 @@ from typing import Any
 from bnrnn.report import paper
 from bnrnn.report.groups import comparable
 from bnrnn.runs.record import Result, Run
-from bnrnn.settings.compose import literal
+from bnrnn.settings.compose import as_override
 from bnrnn.settings.same import flatten
 from bnrnn.settings.schema import DataConfig
 
-_NOT_TEXT = ("null", "true", "false", "nan", "inf")
 # A run may change these when it is resumed, but its result depends on them.
 _LENGTH = ("max_epochs", "max_steps", "patience")
 _FILES = ("task.path", *(f"data.{f.name}" for f in fields(DataConfig) if f.name != "pipes"))
@@ -68,20 +66,7 @@ def _length(run: Run, result: Result) -> dict[str, Any]:
 
 
 def _word(key: str, value: Any) -> str:
-    """A command-line override in Hydra's grammar."""
-    if isinstance(value, list):
-        return f"{key}=[{','.join(map(_value, value))}]"
-    return f"{key}={_value(value)}"
-
-
-def _value(value: Any) -> str:
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    if not isinstance(value, str):
-        return f"{value!r}"
-    # Hydra reads other words as a number, a list or a null.
-    plain = re.fullmatch(r"[A-Za-z_][\w./-]*", value, re.ASCII)
-    return value if plain and value.lower() not in _NOT_TEXT else literal(value)
+    return f"{key}={as_override(value)}"
 
 
 __all__ = ["command"]

@@ -28,6 +28,7 @@ _commands_typed = False
 _own: Path | None = None
 
 GROUPS = ("model", "task", "optimizer", "experiment", "reproduce")
+_NOT_TEXT = ("null", "true", "false", "nan", "inf")
 
 
 @functools.cache
@@ -59,6 +60,19 @@ def literal(text: str) -> str:
     """Quote a string in Hydra's grammar: escape quotes and the backslashes before them."""
     inner = re.sub(r"(\\*)('|$)", lambda m: 2 * m[1] + ("\\'" if m[2] else ""), text)
     return "'" + inner.replace("${", "\\${") + "'"
+
+
+def as_override(value: Any) -> str:
+    """Write a value of a setting in Hydra's grammar, without quotes if it needs none."""
+    if isinstance(value, list):
+        return f"[{','.join(map(as_override, value))}]"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if not isinstance(value, str):
+        return repr(value)
+    # Hydra reads other words as a number, a list or a null.
+    plain = re.fullmatch(r"[A-Za-z_][\w./-]*", value, re.ASCII)
+    return value if plain and value.lower() not in _NOT_TEXT else literal(value)
 
 
 def add(name: str, node: Any, group: str | None = None) -> None:
