@@ -110,9 +110,7 @@ def load_best(
     config: Config, run: Path, task: Task, device: torch.device
 ) -> tuple[nn.Module, dict[str, Any]]:
     path = run / "best.pt"
-    # As in `train.begin`, several processes receive it in memory of the CPU.
-    place = device if processes.count() == 1 else torch.device("cpu")
-    content = processes.from_first(lambda: _best(run, path, place))
+    content = processes.from_first(lambda: _best(run, path, processes.where_to_load(device)))
     task.load_state(content["task"])
     with torch.random.fork_rng():  # building draws initial weights, which are then overwritten
         model = build_model(config, task, device)

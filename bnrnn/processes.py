@@ -99,6 +99,14 @@ def wait_for_all() -> None:
         dist.monitored_barrier(_control, _START)
 
 
+def where_to_load(device: torch.device) -> torch.device:
+    """The device on which the first process loads what it sends to all with `from_first`.
+
+    It is the CPU if there are several: not all of them use the first one's GPU.
+    """
+    return device if count() == 1 else torch.device("cpu")
+
+
 def from_first(make: Callable[[], T]) -> T:
     """Call `make` in process 0 and send the result to the others.
 

@@ -321,8 +321,7 @@ def begin(config: Config, task: Task, run: RunDirectory, device: torch.device) -
     Raises:
         CheckpointError, ConfigError: see `train`.
     """
-    # Several processes receive it in memory of the CPU: not all of them use the first one's GPU.
-    place = device if processes.count() == 1 else torch.device("cpu")
+    place = processes.where_to_load(device)
     resumed = processes.from_first(
         lambda: checkpoint.load(run.last, place) if run.last.exists() else None
     )
@@ -392,7 +391,7 @@ def restore(job: Job, resumed: dict[str, Any]) -> Job:
     job.carry = job.task.load_carry(job.model, training.get("carry"), path)
     if job.carry is not None and processes.count() > 1:
         job.share = processes.share(job.carry[0].shape[1])
-        job.carry = tuple(job.share.of(state) for state in job.carry)
+        job.carry = tuple(job.share.of(state).to(job.device) for state in job.carry)
     job.random = checkpoint.restore_random_state(training.get("random"), job.device, path)
     return job
 
