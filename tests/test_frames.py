@@ -362,7 +362,7 @@ def test_settings_that_name_no_data(bnrnn_here, tmp_path):
         assert len(done.stderr.strip().splitlines()) == 1
     done = bnrnn_here("task=ptb", "data.features=x.scp")
     assert (done.returncode, done.stderr) == (
-        2, "bnrnn: error: data.features is only for task=frames\n",
+        2, "bnrnn: error: task=ptb takes no data.features\n",
     )  # fmt: skip
     done = bnrnn_here("task=an4", f"data_dir={tmp_path}")
     assert done.returncode == 3

@@ -172,7 +172,11 @@ def test_train_resume_evaluate_and_answer(bnrnn_here, tmp_path):
         (["task=cnn", "model=bnlstm"], "task=cnn takes model=attentive_…, not model=bnlstm"),
         (["task=ptb", "model=attentive_lstm"], "task=ptb takes model="),
         (["task=cnn", "model.num_layers=2"], "there is no setting 'model.num_layers'"),
-        (["data.synthetic=100"], "data.synthetic is only for task=cnn, cnn4, frames and an4"),
+        (["data.synthetic=100"], "task=pmnist takes no data.synthetic"),
+        (
+            ["task=cnn", "data.features=x.scp"],
+            "task=cnn takes no data.features, only data.synthetic",
+        ),
         (["task=cnn", "data.synthetic=-1"], "data.synthetic must be positive"),
         (["task=cnn", "task.relabel=all"], "task.relabel must be one of batch, none"),
         (["mode=answer"], "mode=answer needs a finished run"),

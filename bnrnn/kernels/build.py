@@ -40,8 +40,7 @@ _INSTRUCTIONS = {
     "avx2": ("-mavx2", "-mfma"),
     "baseline": (),
 }
-# Name prefixes of build folders; older versions used the second.
-_BUILDING = ("building-", "tmp")
+_BUILDING = "building-"  # name prefix of build folders
 _PATIENCE = 600  # seconds to wait for another process that builds
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
@@ -148,7 +147,7 @@ def _build(library: Path) -> None:
                 shutil.rmtree(left, ignore_errors=True)
         _log.info("Compiling the CPU kernel (once, about 20 seconds)")
         with tempfile.TemporaryDirectory(
-            dir=library.parent, prefix=_BUILDING[0], ignore_cleanup_errors=True
+            dir=library.parent, prefix=_BUILDING, ignore_cleanup_errors=True
         ) as folder:
             built = _compile(Path(folder))
             checksum = Path(folder, "checksum")

@@ -168,11 +168,35 @@ class SpeechConfig(LaurentConfig):
 
 
 @dataclass
+class DataConfig:
+    """Generated data, or data of the user; files are Kaldi archives or their .scp."""
+
+    # Number of questions (task=cnn, cnn4) or utterances (task=frames, an4) to generate.
+    synthetic: int | None = None
+    features: str | None = free(None)
+    targets: str | None = free(None)
+    utt2spk: str | None = free(None)
+    dev_features: str | None = free(None)
+    dev_targets: str | None = free(None)
+    dev_utt2spk: str | None = free(None)
+    test_features: str | None = free(None)
+    test_targets: str | None = free(None)
+    test_utt2spk: str | None = free(None)
+    name: str | None = free(None)  # of the data, in the report
+    # Run Kaldi's commands, `cmd |`; must be given on the command line itself.
+    pipes: bool = free(False)
+
+    def __post_init__(self) -> None:
+        _positive("data.", self, "synthetic")
+
+
+@dataclass
 class TaskConfig:
     """Settings that all tasks share: batch size and number of epochs."""
 
     model_kind: ClassVar[type[NormConfig]] = ModelConfig  # the settings class of its models
     models: ClassVar[str] = "lstm, bnlstm, bn_input…"  # their names, for messages
+    data_settings: ClassVar[tuple[str, ...]] = ()  # the settings `data.…` that it takes
 
     name: str = MISSING
     batch_size: int = 64
@@ -254,6 +278,7 @@ class QuestionConfig(TaskConfig):
 
     model_kind: ClassVar[type[NormConfig]] = AttentiveReaderConfig
     models: ClassVar[str] = "attentive_…"
+    data_settings: ClassVar[tuple[str, ...]] = ("synthetic",)
 
     four_sentences: bool = False
     # "batch": permute all entity names at random for each training batch; "none": do not.
@@ -273,6 +298,7 @@ class FrameConfig(TaskConfig):
 
     model_kind: ClassVar[type[NormConfig]] = SpeechConfig
     models: ClassVar[str] = "speech_lstm, speech_bn, speech_bn_frame"
+    data_settings: ClassVar[tuple[str, ...]] = tuple(f.name for f in dataclasses.fields(DataConfig))
 
     corpus: str | None = None  # a folder in data_dir with train, dev and test
     cmvn: str = "global"  # scope of the feature normalisation, see `bnrnn.datasets.frames`
@@ -363,29 +389,6 @@ class SampleConfig:
     def __post_init__(self) -> None:
         _positive("sample.", self, "length")
         _require(self.temperature >= 1e-6, "sample.temperature", self.temperature, "1e-6 or more")
-
-
-@dataclass
-class DataConfig:
-    """Generated data, or data of the user; files are Kaldi archives or their .scp."""
-
-    # Number of questions (task=cnn, cnn4) or utterances (task=frames, an4) to generate.
-    synthetic: int | None = None
-    features: str | None = free(None)
-    targets: str | None = free(None)
-    utt2spk: str | None = free(None)
-    dev_features: str | None = free(None)
-    dev_targets: str | None = free(None)
-    dev_utt2spk: str | None = free(None)
-    test_features: str | None = free(None)
-    test_targets: str | None = free(None)
-    test_utt2spk: str | None = free(None)
-    name: str | None = free(None)  # of the data, in the report
-    # Run Kaldi's commands, `cmd |`; must be given on the command line itself.
-    pipes: bool = free(False)
-
-    def __post_init__(self) -> None:
-        _positive("data.", self, "synthetic")
 
 
 @dataclass
@@ -503,13 +506,11 @@ class Config:
             self._check_model_of_task()
 
     def _check_model_of_task(self) -> None:
-        makes_data = isinstance(self.task, QuestionConfig | FrameConfig)
-        if self.data.synthetic is not None and not makes_data:
-            raise ConfigError("data.synthetic is only for task=cnn, cnn4, frames and an4")
-        if not isinstance(self.task, FrameConfig):
-            for name, value in vars(self.data).items():
-                if name != "synthetic" and value:
-                    raise ConfigError(f"data.{name} is only for task=frames")
+        taken = self.task.data_settings
+        for name, value in vars(self.data).items():
+            if value and name not in taken:
+                others = f", only data.{', data.'.join(taken)}" if taken else ""
+                raise ConfigError(f"task={self.task.name} takes no data.{name}{others}")
         if not isinstance(self.model, self.task.model_kind):
             raise ConfigError(
                 f"task={self.task.name} takes model={self.task.models}, not model={self.model.name}"

@@ -34,9 +34,10 @@
 
 #include <vector>
 
+#include "backward_step.h"
 #include "barrier.h"
+#include "forward_step.h"
 #include "sequence.h"
-#include "step.h"
 #include "weight_gradient.h"
 
 namespace bnrnn {
@@ -80,7 +81,7 @@ void find_sequence_moments(Share<T>& share, Barrier& barrier) {
 
 // W_h h_{t-1} and W_x x_t, or their sum, for one group of units.
 template <typename T, bool kGeneral>
-void forward_products(Step<T, kGeneral>& step, ptrdiff_t t, Range group) {
+void forward_products(ForwardStep<T, kGeneral>& step, ptrdiff_t t, Range group) {
   const Problem<T>& p = step.p;
   if (step.has_input_product() && !p.whole_sequence) step.input_product(t, group);
   if (p.sums) step.input_term(t, group);
@@ -92,7 +93,7 @@ void forward_products(Step<T, kGeneral>& step, ptrdiff_t t, Range group) {
 }
 
 template <typename T, bool kGeneral>
-void forward_step(Step<T, kGeneral>& step, ptrdiff_t t) {
+void forward_step(ForwardStep<T, kGeneral>& step, ptrdiff_t t) {
   step.for_groups([&](Range group) {
     forward_products(step, t, group);
     step.for_runs(group, [&](Range run) {
@@ -110,7 +111,7 @@ void forward_step(Step<T, kGeneral>& step, ptrdiff_t t) {
 
 // With layer normalisation: see `Step`.
 template <typename T>
-void forward_step_apart(Step<T, true>& step, ptrdiff_t t, Barrier& barrier) {
+void forward_step_apart(ForwardStep<T, true>& step, ptrdiff_t t, Barrier& barrier) {
   const Problem<T>& p = step.p;
   step.for_groups([&](Range group) {
     forward_products(step, t, group);
@@ -134,7 +135,7 @@ void forward_step_apart(Step<T, true>& step, ptrdiff_t t, Barrier& barrier) {
 }
 
 template <typename T, bool kGeneral>
-void forward_steps(Step<T, kGeneral>& step, Barrier& barrier) {
+void forward_steps(ForwardStep<T, kGeneral>& step, Barrier& barrier) {
   const Problem<T>& p = step.p;
   pack_weights(step);
   if (p.whole_sequence) {
@@ -158,7 +159,7 @@ void forward_steps(Step<T, kGeneral>& step, Barrier& barrier) {
 
 // From the gradient of h_t to those of W_h h_{t-1} and W_x x_t.
 template <typename T, bool kGeneral>
-void backward_step(Step<T, kGeneral>& step, ptrdiff_t t) {
+void backward_step(BackwardStep<T, kGeneral>& step, ptrdiff_t t) {
   step.for_groups([&](Range group) {
     step.get_grad_output(t, group);
     step.laps.lap(Part::kOutput);
@@ -178,7 +179,7 @@ void backward_step(Step<T, kGeneral>& step, ptrdiff_t t) {
 }
 
 template <typename T>
-void backward_step_apart(Step<T, true>& step, ptrdiff_t t, Barrier& barrier) {
+void backward_step_apart(BackwardStep<T, true>& step, ptrdiff_t t, Barrier& barrier) {
   const Problem<T>& p = step.p;
   step.for_groups([&](Range group) {
     step.get_grad_output(t, group);
@@ -197,7 +198,7 @@ void backward_step_apart(Step<T, true>& step, ptrdiff_t t, Barrier& barrier) {
 }
 
 template <typename T, bool kGeneral>
-void backward_steps(Step<T, kGeneral>& step, Barrier& barrier) {
+void backward_steps(BackwardStep<T, kGeneral>& step, Barrier& barrier) {
   const Problem<T>& p = step.p;
   const ptrdiff_t features = kGates * step.H;
   step.pack_transposed(p.weight_hh, step.H, step.units, step.packed, p.bf16);
@@ -242,7 +243,7 @@ void backward_steps(Step<T, kGeneral>& step, Barrier& barrier) {
   for (ptrdiff_t t = p.steps - 1; t >= 0; --t) input_gradients(t);
 }
 
-template <bool kGeneral, typename T, typename Run>
+template <typename Step, typename T, typename Run>
 void in_parallel(const Problem<T>& problem, Run&& run) {
   Barrier barrier;
 #pragma omp parallel num_threads(problem.threads)
@@ -251,7 +252,7 @@ void in_parallel(const Problem<T>& problem, Run&& run) {
 #pragma omp single
     barrier.expect(omp_get_num_threads());
     const Bf16Products bf16_products(problem.bf16);
-    Step<T, kGeneral> step(problem, omp_get_thread_num(), omp_get_num_threads());
+    Step step(problem, omp_get_thread_num(), omp_get_num_threads());
     run(step, barrier);
   }
 }
@@ -276,18 +277,18 @@ int lanes(bool is_double) { return is_double ? kLanes<double> : kLanes<float>; }
 template <typename T>
 void forward(const Problem<T>& problem) {
   if (has_layer(problem) || has_noise(problem)) {
-    in_parallel<true>(problem, forward_steps<T, true>);
+    in_parallel<ForwardStep<T, true>>(problem, forward_steps<T, true>);
   } else {
-    in_parallel<false>(problem, forward_steps<T, false>);
+    in_parallel<ForwardStep<T, false>>(problem, forward_steps<T, false>);
   }
 }
 
 template <typename T>
 void backward(const Problem<T>& problem) {
   if (has_layer(problem) || has_noise(problem)) {
-    in_parallel<true>(problem, backward_steps<T, true>);
+    in_parallel<BackwardStep<T, true>>(problem, backward_steps<T, true>);
   } else {
-    in_parallel<false>(problem, backward_steps<T, false>);
+    in_parallel<BackwardStep<T, false>>(problem, backward_steps<T, false>);
   }
 }
 

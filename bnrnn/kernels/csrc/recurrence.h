@@ -57,7 +57,7 @@ struct Problem {
   // rounding errors of the values themselves. The forward pass multiplies the mean by the weight,
   // too, as a further vector of columns of the panels: W_h h = W_h (h - mean) + W_h mean. In the
   // gradient of the weight, the mean has no part: the gradients of such a term sum to zero. The
-  // backward pass sees to it that they still do when they are rounded (Step::put_bf16_gradient).
+  // backward pass sees to it that they still do when they are rounded (BackwardStep::put_bf16_gradient).
   bool centres_hidden() const { return bf16 && hh.gamma != nullptr && hh.per_step; }
   bool centres_input() const { return bf16_input() && (sums ? hh : ih).per_step; }
   ptrdiff_t panel_width = 0;  // of `panels` and `input_panels`: W, or with that vector

@@ -1,9 +1,6 @@
-// One time step: the elementwise parts and the statistics, unit by unit.
+// What both passes need in a time step: the input term, and the memory of the units.
 #pragma once
 
-#include <vector>
-
-#include "bf16_gradient.h"
 #include "layer_norm.h"
 #include "share.h"
 
@@ -19,10 +16,7 @@ template <typename T, bool kGeneral>
 class Step : public Share<T> {
  public:
   using Share<T>::p, Share<T>::H, Share<T>::W, Share<T>::units;
-  using Share<T>::recurrent_at, Share<T>::state_at, Share<T>::cell_at, Share<T>::live_at;
-  using Share<T>::counted_at, Share<T>::panel_at, Share<T>::input_panel_at, Share<T>::put_state;
-  using Share<T>::term_at, Share<T>::inputs;
-  using Share<T>::is_lone, Share<T>::layout, Share<T>::input_layout, Share<T>::row_of;
+  using Share<T>::recurrent_at, Share<T>::term_at;
 
   Step(const Problem<T>& problem, int thread, int threads)
       : Share<T>(problem, thread, threads),
@@ -32,15 +26,9 @@ class Step : public Share<T> {
         layer_hh(p.hh, *this),
         layer_c(p.c, *this),
         at_hand(apart ? units.size() : kGroup),
-        bf16_of_recurrent(*this, p.bf16 && p.grad_weight_hh != nullptr),
-        bf16_of_input(*this, p.bf16_input() && p.dense != nullptr && !p.sums &&
-                                 p.grad_weight_ih != nullptr) {
+        units_held(apart ? units.size() : units_per_run) {
     input.resize(kGates * at_hand * W);
-    grad_out.resize(at_hand * W);
-    const ptrdiff_t held = apart ? units.size() : units_per_run;
-    unit.resize(held * kUnitArrays * W);
-    unit_sums.resize(held * kUnitSums);
-    unit_constants.resize(held);
+    unit.resize(units_held * kUnitArrays * W);
   }
 
   // Write the group's rows of W_x x_t to `input`, unless `input_product` computes them. If the sum
@@ -89,409 +77,6 @@ class Step : public Share<T> {
     }
   }
 
-  // Prepare `input` for the backward pass. If the sum is normalised, `recurrent` contains the term
-  // already, and `input` must be zero.
-  void input_term_again(ptrdiff_t t, Range group) {
-    if (!p.sums) return input_term(t, group);
-    for (int gate = 0; gate < kGates; ++gate) {
-      std::fill_n(input_row(gate, group.begin, group), group.size() * W, T(0));
-    }
-  }
-
-  // Unit j's part of the layer statistics of the two terms.
-  void forward_parts(ptrdiff_t t, Range group, ptrdiff_t j) {
-    T *x[kGates], *h[kGates];
-    terms(t, group, j, x, h);
-    if (p.ih.layer) layer_ih.put(j, {x[0], x[1], x[2], x[3]});
-    if (p.hh.layer) layer_hh.put(j, {h[0], h[1], h[2], h[3]});
-  }
-
-  // Compute the moments of the two terms of unit j.
-  void forward_moments(ptrdiff_t t, Range group, ptrdiff_t j) {
-    T *x[kGates], *h[kGates];
-    terms(t, group, j, x, h);
-    for (int gate = 0; gate < kGates; ++gate) {
-      if (kGeneral && p.ih.layer) layer_ih.normalize(x[gate]);
-      if (kGeneral && p.hh.layer) layer_hh.normalize(h[gate]);
-    }
-    find_moments(t, j, x, h);
-  }
-
-  // Compute the gates and c_t of unit j.
-  void forward_cell(ptrdiff_t t, Range group, ptrdiff_t j) {
-    const ptrdiff_t W = this->W;
-    T *x[kGates], *h[kGates];
-    terms(t, group, j, x, h);
-    const Constants of(*this, t, j);
-    const T *c_before = cell_at(t) + j * W, *live = live_at(t);
-    T *const c_new = new_cell(t, j), *const c_after = cell_at(t + 1) + j * W;
-    T* const output_gate = array(j, kOutput);
-    const FactorRow<T> candidate_factor = row_of(p.candidate_factor, t, j);
-    for (ptrdiff_t b = 0; b < W; b += kLanes<T>) {
-      Vector<T> gates[kGates];
-#pragma GCC unroll 4
-      for (int gate = 0; gate < kGates; ++gate) {
-        gates[gate] = (load(x[gate] + b) - of.x[gate].mean) * of.x[gate].scale() +
-                      (load(h[gate] + b) - of.h[gate].mean) * of.h[gate].scale() + of.bias[gate];
-      }
-      activate(gates);
-      store(output_gate + b, gates[kOutput]);
-      if (kGeneral) gates[kCandidate] *= candidate_factor(b);
-      const Vector<T> before = load(c_before + b);
-      const Vector<T> c = gates[kForget] * before + gates[kInput] * gates[kCandidate];
-      const Integers<T> runs = load(live + b) != 0;
-      store(c_new + b, runs ? c : before);
-    }
-    if (!kGeneral) return;
-    if (p.c.layer) layer_c.put(j, {c_new});
-    if (c_new == c_after) return;
-    const FactorRow<T> hold = row_of(p.hold_cell, t, j);
-    for (ptrdiff_t b = 0; b < W; b += kLanes<T>) {
-      const Vector<T> before = load(c_before + b), kept = hold(b);
-      const Integers<T> runs = load(live + b) != 0;
-      store(c_after + b, runs ? kept * before + (1 - kept) * load(c_new + b) : before);
-    }
-  }
-
-  // Compute the moments of the cell state of unit j.
-  void forward_cell_moments(ptrdiff_t t, ptrdiff_t j) {
-    find_moments<1>(p.c, t, j, {new_cell(t, j)});
-  }
-
-  // Compute h_t of unit j.
-  void forward_state(ptrdiff_t t, ptrdiff_t j) {
-    const ptrdiff_t W = this->W;
-    const T *c_new = new_cell(t, j), *o = array(j, kOutput), *live = live_at(t);
-    const Standard<T> of_c = standard_at(p.c, t, j, H);
-    const T beta = beta_of(j);
-    const T* h_before = state_at(t) + j * W;
-    T* h_after = state_at(t + 1) + j * W;
-    const FactorRow<T> hold = row_of(p.hold_hidden, t, j);
-    const bool zoneout = kGeneral && !p.hold_hidden.is_constant(0), layer = kGeneral && p.c.layer;
-    for_blocks<T>(W, [&](ptrdiff_t first, auto vectors) {
-      Vector<T> squashed[vectors];
-      for (int i = 0; i < vectors; ++i) {
-        const ptrdiff_t b = first + i * kLanes<T>;
-        const Vector<T> c = layer ? layer_c.normalized(load(c_new + b), b) : load(c_new + b);
-        squashed[i] = (c - of_c.mean) * of_c.scale() + beta;
-      }
-      tanh<T>(squashed);
-      for (int i = 0; i < vectors; ++i) {
-        const ptrdiff_t b = first + i * kLanes<T>;
-        const Vector<T> before = load(h_before + b);
-        Vector<T> h = load(o + b) * squashed[i];
-        if (zoneout) {
-          const Vector<T> kept = hold(b);
-          h = kept * before + (1 - kept) * h;
-        }
-        const Integers<T> runs = load(live + b) != 0;
-        store(h_after + b, runs ? h : before);
-      }
-    });
-    put_state(t + 1, j);
-  }
-
-  // Write h_t of the group to the output.
-  void put_output(ptrdiff_t t, Range group) {
-    const T* live = live_at(t);
-    transpose_out<T>(group.size(), p.batch, rows_at(state_at(t + 1) + group.begin * W),
-              [&](ptrdiff_t b, ptrdiff_t u0, int n, Vector<T> h) {
-                T* to = p.output + (t * p.batch + b) * H + group.begin + u0;
-                store_first(to, live[b] != 0 ? h : zero<T>(), n);
-              });
-  }
-
-  // Read the group's part of the output gradient into `grad_out`.
-  void get_grad_output(ptrdiff_t t, Range group) {
-    if (p.grad_output == nullptr) return;
-    T* const rows = grad_out_row(group.begin, group);
-    transpose_in<T>(
-        group.size(), p.batch, W,
-        [&](ptrdiff_t b) {
-          const T* const row = p.grad_output + (t * p.batch + b) * H + group.begin;
-          if (t > 0) prefetch<false>(row - p.batch * H, group.size());  // of the next step
-          return row;
-        },
-        [&](ptrdiff_t u, ptrdiff_t b, Vector<T> grad) { store(rows + u * W + b, grad); });
-  }
-
-  // The gradients of unit j at step t follow the equations at the head of recurrence.cpp. This is
-  // the first part, from h_t to the normalised cell state.
-  void backward_state(ptrdiff_t t, Range group, ptrdiff_t j) {
-    const ptrdiff_t W = this->W;
-    Constants& of = constants_of(j) = Constants(*this, t, j);
-    of.c = standard_at(p.c, t, j, H);
-    const T beta = beta_of(j);
-    T *x[kGates], *h[kGates];
-    terms(t, group, j, x, h);
-    if (kGeneral && p.ih.layer && p.term == nullptr) {  // a kept term is normalised already
-      for (int gate = 0; gate < kGates; ++gate) layer_ih.normalize(x[gate]);
-    }
-    T* x_hats[kGates];
-    for (int gate = 0; gate < kGates; ++gate) x_hats[gate] = input_row(gate, j, group);
-    T* const h_hats = array(j, kHiddenHat);
-    T* const gates = array(j, 0);
-    const T *c_before = cell_at(t) + j * W, *live = live_at(t);
-    T* const around = (drops_hidden() ? p.grad_around : p.grad_state) + j * W;
-    const T* const out = grad_out_row(j, group);
-    T *const dy = array(j, kOfY), *const c_hat = array(j, kCellHat);
-    T* const dz_o = array(j, kOfZ) + kOutput * W;
-    const FactorRow<T> candidate_factor = row_of(p.candidate_factor, t, j);
-    const FactorRow<T> hold = row_of(p.hold_hidden, t, j);
-    const bool layer = kGeneral && p.c.layer;
-    // Recompute the gates and c_t.
-    for (ptrdiff_t b = 0; b < W; b += kLanes<T>) {
-      Vector<T> gate_of[kGates];
-#pragma GCC unroll 4
-      for (int gate = 0; gate < kGates; ++gate) {
-        const Vector<T> x_hat = (load(x[gate] + b) - of.x[gate].mean) * of.x[gate].rstd;
-        const Vector<T> h_hat = (load(h[gate] + b) - of.h[gate].mean) * of.h[gate].rstd;
-        store(x_hats[gate] + b, x_hat);
-        store(h_hats + gate * W + b, h_hat);
-        gate_of[gate] = x_hat * of.x[gate].gamma + h_hat * of.h[gate].gamma + of.bias[gate];
-      }
-      activate(gate_of);
-#pragma GCC unroll 4
-      for (int gate = 0; gate < kGates; ++gate) store(gates + gate * W + b, gate_of[gate]);
-      Vector<T> g = gate_of[kCandidate];
-      if (kGeneral) g *= candidate_factor(b);
-      const Integers<T> runs = load(live + b) != 0;
-      const Vector<T> before = load(c_before + b);
-      const Vector<T> c = runs ? gate_of[kForget] * before + gate_of[kInput] * g : before;
-      const Vector<T> hat = layer ? layer_c.normalized(c, b) : (c - of.c.mean) * of.c.rstd;
-      store(c_hat + b, hat);
-    }
-
-    // From h̃_t = o tanh(y), y = gamma_c c_hat + beta_c, to the gradients of y and o.
-    Vector<T> sum_y = zero<T>(), sum_y_hat = zero<T>();
-    for_blocks<T>(W, [&](ptrdiff_t first, auto vectors) {
-      Vector<T> squashed[vectors];
-      for (int i = 0; i < vectors; ++i) {
-        squashed[i] = load(c_hat + first + i * kLanes<T>) * of.c.gamma + beta;
-      }
-      tanh<T>(squashed);
-      for (int i = 0; i < vectors; ++i) {
-        const ptrdiff_t b = first + i * kLanes<T>;
-        const Vector<T> o = load(gates + kOutput * W + b);
-        const Integers<T> runs = load(live + b) != 0;
-        Vector<T> grad = grad_of_state(j, b);
-        const Vector<T> of_finished = grad;  // a finished sequence passes its gradient on
-        if (p.grad_output != nullptr) grad += load(out + b);
-        Vector<T> kept = zero<T>();
-        if (kGeneral) {
-          kept = grad * hold(b);
-          grad -= kept;
-        }
-        store(around + b, runs ? kept : of_finished);
-        grad = runs ? grad : zero<T>();
-        const Vector<T> of_y = grad * o * (1 - squashed[i] * squashed[i]);
-        sum_y += of_y;
-        sum_y_hat += of_y * load(c_hat + b);
-        store(dz_o + b, grad * squashed[i] * o * (1 - o));
-        store(dy + b, of_y);
-      }
-    });
-    T* const sums = sums_of(j);
-    sums[0] = sum<T>(sum_y), sums[1] = sum<T>(sum_y_hat);
-    if (p.grad_beta_c != nullptr) p.grad_beta_c[j] += sums[0];
-    if (p.c.grad_gamma != nullptr) p.c.grad_gamma[j] += sums[1];
-    if (layer) layer_c.put_gradient(j, {dy}, {c_hat}, {of.c});
-  }
-
-  // From c̃_t = f c_{t-1} + i g to the gradients of the gates' arguments. In a finished sequence
-  // c_t is c_{t-1}, so its gates have no gradient; but if it counts in the statistics, its c has
-  // the gradient that comes through them.
-  void backward_cell(ptrdiff_t t, Range group, ptrdiff_t j) {
-    const ptrdiff_t W = this->W;
-    const Constants& of = constants_of(j);
-    const T *c_before = cell_at(t) + j * W, *live = live_at(t), *counted = counted_at(t);
-    const T *const dy = array(j, kOfY), *const c_hat = array(j, kCellHat);
-    T* const sums = sums_of(j);
-    T* const dc = p.grad_cell + j * W;
-    const T c_inverse = p.c.per_step ? inverse_count(t) : 0;
-    const T mean_y = sums[0] * c_inverse, mean_y_hat = sums[1] * c_inverse;
-    const T* const gates = array(j, 0);
-    const T *x[kGates], *h[kGates];
-    T* dz[kGates];
-    for (int gate = 0; gate < kGates; ++gate) {
-      x[gate] = input_row(gate, j, group);
-      h[gate] = array(j, kHiddenHat + gate);
-      dz[gate] = array(j, kOfZ + gate);
-    }
-    const FactorRow<T> candidate_factor = row_of(p.candidate_factor, t, j);
-    const FactorRow<T> hold = row_of(p.hold_cell, t, j);
-    const bool layer = kGeneral && p.c.layer;
-    Vector<T> sum_z[kGates] = {}, sum_x[kGates] = {}, sum_h[kGates] = {};
-    for (ptrdiff_t b = 0; b < W; b += kLanes<T>) {
-      const Vector<T> m = load(counted + b);
-      const Integers<T> runs = load(live + b) != 0;
-      const Vector<T> through =
-          layer ? layer_c.gradient(load(dy + b), load(c_hat + b), of.c.gamma, b)
-                : (load(dy + b) - m * (mean_y + load(c_hat + b) * mean_y_hat)) * of.c.scale();
-      Vector<T> of_c_t = load(dc + b), kept = zero<T>();
-      if (kGeneral) {
-        kept = runs ? of_c_t * hold(b) : kept;
-        of_c_t -= kept;
-      }
-      of_c_t += through;
-      const Vector<T> grad = runs ? of_c_t : zero<T>();
-      const Vector<T> i = load(gates + kInput * W + b), f = load(gates + kForget * W + b);
-      const Vector<T> g = load(gates + kCandidate * W + b);
-      const Vector<T> factor = kGeneral ? candidate_factor(b) : broadcast<T>(1);
-      const Vector<T> onward = of_c_t * f;
-      store(dc + b, runs ? (kGeneral ? onward + kept : onward) : of_c_t);
-      const Vector<T> of_g = kGeneral ? grad * (g * factor) : grad * g;
-      const Vector<T> of_i = kGeneral ? grad * i * factor : grad * i;
-      const Vector<T> of_z[kGates] = {
-          of_g * i * (1 - i), grad * load(c_before + b) * f * (1 - f), of_i * (1 - g * g),
-          load(dz[kOutput] + b)};
-#pragma GCC unroll 4
-      for (int gate = 0; gate < kGates; ++gate) {
-        store(dz[gate] + b, of_z[gate]);
-        sum_z[gate] += of_z[gate];
-        sum_x[gate] += of_z[gate] * load(x[gate] + b);
-        sum_h[gate] += of_z[gate] * load(h[gate] + b);
-      }
-    }
-    T totals[kGates], totals_x[kGates], totals_h[kGates];
-    sum<T>(sum_z, totals), sum<T>(sum_x, totals_x), sum<T>(sum_h, totals_h);
-    for (int gate = 0; gate < kGates; ++gate) {
-      const ptrdiff_t k = gate * H + j;
-      p.grad_bias[k] += totals[gate];
-      if (p.ih.grad_gamma != nullptr) p.ih.grad_gamma[k] += totals_x[gate];
-      if (p.hh.grad_gamma != nullptr) p.hh.grad_gamma[k] += totals_h[gate];
-      T* const to = sums + 3 * gate;
-      to[0] = totals[gate], to[1] = totals_x[gate], to[2] = totals_h[gate];
-    }
-    if (kGeneral && p.ih.layer) layer_ih.put_gradient(j, {dz[0], dz[1], dz[2], dz[3]}, x, of.x);
-    if (kGeneral && p.hh.layer) layer_hh.put_gradient(j, {dz[0], dz[1], dz[2], dz[3]}, h, of.h);
-  }
-
-  // From z = BN(W_x x_t) + BN(W_h h_{t-1}) + b to the gradients of the two products. That of the
-  // input term goes to its panel if the input is dense, and else replaces the normalised values.
-  void backward_terms(ptrdiff_t t, Range group, ptrdiff_t j) {
-    const ptrdiff_t W = this->W;
-    const Constants& of = constants_of(j);
-    const T inverse = inverse_count(t), *counted = counted_at(t), *sums = sums_of(j);
-    T* const panel = panel_at(t, kGates * H);
-    const bool layer_x = kGeneral && p.ih.layer, layer_h = kGeneral && p.hh.layer, is_sum = p.sums;
-    const T x_inverse = p.ih.per_step ? inverse : 0, h_inverse = p.hh.per_step ? inverse : 0;
-    for (int gate = 0; gate < kGates; ++gate) {
-      const ptrdiff_t k = gate * H + j;
-      const Standard<T> of_x = of.x[gate], of_h = of.h[gate];
-      const T total = sums[3 * gate];
-      const T mean_x = total * x_inverse, mean_x_hat = sums[3 * gate + 1] * x_inverse;
-      const T mean_h = total * h_inverse, mean_h_hat = sums[3 * gate + 2] * h_inverse;
-      // The gradient through whole-sequence statistics needs sums over all steps: see sequence.h.
-      const T x_scale = p.whole_sequence ? 1 : of_x.scale();
-      const T h_scale = of_h.scale();
-      T* const x = input_row(gate, j, group);
-      T* const of_dense = p.dense != nullptr && !is_sum ? input_panel_at(t, kGates * H) : nullptr;
-      const T* h = array(j, kHiddenHat + gate);
-      T* const dz = array(j, kOfZ + gate);
-      for (ptrdiff_t b = 0; b < W; b += kLanes<T>) {
-        const Vector<T> m = load(counted + b), of_z = load(dz + b);
-        const Vector<T> x_hat = load(x + b), h_hat = load(h + b);
-        const Vector<T> of_product =
-            layer_h ? layer_hh.gradient(of_z, h_hat, of_h.gamma, b)
-                    : (of_z - m * (mean_h + h_hat * mean_h_hat)) * h_scale;
-        store(p.bf16 ? dz + b : layout.at(panel, kGates * H, k, b), of_product);
-        const Vector<T> of_input =
-            layer_x ? layer_ih.gradient(of_z, x_hat, of_x.gamma, b)
-                    : (of_z - m * (mean_x + x_hat * mean_x_hat)) * x_scale;
-        store(of_dense == nullptr || input_layout.bf16 ? x + b
-                                                       : input_layout.at(of_dense, kGates * H, k, b),
-              is_sum ? of_product : of_input);
-      }
-      if (p.bf16) {
-        put_bf16_gradient(t, panel, k, dz, bf16_of_recurrent.row(t, gate, j), p.centres_hidden());
-      }
-      if (of_dense != nullptr && input_layout.bf16) {
-        put_bf16_gradient(t, of_dense, k, x, bf16_of_input.row(t, gate, j), p.centres_input());
-      }
-    }
-  }
-
-  // Write row k of the gradient of a term to its panel and, if wanted, to `left`. The gradient of a
-  // term that is normalised over the batch sums to zero. Rounding leaves a remainder, which the
-  // steps before would amplify wherever all sequences are nearly alike. So the panel gets it, divided
-  // among the sequences that count, in the columns after the batch, and the product subtracts it.
-  void put_bf16_gradient(
-      ptrdiff_t t, T* panel, ptrdiff_t k, const T* row, Bf16* left, bool centres) {
-    const ptrdiff_t blocks = bf16_blocks(kGates * H);
-    Vector<T> total = zero<T>();
-    for (ptrdiff_t b = 0; b < W; b += kLanes<T>) {
-      const Vector<T> gradient = load(row + b);
-      put_bf16_right<T>(bf16_right_at(as_bf16(panel), blocks, k, b), k, gradient);
-      if (left != nullptr) put_bf16_left<T>(bf16_along(left, b), gradient);
-      total += rounded_to_bf16<T>(gradient);
-    }
-    if (!centres) return;
-    const T remainder = sum<T>(total) * inverse_count(t);
-    put_bf16_split(bf16_right_at(as_bf16(panel), blocks, k, W), k, static_cast<float>(remainder));
-  }
-
-  // After the last product: apply the dropout to obtain the complete gradient of h_{t-1}.
-  void complete_grad_state() {
-    if (!drops_hidden()) return;
-    for (ptrdiff_t j = units.begin; j < units.end; ++j) {
-      for (ptrdiff_t b = 0; b < W; b += kLanes<T>) {
-        store(p.grad_state + j * W + b, grad_of_state(j, b));
-      }
-    }
-  }
-
-  // Add the gradient of W_x x_t, or of the sum, from `input` to that of W_x; not if the input is
-  // dense.
-  void put_grad_input(ptrdiff_t t, Range group) {
-    if (p.dense != nullptr) return;
-    for (int gate = 0; gate < kGates; ++gate) {
-      const ptrdiff_t first = gate * H + group.begin;
-      const T* const rows = input_row(gate, group.begin, group);
-      if (p.grad_weight_ih != nullptr) {
-        const T* x = p.narrow + t * p.input_size * W;
-        for (ptrdiff_t u = 0; u < group.size(); ++u) {
-          const T* row = rows + u * W;
-          for (ptrdiff_t d = 0; d < p.input_size; ++d) {
-            Vector<T> total = zero<T>();
-            for (ptrdiff_t b = 0; b < W; b += kLanes<T>) {
-              total += load(row + b) * load(x + d * W + b);
-            }
-            p.grad_weight_ih[(first + u) * p.input_size + d] += sum<T>(total);
-          }
-        }
-      } else if (p.grad_columns != nullptr) {
-        const int64_t* const symbols = p.index + t * p.batch;
-        if (p.feature_stride == 1) {
-          transpose_out<T>(
-              group.size(), p.batch, rows_at(rows),
-              [&](ptrdiff_t b, ptrdiff_t u0, int n, Vector<T> grad) {
-                T* const to = p.grad_columns + symbols[b] * p.symbol_stride + first + u0;
-                store_first(to, load_first(to, n) + grad, n);
-              });
-          continue;
-        }
-        for (ptrdiff_t u = 0; u < group.size(); ++u) {
-          T* const to = p.grad_columns + (first + u) * p.feature_stride;
-          for (ptrdiff_t b = 0; b < p.batch; ++b) to[symbols[b]] += rows[u * W + b];
-        }
-      }
-    }
-  }
-
-  // The thread's part of the gradient of a dense input: W_x^T times the gradient of W_x x_t.
-  void put_grad_dense(ptrdiff_t t) {
-    if (p.grad_input == nullptr) return;
-    grad_dense.resize(inputs.size() * W);
-    this->transposed_product(t, this->packed_ih, input_layout, p.centres_input(),
-                             input_panel_at(t, kGates * H), inputs.size(), grad_dense.data(), false);
-    transpose_out<T>(inputs.size(), p.batch, rows_at(grad_dense.data()),
-              [&](ptrdiff_t b, ptrdiff_t d, int n, Vector<T> grad) {
-                store_first(p.grad_input + (t * p.batch + b) * p.input_size + inputs.begin + d,
-                            grad, n);
-              });
-  }
-
   // Visit the runs of a group.
   template <typename Visit>
   void for_runs(Range group, Visit&& visit) const {
@@ -507,10 +92,8 @@ class Step : public Share<T> {
   const ptrdiff_t units_per_run;  // a power of two, of which kGroup is a multiple
   LayerNorm<T, kGates> layer_ih, layer_hh;
   LayerNorm<T, 1> layer_c;
-  const ptrdiff_t at_hand;  // number of units held: of the group, or of the thread
-  Bf16Gradient<T> bf16_of_recurrent, bf16_of_input;
 
- private:
+ protected:
   // The rows (W,) that a unit keeps between the parts of a step; the gates come first.
   enum { kOfZ = kGates, kHiddenHat = kOfZ + kGates, kOfY = kHiddenHat + kGates, kCellHat,
          kNewCell = kOfY, kUnitArrays = kCellHat + 1 };
@@ -530,9 +113,6 @@ class Step : public Share<T> {
     T bias[kGates];
   };
 
-  // A unit's sums over the batch: first those of the cell, later those of its gates' arguments.
-  static constexpr int kUnitSums = 3 * kGates;
-
   // As many units as keep their rows within half of a first-level cache of 32 KB.
   static ptrdiff_t units_of_run(ptrdiff_t width) {
     ptrdiff_t units = kGroup;
@@ -546,8 +126,6 @@ class Step : public Share<T> {
   }
 
   T* array(ptrdiff_t j, int i) { return unit.data() + (place(j) * kUnitArrays + i) * W; }
-  T* sums_of(ptrdiff_t j) { return unit_sums.data() + place(j) * kUnitSums; }
-  Constants& constants_of(ptrdiff_t j) { return unit_constants[place(j)]; }
 
   T beta_of(ptrdiff_t j) const { return p.beta_c == nullptr ? 0 : p.beta_c[j]; }
 
@@ -568,8 +146,6 @@ class Step : public Share<T> {
     return input.data() + (gate * at_hand + row(j, group)) * W;
   }
 
-  T* grad_out_row(ptrdiff_t j, Range group) { return grad_out.data() + row(j, group) * W; }
-
   // The rows of the two terms of unit j, one per gate.
   void terms(ptrdiff_t t, Range group, ptrdiff_t j, T* (&x)[kGates], T* (&h)[kGates]) {
     for (int gate = 0; gate < kGates; ++gate) {
@@ -583,95 +159,13 @@ class Step : public Share<T> {
     return [rows, W = W](ptrdiff_t u, ptrdiff_t b) { return load(rows + u * W + b); };
   }
 
-  // The row of c̃_t; without zoneout it is that of c_t.
-  T* new_cell(ptrdiff_t t, ptrdiff_t j) {
-    return !kGeneral || p.hold_cell.is_constant(0) ? cell_at(t + 1) + j * W : array(j, kNewCell);
-  }
-
-  // The gradient of the hidden state between two steps, from all later steps. All steps have the
-  // same mask.
-  Vector<T> grad_of_state(ptrdiff_t j, ptrdiff_t b) const {
-    const Vector<T> grad = load(p.grad_state + j * W + b);
-    if (!drops_hidden()) return grad;
-    return grad * row_of(p.hidden_factor, 0, j)(b) + load(p.grad_around + j * W + b);
-  }
-
-  T inverse_count(ptrdiff_t t) const { return is_lone(t) ? 0 : p.inverse_count[t * p.count_stride]; }
-
-  // Whether this pass computes the slot's statistics.
-  bool finds(const Slot<T>& slot) const { return slot.gamma != nullptr && slot.per_step; }
-
-  // The moments of the two terms of unit j.
-  void find_moments(ptrdiff_t t, ptrdiff_t j, T* const (&x)[kGates], T* const (&h)[kGates]) const {
-    constexpr int N = 2 * kGates;
-    if (finds(p.ih) && finds(p.hh) && !is_lone(t)) {
-      T mean[N], var[N];
-      moments<N>(t, {x[0], x[1], x[2], x[3], h[0], h[1], h[2], h[3]}, mean, var);
-      put_moments<kGates>(p.ih, t, j, mean, var);
-      put_moments<kGates>(p.hh, t, j, mean + kGates, var + kGates);
-    } else {
-      find_moments<kGates>(p.ih, t, j, {x[0], x[1], x[2], x[3]});
-      find_moments<kGates>(p.hh, t, j, {h[0], h[1], h[2], h[3]});
-    }
-  }
-
-  // The moments of the N rows of unit j in a slot (one per gate, or one for the cell), if this pass
-  // computes them.
-  template <int N>
-  void find_moments(const Slot<T>& slot, ptrdiff_t t, ptrdiff_t j, const T* const (&y)[N]) const {
-    if (!finds(slot)) return;
-    if (is_lone(t)) {
-      for (int n = 0; n < N; ++n) {
-        const ptrdiff_t i = (t * N + n) * H + j;
-        slot.mean[i] = slot.mean[i - N * H];
-        slot.var[i] = slot.var[i - N * H];
-      }
-      return;
-    }
-    T mean[N], var[N];
-    moments<N>(t, y, mean, var);
-    put_moments<N>(slot, t, j, mean, var);
-  }
-
-  template <int N>
-  void put_moments(const Slot<T>& slot, ptrdiff_t t, ptrdiff_t j, const T* mean, const T* var) const {
-    for (int n = 0; n < N; ++n) {
-      slot.mean[(t * N + n) * H + j] = mean[n];
-      slot.var[(t * N + n) * H + j] = var[n];
-    }
-  }
-
-  // Mean and variance of rows y (W,) over the counted sequences. One loop handles all rows, because
-  // a single sum would be limited by the latency of its additions.
-  template <int N>
-  void moments(ptrdiff_t t, const T* const (&y)[N], T (&mean)[N], T (&var)[N]) const {
-    const T* const counted = counted_at(t);
-    const T inverse = p.inverse_count[t * p.count_stride];
-    Vector<T> totals[N] = {}, squares[N] = {};
-    for (ptrdiff_t b = 0; b < W; b += kLanes<T>) {
-#pragma GCC unroll 8
-      for (int n = 0; n < N; ++n) totals[n] += load(y[n] + b) * load(counted + b);
-    }
-    sum<T>(totals, mean);
-    for (int n = 0; n < N; ++n) mean[n] *= inverse;
-    for (ptrdiff_t b = 0; b < W; b += kLanes<T>) {
-#pragma GCC unroll 8
-      for (int n = 0; n < N; ++n) {
-        const Vector<T> off = (load(y[n] + b) - mean[n]) * load(counted + b);
-        squares[n] += off * off;
-      }
-    }
-    sum<T>(squares, var);
-    for (int n = 0; n < N; ++n) var[n] *= inverse;
-  }
-
+  const ptrdiff_t at_hand;     // number of units that have a row of `input`: see `row`
+  const ptrdiff_t units_held;  // number of units that keep their rows: see `place`
   // W_x x_t, in the backward pass then its normalised values, and then their gradient.
-  Rows<T> input;              // [gate][unit][W]
-  Rows<T> grad_out;           // [unit][W]
-  Rows<T> grad_dense;         // [input][W]
-  // kUnitArrays rows (W,) and kUnitSums sums, for each unit of a run or, if `apart`, of the thread.
-  Rows<T> unit, unit_sums;
-  std::vector<Constants> unit_constants;
+  Rows<T> input;  // [gate][unit][W]
+
+ private:
+  Rows<T> unit;  // [unit][kUnitArrays][W]
 };
 
 }  // namespace bnrnn
