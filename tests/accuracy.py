@@ -33,7 +33,7 @@ from torch import Tensor
 ALLOWANCE = 4
 FLOOR = 4
 NUDGES = 16
-UNITS = {torch.bfloat16: 1, torch.float32: 1, torch.float64: 256}
+UNITS = {torch.float16: 1, torch.bfloat16: 1, torch.float32: 1, torch.float64: 256}
 
 Results = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
 
@@ -49,9 +49,9 @@ def assert_as_accurate(
             tensors.
         reference: another implementation of the same, which also works in float64.
         problem: any nesting of dicts, lists and tuples of tensors. All floating-point tensors are
-            in float32 or bfloat16, or all are in float64. A number that is used in several places
-            is perturbed in the same way everywhere, so numbers that could be rounded independently
-            must be separate.
+            in one dtype, float32 or narrower, or all are in float64. A number that is used in
+            several places is perturbed in the same way everywhere, so numbers that could be rounded
+            independently must be separate.
         rounded_to: the dtype to which both round within; None: that of the problem. The copies are
             perturbed by its units.
     """

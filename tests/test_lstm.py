@@ -2,6 +2,7 @@
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -324,3 +325,26 @@ def test_one_sequence_can_train_where_no_term_needs_a_batch(norms):
             lstm(x)
     else:
         assert torch.isfinite(lstm(x)[0]).all()
+
+
+@pytest.mark.parametrize("enforce_sorted", [True, False])
+@pytest.mark.parametrize("plain_code", [True, False])
+def test_packed_sequences_of_equal_lengths_keep_their_places(plain_code, enforce_sorted):
+    """torch.sort leaves ties in place only up to 16 elements."""
+    ours, theirs = pair(1, False, plain_code)
+    batch = 64
+    x = torch.randn(T, batch, D, dtype=torch.float64)
+    lengths = torch.randint(1, T + 1, (batch,)).sort(descending=True, stable=True)[0]
+    packed = pack_padded_sequence(x, lengths, enforce_sorted=enforce_sorted)
+    if not enforce_sorted:
+        # Another order of ties than torch.sort's: the one of a stable sort, reversed among equals.
+        order = torch.from_numpy(np.lexsort((-np.arange(batch), -lengths.numpy())))
+        repacked = pack_padded_sequence(x[:, order], lengths[order])
+        packed = repacked._replace(sorted_indices=order, unsorted_indices=order.argsort())
+    output, states = ours(packed)
+    expected, their_states = theirs(packed)
+    torch.testing.assert_close(output.data, expected.data)
+    torch.testing.assert_close(states, their_states)
+    for name in ("batch_sizes", "sorted_indices", "unsorted_indices"):
+        found, wanted = getattr(output, name), getattr(expected, name)
+        assert (found is wanted is None) or torch.equal(found, wanted)

@@ -172,7 +172,7 @@ def test_train_resume_evaluate_and_answer(bnrnn_here, tmp_path):
         (["task=cnn", "model=bnlstm"], "task=cnn takes model=attentive_…, not model=bnlstm"),
         (["task=ptb", "model=attentive_lstm"], "task=ptb takes model="),
         (["task=cnn", "model.num_layers=2"], "there is no setting 'model.num_layers'"),
-        (["data.synthetic=100"], "task=pmnist takes no data.synthetic"),
+        (["data.synthetic=100"], "task=pydocs takes no data.synthetic"),
         (
             ["task=cnn", "data.features=x.scp"],
             "task=cnn takes no data.features, only data.synthetic",

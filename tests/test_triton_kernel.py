@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from bnrnn import BNLSTM, kernels
-from bnrnn.kernels import Kernel, Normalization, Request, Weights, choose, reference
+from bnrnn.kernels import Kernel, Normalization, Request, choose, reference
 from bnrnn.kernels import triton as ours
 from bnrnn.kernels.triton import plan
 from tests import test_cell
@@ -383,23 +383,13 @@ def test_torch_compile(by_table):
     torch.testing.assert_close(found, truth)
 
 
-def test_larger_batches_run_on_the_reference_and_the_log_says_so_once(caplog):
-    ours._logged.clear()
-    zeros = torch.zeros(4, 1)
-    case = (torch.randn(2, 513, 1), torch.zeros(513, 1), torch.zeros(513, 1), Weights(zeros, zeros))
-    for _ in range(2):
-        ours.recurrence(*case, Normalization("none", "none", "none"))
-    (record,) = caplog.records
-    assert "it takes 512 sequences at most" in record.getMessage()
-
-
 def test_which_devices_it_serves(monkeypatch, caplog):
     def request(dtype=torch.float32, device="cuda", norms=FRAME, **rest):
         return Request(device, dtype, Normalization(*norms), **rest)
 
     def on(capability=(8, 0), cuda="13.0", version="3.7.1"):
         ours._unavailability.cache_clear()
-        ours._logged.clear()
+        kernels._log_slower_once.cache_clear()
         caplog.clear()
         monkeypatch.setattr(torch.version, "cuda", cuda)
         monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
@@ -434,6 +424,9 @@ def test_which_devices_it_serves(monkeypatch, caplog):
         with pytest.raises(ValueError, match=reason):
             choose("triton", request(dtype))
     on()
+    assert choose("auto", request(batch=512)) == "triton"
+    with pytest.raises(ValueError, match="it takes 512 sequences at most"):
+        choose("triton", request(batch=513))
     with pytest.raises(ValueError, match="it does not normalise the sum of both terms"):
         choose("triton", request(norms=("none", "sum", "none")))
     ours._unavailability.cache_clear()

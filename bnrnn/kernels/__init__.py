@@ -3,7 +3,8 @@
 The rest of the library calls `recurrence`, which runs one of the kernels in `KERNELS`.
 """
 
-from functools import partial
+import functools
+import logging
 
 from torch import Tensor
 
@@ -27,11 +28,11 @@ from bnrnn.kernels.philox import new_key
 KERNELS: dict[str, Kernel] = {
     "scan": Kernel(scan.recurrence, scan.why_not),
     "torch.lstm": Kernel(torch_lstm.recurrence, torch_lstm.why_not),
-    "cpu": Kernel(cpu.recurrence, cpu.why_not, rounds_products=True),
+    "cpu": Kernel(cpu.recurrence, cpu.why_not, rounds_products=True, fast_on="cpu"),
     "torch.lstm packed": Kernel(torch_lstm.recurrence, torch_lstm.why_not_padded),
-    "triton": Kernel(triton.recurrence, triton.why_not),
+    "triton": Kernel(triton.recurrence, triton.why_not, fast_on="cuda"),
     **{
-        f"triton {way}": Kernel(partial(triton.recurrence, way=way), triton.why_not)
+        f"triton {way}": Kernel(functools.partial(triton.recurrence, way=way), triton.why_not)
         for way in ("persistent", "alternating")
     },
     "reference": Kernel(reference.recurrence, lambda _: None, rounds_products=True),
@@ -57,19 +58,38 @@ def choose(kernel: str, request: Request) -> str:
 
     Args:
         kernel: a name in `KERNELS`, or "auto" for the first kernel that can run the request. If
-            the CPU kernel cannot be compiled, or the reference has to run on a CUDA device, the
-            reason is logged once.
+            that is a slower one because the device's fast kernel cannot, the reason is logged
+            once.
 
     Raises:
         ValueError: there is no such kernel, or it cannot run the request.
     """
     check_name(kernel)
     if kernel == "auto":
-        return next(name for name, entry in KERNELS.items() if entry.why_not(request) is None)
+        for name, entry in KERNELS.items():
+            reason = entry.why_not(request)
+            if reason is None:
+                return name
+            if entry.fast_on == request.device:
+                _log_slower(name, reason)
     reason = KERNELS[kernel].why_not(request)
     if reason is not None:
         raise ValueError(f"kernel {kernel!r} cannot run this: {reason}; use 'auto'")
     return kernel
+
+
+def _log_slower(name: str, reason: str) -> None:
+    _log_slower_once(name, reason)
+
+
+_log_slower._dynamo_marked_constant = True  # pyright: ignore (see kernels/cpu.py)
+
+
+@functools.cache
+def _log_slower_once(name: str, reason: str) -> None:
+    logging.getLogger(__name__).warning(
+        "Kernel %r cannot run this, so a slower one does: %s", name, reason
+    )
 
 
 def recurrence(
@@ -91,7 +111,7 @@ def recurrence(
     request = Request(
         h_0.device.type, h_0.dtype, normalization, cell_bias,
         padded=lengths is not None, by_batch=population is None, noisy=not noise.is_silent,
-        random=noise.is_random, bfloat16=bfloat16,
+        random=noise.is_random, bfloat16=bfloat16, batch=input.shape[1],
     )  # fmt: skip
     run = KERNELS[choose(kernel, request)].run
     return run(

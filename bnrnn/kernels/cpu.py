@@ -149,6 +149,5 @@ def _unavailability() -> str | None:
     try:
         operators.load()
     except BuildError as error:
-        _log.warning("No compiled CPU kernel: the slower ones run instead; %s", error)
         return str(error)
     return None

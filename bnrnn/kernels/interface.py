@@ -173,6 +173,7 @@ class Request:
     noisy: bool = False  # there is `Noise`
     random: bool = False  # the noise has masks
     bfloat16: bool = False  # round the factors of products
+    batch: int = 1  # number of sequences
 
     @property
     def is_synchronised(self) -> bool:
@@ -199,3 +200,4 @@ class Kernel:
     run: Recurrence
     why_not: Callable[[Request], str | None]  # the reason it cannot run a request; None: it can
     rounds_products: bool = False  # whether it can round the factors of products to bfloat16
+    fast_on: str | None = None  # the device type on which the kernels after it are slower

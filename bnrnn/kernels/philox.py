@@ -17,7 +17,7 @@ _WORD = 0xFFFFFFFF
 
 def new_key() -> Tensor:
     """Draw 64 bits from PyTorch's CPU generator, which is seeded and saved in checkpoints."""
-    return torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64)
+    return torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64, device="cpu")
 
 
 def bernoulli(key: Tensor, stream: int, count: int, p: float) -> Tensor:

@@ -181,38 +181,47 @@ class _Norm:
             y = F.batch_norm(y, mean, var, self.gamma, self.beta, True, 1.0, self.eps)
             self.seen.append(Moments(mean, var * ((n - 1) / n)))
             return y
+        wide = widened(y)
         if self.synchronised:
-            mean, var, live = synchronised.moments(y, rows)
+            mean, var, live = synchronised.moments(wide, rows)
         else:
             assert rows is not None
             live = rows.sum()
             n = live.clamp(min=1)  # T may exceed the longest length
-            mean = torch.where(rows, y, 0.0).sum(0) / n
-            var = torch.where(rows, y - mean, 0.0).square().sum(0) / n
+            mean = torch.where(rows, wide, 0.0).sum(0) / n
+            var = torch.where(rows, wide - mean, 0.0).square().sum(0) / n
         if self.seen:
             mean = torch.where(live > 1, mean, self.seen[-1].mean)
             var = torch.where(live > 1, var, self.seen[-1].var)
         self.seen.append(Moments(mean.detach(), var.detach()))
-        y = (y - mean) * (self.gamma * torch.rsqrt(var + self.eps))
-        return y if self.beta is None else y + self.beta
+        wide = (wide - mean) * (self.gamma * torch.rsqrt(var + self.eps))
+        return (wide if self.beta is None else wide + self.beta).to(y.dtype)
 
     def all_steps(self, y: Tensor, rows: Tensor | None) -> Tensor:
         """Normalise y (T, n, features) with one message for the moments of all steps."""
         assert self.gamma is not None
-        mean, var, live = synchronised.moments(y, rows)
+        wide = widened(y)
+        mean, var, live = synchronised.moments(wide, rows)
         steps = torch.arange(len(y), device=y.device)[:, None]
         last = torch.where(live > 1, steps, 0).cummax(0).values[:, 0]
         mean = torch.where(live > 1, mean, mean[last].detach())
         var = torch.where(live > 1, var, var[last].detach())
         self.seen = [Moments(*both) for both in zip(mean.detach(), var.detach(), strict=True)]
-        y = (y - mean[:, None]) * (self.gamma * torch.rsqrt(var + self.eps))[:, None]
-        return y if self.beta is None else y + self.beta
+        wide = (wide - mean[:, None]) * (self.gamma * torch.rsqrt(var + self.eps))[:, None]
+        return (wide if self.beta is None else wide + self.beta).to(y.dtype)
 
     def moments(self) -> Moments | None:
         if not self.seen:
             return None
         means, variances = zip(*self.seen, strict=True)
-        return Moments(torch.stack(means), torch.stack(variances))
+        assert self.gamma is not None
+        dtype = self.gamma.dtype
+        return Moments(torch.stack(means).to(dtype), torch.stack(variances).to(dtype))
+
+
+def widened(y: Tensor) -> Tensor:
+    """Half precision as float32: the gradient of 1 / sqrt(var + ε) exceeds the range of float16."""
+    return y.float() if y.dtype in (torch.float16, torch.bfloat16) else y
 
 
 def input_term(input: Tensor, weight_ih: Tensor, bfloat16: bool = False) -> Tensor:

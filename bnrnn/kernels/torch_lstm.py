@@ -1,7 +1,6 @@
 """PyTorch's own LSTM, for a layer without normalisation."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
@@ -31,7 +30,9 @@ def recurrence(
 ) -> tuple[Tensor, Tensor, Tensor, TermMoments]:
     """See `bnrnn.kernels.interface.Recurrence`."""
     if not input.is_floating_point():
-        input = F.one_hot(input, weights.weight_ih.shape[1]).to(h_0.dtype)
+        # Not torch.nn.functional.one_hot, which reads the indices to check them.
+        vectors = h_0.new_zeros(*input.shape, weights.weight_ih.shape[1])
+        input = vectors.scatter(-1, input.long()[..., None], 1)
     flat = [weights.weight_ih, weights.weight_hh]
     has_bias = weights.bias is not None
     if weights.bias is not None:
@@ -56,6 +57,8 @@ def recurrence(
 def why_not_padded(request: Request) -> str | None:
     if in_functorch_transform():
         return "torch.func cannot transform it"
+    if request.padded and request.device == "meta":
+        return "it reads the lengths, and the meta device has no values"
     if request.bfloat16:
         return "it does not round only the factors of products"
     if not request.is_plain:

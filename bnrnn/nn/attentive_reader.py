@@ -11,7 +11,14 @@ from bnrnn.nn import share
 from bnrnn.nn.feature_norm import FeatureNorm
 from bnrnn.nn.initialization import orthogonal_
 from bnrnn.nn.lstm import BNLSTM
-from bnrnn.nn.options import NormOptions, ReaderOptions, chosen, require, spell_out_options
+from bnrnn.nn.options import (
+    NormOptions,
+    ReaderOptions,
+    chosen,
+    require,
+    spell_out_options,
+    take_options,
+)
 
 # The settings of each model in section 5.4 of the paper; only the last is bidirectional.
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -127,7 +134,7 @@ class AttentiveReader(nn.Module):
         **options: Any,
     ) -> None:
         super().__init__()
-        self.options = o = ReaderOptions(**options)
+        self.options = o = take_options(ReaderOptions, type(self).__name__, options)
         for name, value in (("vocabulary", vocabulary), ("hidden_size", hidden_size)):
             require(value > 0, name, value, "positive")
         self.vocabulary, self.hidden_size = vocabulary, hidden_size

@@ -14,15 +14,35 @@ from torch.nn.utils.rnn import PackedSequence
 
 from bnrnn.kernels import Moments, Weights, reference
 from bnrnn.kernels.reference import live_rows
+from bnrnn.nn import checks
 
 
 def check_source(lstm: nn.LSTM) -> None:
     """
     Raises:
-        ValueError: `lstm` has projections.
+        TypeError: `lstm` is not a `torch.nn.LSTM`.
+        ValueError: it has projections.
     """
+    if not isinstance(lstm, nn.LSTM):
+        raise TypeError(f"lstm must be a torch.nn.LSTM, got {type(lstm).__name__}")
     if lstm.proj_size != 0:
         raise ValueError("an LSTM with proj_size cannot be converted: only one without projections")
+
+
+@torch.no_grad()
+def copy_weights(lstm: nn.LSTM, module: Any) -> None:
+    """Copy the weights and the sum of the biases to a `BNLSTM`; what is frozen stays frozen.
+
+    The weights of `lstm` may be parametrised or pruned: their present values are copied.
+    """
+    for _, suffix in module._all_suffixes():
+        sources = {name: [getattr(lstm, name + suffix)] for name in ("weight_ih", "weight_hh")}
+        if lstm.bias:
+            sources["bias"] = [getattr(lstm, f"bias_{term}{suffix}") for term in ("ih", "hh")]
+        for name, tensors in sources.items():
+            parameter = module.get_parameter(name + suffix)
+            parameter.copy_(torch.stack(tensors).sum(0))
+            parameter.requires_grad_(any(tensor.requires_grad for tensor in tensors))
 
 
 @torch.no_grad()
@@ -31,8 +51,9 @@ def normalize_as_plain(module: Any, batches: Iterable[Any]) -> None:
     weights compute without normalisation.
 
     Raises:
-        ValueError: see `BNLSTM.from_lstm`.
+        TypeError, ValueError: see `BNLSTM.from_lstm`.
     """
+    checks.check_batches(batches)
     _check_kind(module)
     if module.normalization.is_empty:
         return
@@ -51,18 +72,16 @@ def normalize_as_plain(module: Any, batches: Iterable[Any]) -> None:
                 found[term + suffix].add(rows)
         return output, h_n, c_n
 
-    n = 0
     module.eval()
     module._run_direction = observe
     try:
         for batch in batches:
             as_it_is = isinstance(batch, Tensor | PackedSequence)
             module(batch) if as_it_is else module(*batch)
-            n += 1
     finally:
         del module._run_direction
-    if n == 0:
-        raise ValueError("from_lstm needs at least one batch to take moments from")
+    if not all(pooled.n for pooled in found.values()):
+        raise ValueError("from_lstm needs at least one batch with sequences to take moments from")
     for name, pooled in found.items():
         term, _, place = name.partition("_")
         gamma = getattr(module, f"gamma_{name}")
@@ -70,7 +89,7 @@ def normalize_as_plain(module: Any, batches: Iterable[Any]) -> None:
         gamma.copy_(torch.sqrt(moments.var[0] + module.normalization.eps_of(term)))
         shift = getattr(module, f"beta_c_{place}" if term == "c" else f"bias_{place}")
         shift.add_(moments.mean[0])
-        module.statistics[name].set(moments, n)
+        module.statistics[name].set(moments, pooled.batches)
 
 
 def _plain_terms(
@@ -197,10 +216,14 @@ class _Pooled:
     """Mean and variance over the rows of several batches, in float64."""
 
     def __init__(self) -> None:
-        self.n, self.mean, self.square = 0, torch.zeros(()), torch.zeros(())
+        self.batches = self.n = 0
+        self.mean: Any = 0.0
+        self.square: Any = 0.0
 
     def add(self, rows: Tensor) -> None:
-        rows = rows.double()
+        if len(rows) == 0:
+            return
+        rows, self.batches = rows.double(), self.batches + 1
         mean, n = rows.mean(0), self.n + len(rows)
         off = mean - self.mean
         self.square = (

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from bnrnn.kernels import Moments, synchronised
+from bnrnn.kernels.reference import widened
 from bnrnn.nn import share
 from bnrnn.nn.statistics import StepStatistics
 
@@ -91,8 +92,9 @@ class FeatureNorm(nn.Module):
                 f"mask must be booleans of shape {tuple(y.shape[:-1])}, "
                 f"got {mask.dtype} of shape {tuple(mask.shape)}"
             )
+        wide = widened(y)
         if self.statistics.uses_batch:
-            rows, flat = None if mask is None else mask.flatten(), y.flatten(0, -2)
+            rows, flat = None if mask is None else mask.flatten(), wide.flatten(0, -2)
             moments = self._everywhere(flat, rows) if self.synchronised else _moments(flat, rows)
             if self.statistics.averages:
                 population = moments if self.synchronised else share.average(moments, None)[0]
@@ -100,8 +102,8 @@ class FeatureNorm(nn.Module):
         else:
             moments = self.statistics.population()
         mean, var = moments.mean[0], moments.var[0]
-        normalized = (y - mean) * (self.gamma * torch.rsqrt(var + self.eps))
-        return normalized if self.beta is None else normalized + self.beta
+        normalized = (wide - mean) * (self.gamma * torch.rsqrt(var + self.eps))
+        return (normalized if self.beta is None else normalized + self.beta).to(y.dtype)
 
     def _everywhere(self, y: Tensor, mask: Tensor | None) -> Moments:
         mean, var, _ = synchronised.moments(y, None if mask is None else mask[:, None])

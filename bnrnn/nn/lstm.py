@@ -1,9 +1,8 @@
 """`BNLSTM`: `torch.nn.LSTM` with three normalisation slots, and noise."""
 
 import contextlib
-import numbers
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from typing import Any, cast
 
@@ -13,13 +12,12 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from bnrnn import kernels
 from bnrnn.kernels import Normalization, Request, TermMoments, Weights, synchronised
-from bnrnn.nn import conversion, share
-from bnrnn.nn.initialization import identity_candidate_, orthogonal_
+from bnrnn.nn import checks, conversion, share
+from bnrnn.nn.checks import State, can_read
+from bnrnn.nn.initialization import assign, identity_candidate_, orthogonal_
 from bnrnn.nn.noise import draw, drop_weights
-from bnrnn.nn.options import LSTMOptions, NoiseOptions, spell_out_options
+from bnrnn.nn.options import LSTMOptions, NoiseOptions, spell_out_options, take_options
 from bnrnn.nn.statistics import StepStatistics
-
-State = tuple[Tensor, Tensor]
 
 
 class AlikeWarning(UserWarning):
@@ -146,9 +144,9 @@ class BNLSTM(nn.Module):
         **options: Any,
     ) -> None:
         super().__init__()
-        self.options = LSTMOptions(**options)
+        self.options = take_options(LSTMOptions, type(self).__name__, options)
         kernels.check_name(self.options.kernel)
-        _check_arguments(input_size, hidden_size, num_layers, bias, batch_first, dropout)
+        checks.check_arguments(input_size, hidden_size, num_layers, bias, batch_first, dropout)
         if hidden_size == 1 and self.options.cell_norm == "layer":
             raise ValueError(
                 "hidden_size must be 2 or more with cell_norm=layer: one unit is its mean"
@@ -234,27 +232,37 @@ class BNLSTM(nn.Module):
         request = Request(
             weight.device.type, weight.dtype, self.normalization, self.options.cell_bias, padded,
             noisy=self.options.is_noisy,
-            bfloat16=torch.is_autocast_enabled(weight.device.type) and self._rounds_products(),
+            bfloat16=_in_autocast(weight) and self._rounds_products(),
         )  # fmt: skip
         return kernels.choose(self.options.kernel, request)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Initialise all parameters as documented above and reset all statistics."""
-        for name, parameter in self.named_parameters():
-            if name.startswith("weight_hh") and self.options.recurrent_init == "identity":
-                identity_candidate_(parameter)
-            elif name.startswith("weight"):
-                orthogonal_(parameter)
-            elif name.startswith("gamma"):
-                parameter.fill_(self.options.gamma_init)
-            else:
-                parameter.zero_()
-            if name.startswith("bias"):
-                _, forget, _, _ = parameter.chunk(4)
-                forget.fill_(self.options.forget_bias)
+        """Initialise all parameters as documented above and reset all statistics.
+
+        What a subclass, or a parametrisation, has added stays as it is.
+        """
+        names = [name + suffix for _, suffix in self._all_suffixes() for name in Weights._fields]
+        for name in (*names, "initial_hidden", "initial_cell"):
+            present = getattr(self, name, None)
+            if present is not None:
+                assign(self, name, self._initial(name, torch.empty_like(present)))
         for statistics in self._all_statistics():
             statistics.reset()
+
+    def _initial(self, name: str, tensor: Tensor) -> Tensor:
+        """Fill a tensor with the initial values of the parameter or buffer `name`; return it."""
+        if name.startswith("weight_hh") and self.options.recurrent_init == "identity":
+            return identity_candidate_(tensor)
+        if name.startswith("weight"):
+            return orthogonal_(tensor)
+        if name.startswith("gamma"):
+            return tensor.fill_(self.options.gamma_init)
+        tensor.zero_()
+        if name.startswith("bias"):
+            _, forget, _, _ = tensor.chunk(4)
+            forget.fill_(self.options.forget_bias)
+        return tensor
 
     def flatten_parameters(self) -> None:
         """Do nothing; code written for `torch.nn.LSTM` calls this."""
@@ -279,13 +287,14 @@ class BNLSTM(nn.Module):
                 normalisation or zoneout, which cannot reproduce an LSTM.
         """
         conversion.check_source(lstm)
-        weight = lstm.get_parameter("weight_hh_l0")
-        module = cls(
-            lstm.input_size, lstm.hidden_size, lstm.num_layers, lstm.bias, lstm.batch_first,
-            lstm.dropout, lstm.bidirectional,
-            device=weight.device, dtype=weight.dtype, **options,
-        )  # fmt: skip
-        module.load_state_dict(lstm.state_dict())
+        weight = cast("Tensor", lstm.weight_hh_l0)  # no Parameter, if parametrised or pruned
+        with torch.random.fork_rng([weight.device] if weight.is_cuda else []):
+            module = cls(
+                lstm.input_size, lstm.hidden_size, lstm.num_layers, lstm.bias, lstm.batch_first,
+                lstm.dropout, lstm.bidirectional,
+                device=weight.device, dtype=weight.dtype, **options,
+            )  # fmt: skip
+        conversion.copy_weights(lstm, module)
         if batches is not None:
             conversion.normalize_as_plain(module, batches)
         return module.train(lstm.training)
@@ -310,7 +319,7 @@ class BNLSTM(nn.Module):
         self,
         input: Tensor | PackedSequence,
         hx: State | None = None,
-        lengths: Tensor | None = None,
+        lengths: Tensor | Sequence[int] | None = None,
         first_step: int = 0,
     ) -> tuple[Any, State]:
         """Run all layers over a batch of sequences.
@@ -338,10 +347,11 @@ class BNLSTM(nn.Module):
         products round their factors to bfloat16; sums, statistics and states stay in float32.
 
         Raises:
-            RuntimeError: shapes do not match (with the messages of `torch.nn.LSTM`), or the module
-                is evaluated before it was trained or calibrated.
+            RuntimeError: shapes or devices do not match (with the messages of `torch.nn.LSTM`), or
+                the module is evaluated before it was trained or calibrated.
             ValueError: the dtype, `lengths` or `first_step` is invalid, or per-step batch
                 statistics are requested for a batch of one sequence.
+            IndexError: an index of a one-hot vector is not in 0..D - 1; checked like `lengths`.
         """
         if isinstance(input, torch.fx.Proxy):
             raise TypeError(
@@ -354,34 +364,23 @@ class BNLSTM(nn.Module):
             if lengths is not None:
                 raise ValueError("a PackedSequence has its own lengths: leave out `lengths`")
             padded, lengths = pad_packed_sequence(input)
-            self._check_states(hx, padded.shape[1])
+            checks.check_states(self, hx, padded.shape[1])
             output, state = self._run(padded, hx, lengths, first_step)
-            packed = pack_padded_sequence(output, lengths, enforce_sorted=False)
-            if input.sorted_indices is None:  # the caller had sorted the sequences
-                packed = packed._replace(sorted_indices=None, unsorted_indices=None)
-            return packed, state
-        if not input.is_floating_point() and input.dim() == 2:
-            batched = True
-        elif input.dim() in (2, 3):
-            batched = input.dim() == 3
-        else:
-            raise ValueError(
-                f"LSTM: Expected input to be 2D or 3D, got {input.dim()}D instead"
-                if input.is_floating_point()
-                else f"integers must be (T, B), the indices of one-hot vectors, got {input.dim()}D"
-            )
-        if hx is not None and any(state.dim() != 2 + batched for state in hx):
-            kind, wanted = ("batched 3-D", "3-D") if batched else ("unbatched 2-D", "2-D")
-            raise RuntimeError(
-                f"For {kind} input, hx and cx should also be {wanted} but got "
-                f"({hx[0].dim()}-D, {hx[1].dim()}-D) tensors"
-            )
+            # Not enforce_sorted=False: sequences of equal length could change places.
+            order, back = input.sorted_indices, input.unsorted_indices
+            if order is not None:
+                output, lengths = output[:, order], lengths[order.to(lengths.device)]
+            packed = pack_padded_sequence(output, lengths)
+            return packed._replace(sorted_indices=order, unsorted_indices=back), state
+        lengths = checks.as_lengths(lengths)
+        batched = checks.is_batched(input, hx)
+        input = input if input.is_floating_point() else input.long()
         batch_dim = 0 if self.batch_first else 1
         x = input if batched else input.unsqueeze(batch_dim)
         x = x.transpose(0, 1) if self.batch_first else x
         if hx is not None and not batched:
             hx = hx[0][:, None], hx[1][:, None]
-        self._check_states(hx, x.shape[1])
+        checks.check_states(self, hx, x.shape[1])
         output, (h_n, c_n) = self._run(x, hx, lengths, first_step)
         output = output.transpose(0, 1) if self.batch_first else output
         if batched:
@@ -393,8 +392,8 @@ class BNLSTM(nn.Module):
     ) -> tuple[Tensor, State]:
         """Run all layers over x (T, B, D) or (T, B)."""
         weight = self._weight
-        in_autocast = torch.is_autocast_enabled(weight.device.type)
-        self._check(x, hx, lengths, first_step, in_autocast)
+        in_autocast = _in_autocast(weight)
+        checks.check_call(self, weight, x, hx, lengths, first_step, in_autocast)
         dtype = (x if hx is None else hx[0]).dtype
         if not dtype.is_floating_point:
             dtype = weight.dtype
@@ -541,7 +540,10 @@ class BNLSTM(nn.Module):
             or not self.needs_batch or x.shape[1] < 2 or torch.compiler.is_compiling()
         ):  # fmt: skip
             return
-        alike = bool((x[0] == x[0, :1]).all())
+        alike = (x[0] == x[0, :1]).all()
+        if not can_read(alike):
+            return
+        alike = bool(alike)
         # On devices other than the CPU, check only once: each check waits for the device.
         self._seen_first_batch = alike or x.device.type != "cpu"
         if alike:
@@ -553,55 +555,15 @@ class BNLSTM(nn.Module):
                 stacklevel=6,
             )
 
-    def _check_states(self, hx: State | None, batch: int) -> None:
-        expected = (self.num_layers * self.num_directions, batch, self.hidden_size)
-        for i, state in enumerate(hx or ()):
-            if tuple(state.shape) != expected:
-                raise RuntimeError(f"Expected hidden[{i}] size {expected}, got {list(state.shape)}")
-
-    def _check(
-        self, x: Tensor, hx: State | None, lengths: Tensor | None, first_step: int,
-        in_autocast: bool,
-    ) -> None:  # fmt: skip
-        weight, dtypes = self._weight, [x.dtype] if x.is_floating_point() else []
-        for dtype in dtypes + [state.dtype for state in hx or ()]:
-            if dtype != weight.dtype and not in_autocast:
-                raise ValueError(
-                    f"RNN input dtype ({dtype}) does not match weight dtype ({weight.dtype}). "
-                    f"Convert input: input.to({weight.dtype}), or convert model: model.to({dtype})"
-                )
-        if x.is_floating_point() and x.shape[2] != self.input_size:
-            raise RuntimeError(
-                f"input.size(-1) must be equal to input_size. Expected {self.input_size}, got "
-                f"{x.shape[2]}"
-            )
-        steps, batch = x.shape[:2]
-        if steps == 0:
-            raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
-        if lengths is not None:
-            if tuple(lengths.shape) != (batch,):
-                raise ValueError(f"lengths must be ({batch},), got {tuple(lengths.shape)}")
-            # Only on the CPU: elsewhere, reading the lengths would wait for the device.
-            if lengths.is_cpu and not torch.compiler.is_compiling() and batch > 0:
-                shortest, longest = int(lengths.min()), int(lengths.max())
-                if shortest < 1 or longest > steps:
-                    raise ValueError(f"lengths must be in 1..{steps}, got {shortest}..{longest}")
-        if first_step < 0 or (first_step > 0 and self.bidirectional):
-            raise ValueError("first_step must be 0, or positive in a unidirectional module")
-        by_batch = any(statistics.uses_batch for statistics in self._all_statistics())
-        if batch == 1 and self.needs_batch and by_batch and not self.options.synchronised:
-            raise ValueError(
-                "a batch of one sequence has no per-step batch statistics: use at least two, "
-                "or evaluation mode with population statistics"
-            )
-
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
         """Also accept the state of a `torch.nn.LSTM`: sum its two biases, keep the rest."""
+        extra = tuple(prefix + name for name in ("statistics.", "gamma_", "beta_", "initial_"))
+        weight = state_dict.get(prefix + "weight_ih_l0")
         if prefix + "bias_ih_l0" in state_dict or (
-            not self.bias and prefix + "weight_ih_l0" in state_dict
-            and not any(key.startswith(prefix + "statistics.") for key in state_dict)
+            not self.bias and weight is not None
+            and not any(key.startswith(extra) for key in state_dict)
         ):  # fmt: skip
             for _, suffix in self._all_suffixes() if self.bias else ():
                 both = [f"{prefix}bias_{term}{suffix}" for term in ("ih", "hh")]
@@ -609,8 +571,15 @@ class BNLSTM(nn.Module):
                     first, second = (state_dict.pop(name) for name in both)
                     state_dict[f"{prefix}bias{suffix}"] = first + second
             for name, own in nn.Module.state_dict(self).items():
-                if not name.startswith(("weight", "bias")):
-                    state_dict.setdefault(prefix + name, own)
+                if name.startswith(("weight", "bias")):
+                    continue
+                if isinstance(weight, Tensor):  # with assign=True, device and dtype are the state's
+                    kind = weight.dtype if own.is_floating_point() else own.dtype
+                    if own.is_meta:
+                        own = torch.empty_like(own, device=weight.device, dtype=kind)
+                        self._initial(name, own)
+                    own = own.to(weight.device, kind)
+                state_dict.setdefault(prefix + name, own)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     @property
@@ -645,33 +614,9 @@ spell_out_options(BNLSTM.__init__, LSTMOptions)
 torch.serialization.add_safe_globals([BNLSTM, LSTMOptions, StepStatistics, nn.ModuleDict])
 
 
-def _check_arguments(
-    input_size: int, hidden_size: int, num_layers: int, bias: bool, batch_first: bool,
-    dropout: float,
-) -> None:  # fmt: skip
-    """Check arguments as `torch.nn.LSTM` does, with its messages."""
-    is_number = isinstance(dropout, numbers.Number) and not isinstance(dropout, bool)
-    if not is_number or not 0 <= dropout <= 1:
-        raise ValueError(
-            "dropout should be a number in range [0, 1] representing the probability of an element "
-            "being zeroed"
-        )
-    if dropout > 0 and num_layers == 1:
-        warnings.warn(
-            "dropout option adds dropout after all but last recurrent layer, so non-zero dropout "
-            f"expects num_layers greater than 1, but got dropout={dropout} and num_layers=1",
-            stacklevel=3,
-        )
-    for name, value, kind in (
-        ("bias", bias, bool), ("batch_first", batch_first, bool), ("input_size", input_size, int),
-        ("hidden_size", hidden_size, int), ("num_layers", num_layers, int),
-    ):  # fmt: skip
-        if not isinstance(value, kind):
-            raise TypeError(
-                f"{name} should be of type {kind.__name__}, got: {type(value).__name__}"
-            )
-        if kind is int and value <= 0:
-            raise ValueError(f"{name} must be greater than zero")
+def _in_autocast(weight: Tensor) -> bool:
+    kind = weight.device.type
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
 
 
 def _reverse(x: Tensor, lengths: Tensor | None) -> Tensor:

@@ -4,9 +4,21 @@ This does not import torch, so that the command can refuse a setting immediately
 """
 
 import inspect
+import numbers
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, TypeVar
+
+Options = TypeVar("Options")
+# What each type of a field accepts, and its name in messages.
+_KINDS: dict[Any, tuple[type | tuple[type, ...], str]] = {
+    bool: (bool, "True or False"),
+    str: (str, "a string"),
+    float: (numbers.Real, "a number"),
+    int: (numbers.Integral, "an integer"),
+    float | None: ((numbers.Real, type(None)), "a number or None"),
+    int | None: ((numbers.Integral, type(None)), "an integer or None"),
+}
 
 
 def require(condition: bool, name: str, value: Any, allowed: str) -> None:
@@ -26,7 +38,17 @@ class Checked:
     """The base class that ends a chain of `__post_init__` calls."""
 
     def __post_init__(self) -> None:
-        """Check nothing."""
+        """Check the types of all fields.
+
+        Raises:
+            ValueError: a value has the wrong type.
+        """
+        for f in fields(self):  # type: ignore[arg-type]
+            if f.type not in _KINDS:
+                continue
+            (kinds, allowed), value = _KINDS[f.type], getattr(self, f.name)
+            is_kind = isinstance(value, kinds) and (f.type is bool or not isinstance(value, bool))
+            require(is_kind, f.name, value, allowed)
 
 
 @dataclass
@@ -152,6 +174,20 @@ class ReaderOptions(NormOptions):
 def chosen(options: type, config: Any) -> dict[str, Any]:
     """The fields of a dataclass that `config` has as attributes, by name."""
     return {f.name: getattr(config, f.name) for f in fields(options) if hasattr(config, f.name)}
+
+
+def take_options(options: type[Options], owner: str, given: dict[str, Any]) -> Options:
+    """The options of a class `owner`, from the keyword arguments that it was given.
+
+    Raises:
+        TypeError: there is no such option.
+        ValueError: an option is out of range.
+    """
+    known = [f.name for f in fields(options)]  # type: ignore[arg-type]
+    for name in given:
+        if name not in known:
+            raise TypeError(f"{owner} has no option {name!r}; it has {', '.join(known)}")
+    return options(**given)
 
 
 def spell_out_options(init: Callable[..., Any], options: type) -> None:

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from bnrnn.kernels import Moments
-from bnrnn.kernels.interface import in_functorch_transform
-from bnrnn.nn import share
+from bnrnn.nn import checks, share
+from bnrnn.nn.checks import can_read
 
 Source = Literal["auto", "batch", "calibrate"]
 
@@ -52,6 +52,9 @@ class StepStatistics(nn.modules.batchnorm._BatchNorm):
     """
 
     __constants__ = ()  # torch.jit would read those of the base class
+    # What code for all kinds of batch normalisation reads; there is nothing of the kind here.
+    affine = track_running_stats = False
+    weight = bias = running_mean = running_var = num_batches_tracked = None
 
     mean: Tensor
     var: Tensor
@@ -123,9 +126,8 @@ class StepStatistics(nn.modules.batchnorm._BatchNorm):
         Raises:
             RuntimeError: no minibatch has been averaged yet.
         """
-        # A compiled or functorch-transformed graph cannot read a value.
-        cannot_look = torch.compiler.is_compiling() or in_functorch_transform()
-        if len(self.mean) == 0 or not (cannot_look or bool(self.num_batches.any())):
+        any_batch = self.num_batches.any()
+        if len(self.mean) == 0 or (can_read(any_batch) and not bool(any_batch)):
             raise RuntimeError(
                 "no population statistics: train this module or call bnrnn.calibrate(model, "
                 "batches) before evaluating it"
@@ -154,6 +156,10 @@ class StepStatistics(nn.modules.batchnorm._BatchNorm):
         """Call `reset`; `torch.optim.swa_utils.update_bn` uses this name."""
         self.reset()
 
+    def reset_parameters(self) -> None:
+        """Call `reset`; code that initialises every module of a model uses this name."""
+        self.reset()
+
     def __getattr__(self, name: str) -> Any:
         if name == "num_features":  # SyncBatchNorm.convert_sync_batchnorm reads it to replace this
             raise AttributeError(
@@ -170,10 +176,11 @@ class StepStatistics(nn.modules.batchnorm._BatchNorm):
             not processes or torch.distributed.get_world_size() == 1 or not share.current().is_whole
         )
         # On a GPU is_shared is always true.
-        if (self.mean.is_cpu and self.mean.is_shared()) or not alone:
+        is_replica = getattr(self, "_is_replica", False)  # of DataParallel
+        if is_replica or (self.mean.is_cpu and self.mean.is_shared()) or not alone:
             raise RuntimeError(
                 f"population statistics would grow to {rows} time steps here, but other processes "
-                "share them: give the module max_length=..., the longest sequence"
+                "or replicas share them: give the module max_length=..., the longest sequence"
             )
         self._resize(rows)
 
@@ -266,9 +273,11 @@ def calibrate(
         the number of batches.
 
     Raises:
-        ValueError: there are no batches. After this or any other exception, the statistics are
-            unchanged.
+        ValueError: there are no batches, or only empty ones. After this or any other exception, the
+            statistics are unchanged.
+        TypeError: `batches` is a single tensor.
     """
+    checks.check_batches(batches)
     statistics = _statistics(model)
     before = [(s, [getattr(s, name).clone() for name in _BUFFERS]) for s in statistics]
     training = {module: module.training for module in model.modules()}
@@ -284,8 +293,8 @@ def calibrate(
                 else:
                     _run(model, batch)
                 n += 1
-        if n == 0:
-            raise ValueError("calibrate needs at least one batch")
+        if n == 0 or (statistics and not any(bool(s.num_batches.any()) for s in statistics)):
+            raise ValueError("calibrate needs at least one batch with sequences")
     except BaseException:
         for s, buffers in before:
             s._resize(len(buffers[0]))
@@ -307,7 +316,7 @@ def _run(model: nn.Module, batch: Any) -> None:
         arguments = arguments[:1]
     try:
         model(*arguments)
-    except (TypeError, ValueError, RuntimeError) as error:
-        if len(arguments) > 1:
+    except (TypeError, ValueError, RuntimeError, AttributeError) as error:
+        if len(arguments) > 1 or not isinstance(batch, Tensor):
             error.add_note("calibrate called model(*batch); say how to run one with forward=...")
         raise

@@ -22,12 +22,10 @@ triton itself is imported only when a CUDA device is first used.
 """
 
 import functools
-import logging
 
 import torch
 from torch import Tensor
 
-from bnrnn.kernels import reference
 from bnrnn.kernels.interface import (
     SILENCE,
     Moments,
@@ -45,8 +43,6 @@ from bnrnn.kernels.triton.layout import by_gate, interleaved
 DTYPES = (torch.float32, torch.bfloat16)
 CAPABILITY = (8, 0)
 VERSION = (3, 6)  # of triton, the oldest supported
-
-_logged: set[str] = set()
 
 
 def recurrence(
@@ -67,19 +63,10 @@ def recurrence(
 
     Args:
         way: one of `plan.WAYS`; None: the size of the problem decides.
-
-    The reference runs batches larger than `plan.MAX_BATCH` and features the kernels do not have.
     """
-    (steps, batch), hidden = input.shape[:2], weights.weight_hh.shape[1]
-    missing = _missing(normalization, not noise.is_silent)
-    if batch > plan.MAX_BATCH or missing is not None:
-        _log(missing or f"it takes {plan.MAX_BATCH} sequences at most")
-        return reference.recurrence(
-            input, h_0, c_0, weights, normalization,
-            population=population, lengths=lengths, count_padding=count_padding, noise=noise,
-        )  # fmt: skip
     from bnrnn.kernels.triton import operators
 
+    steps, hidden = len(input), weights.weight_hh.shape[1]
     live = None if lengths is None else live_rows(lengths, steps)
     counted = None if count_padding else live
     if counted is not None and input.is_floating_point():
@@ -114,26 +101,17 @@ def why_not(request: Request) -> str | None:
         return "torch.func cannot transform it"
     if request.bfloat16:
         return "it takes bfloat16 from the dtype of the weights"
-    missing = _missing(request.normalization, request.noisy)
-    if missing is not None:
-        reason = missing
-    elif request.is_synchronised:
-        reason = "it cannot compute statistics over several processes"
-    elif request.dtype not in DTYPES:
-        reason = f"it is for float32 and bfloat16, not {request.dtype}"
-    else:
-        reason = _why_unavailable()
-    if reason is not None:
-        _log(reason)
-    return reason
-
-
-def _missing(normalization: Normalization, noisy: bool) -> str | None:
-    if normalization.sums:
+    if request.normalization.sums:
         return "it does not normalise the sum of both terms"
-    if normalization.has_layer or noisy:
+    if request.normalization.has_layer or request.noisy:
         return "it has no layer normalisation, zoneout or dropout of states"
-    return None
+    if request.is_synchronised:
+        return "it cannot compute statistics over several processes"
+    if request.dtype not in DTYPES:
+        return f"it is for float32 and bfloat16, not {request.dtype}"
+    if request.batch > plan.MAX_BATCH:
+        return f"it takes {plan.MAX_BATCH} sequences at most"
+    return _why_unavailable()
 
 
 def _why_unavailable() -> str | None:
@@ -160,15 +138,6 @@ def _unavailability(device: int) -> str | None:
     if tuple(int(part) for part in triton.__version__.split(".")[:2]) < VERSION:
         return f"it needs triton {wanted} or later, not {triton.__version__}"
     return None
-
-
-def _log(reason: str) -> None:
-    """Log each reason once."""
-    if reason not in _logged and not torch.compiler.is_compiling():
-        _logged.add(reason)
-        logging.getLogger(__name__).warning(
-            "No Triton kernel: the slower reference runs instead; %s", reason
-        )
 
 
 def _normalized_input(
