@@ -137,8 +137,9 @@ class InProcess:
 def bnrnn_here(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("BNRNN_CACHE_DIR", str(tmp_path / "cache"))
-    # `main` sets it; restore it after the test.
+    # `main` sets these; restore them after the test.
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    monkeypatch.setenv("MPLBACKEND", "Agg")
 
     def run(*arguments):
         from bnrnn.command.cli import main

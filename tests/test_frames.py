@@ -353,6 +353,7 @@ def test_settings_that_name_no_data(bnrnn_here, tmp_path):
         (["data.synthetic=0"], "data.synthetic must be positive"),
         (["data.synthetic=10", "task.batch_size=24"], "fewer than a batch"),
         (["data.synthetic=50", "task.subsampling=3"], "task.subsampling is only for archives"),
+        (["data.synthetic=50", "task.classes=3"], "task.classes is only for archives"),
         (["task.cmvn=all"], "task.cmvn must be one of none, utterance, speaker, global"),
         (["model=lstm"], "task=frames takes model=speech_lstm, speech_bn, speech_bn_frame"),
     ):

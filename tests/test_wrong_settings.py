@@ -15,6 +15,15 @@ optimizer.lr=inf                        | optimizer.lr must be a finite number, 
 optimizer=rmsprop optimizer.eps=0       | optimizer.eps must be positive, got 0.0
 model.hidden_size=100000000             | model.hidden_size must be 65536 or less
 threads=1000000                         | threads must be 1024 or less
+model.gamma_init=1e39                   | model.gamma_init must be below 1e+38, got 1e+39
+model.forget_bias=-1e39                 | model.forget_bias must be below 1e+38, got -1e+39
+task=ptb_words model.init_range=1e39    | model.init_range must be below 1e+38
+task=cnn4 data.synthetic=1000000000000  | data.synthetic must be 1000000 or less
+sample.length=100000000000              | sample.length must be 10000000 or less
+gradient_flow.hidden_size=100000000     | gradient_flow.hidden_size must be 65536 or less
+gradient_flow.batch_size=100000000      | gradient_flow.batch_size must be 65536 or less
+gradient_flow.repeats=1000000000000     | gradient_flow.repeats must be 65536 or less
+task=cnn4 task.eval_batch_size=1 model=attentive_bnlstm | task.eval_batch_size must be 2 or more
 sample.temperature=1e-310               | sample.temperature must be 1e-6 or more
 lengths.lengths=[100,100]               | lengths.lengths must be different lengths
 model.gamma_init=nan                    | model.gamma_init must be a finite number, got nan

@@ -37,11 +37,14 @@ def main() -> None:
     terminal.prepare()
     # Make Hydra raise its errors instead of printing them; they are then reported in one line.
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    # Figures go to files; the backend that a notebook sets for its shells works only inside it.
+    os.environ["MPLBACKEND"] = "Agg"
     logging.raiseExceptions = False  # a closed pipe or full disk must not print tracebacks
     _jobs = 0
     code = 0
     launch.end_with_launcher()
     try:
+        _check_folder()
         sys.argv[1:] = arguments.check(sys.argv[1:])
         _job()
         sys.stdout.flush()
@@ -57,6 +60,19 @@ def main() -> None:
     finally:
         _clean_sweeps()
     _exit(code)
+
+
+def _check_folder() -> None:
+    """
+    Raises:
+        ConfigError: the current folder was deleted.
+    """
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise ConfigError(
+            f"the current folder cannot be used ({error.strerror}): change to another one"
+        ) from error
 
 
 def _explained(error: BaseException) -> BnrnnError | None:
@@ -107,7 +123,10 @@ def _size(number: str, unit: str) -> str:
 
 
 def _fail(message: str, exit_code: int) -> int:
-    here = launch.launched()
+    try:
+        here = launch.launched()
+    except ConfigError:  # it is the error to report
+        here = launch.Launch()
     # If several processes run, only the first reports a wrong setting.
     if exit_code != _BROKEN_PIPE and (here.is_first or exit_code != ConfigError.exit_code):
         name = "bnrnn" if here.size == 1 else f"bnrnn, process {here.rank}"

@@ -60,7 +60,7 @@ def choose_device(name: str, local_rank: int | None = None) -> torch.device:
         raise ConfigError(f"device must be auto, cpu or cuda, got {name!r}")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"device={name}: there are {torch.cuda.device_count()} CUDA devices here")
-    return device
+    return torch.device("cpu") if device.type == "cpu" else device  # cpu:0 is the CPU
 
 
 def _unused_gpu() -> int:

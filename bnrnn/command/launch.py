@@ -10,6 +10,10 @@ import time
 import zlib
 from dataclasses import dataclass
 
+from bnrnn.errors import ConfigError
+
+_ADVICE = "start the processes with torchrun, or unset its variables"
+
 
 @dataclass(frozen=True)
 class Launch:
@@ -25,17 +29,32 @@ class Launch:
 
 def launched() -> Launch:
     """Read the launch from the environment variables. For submitit, also set the variables that
-    torchrun sets: the address where the processes meet."""
+    torchrun sets: the address where the processes meet.
+
+    Raises:
+        ConfigError: the variables are not those that a launcher sets.
+    """
     variables = os.environ
     restarts = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
-    attempt = sum(int(variables.get(name) or 0) for name in restarts)
+    attempt = sum(_number(name) for name in restarts if variables.get(name))
     if "TORCHELASTIC_RUN_ID" in variables:
-        rank, local_rank, size = (int(variables[k]) for k in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
+        rank, local_rank, size = (_number(k) for k in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
+        if rank >= size:
+            raise ConfigError(f"RANK is {rank} of WORLD_SIZE {size}: {_ADVICE}")
+        for name in ("MASTER_ADDR", "MASTER_PORT") if size > 1 else ():
+            if not variables.get(name):
+                raise ConfigError(f"{name} is not set: {_ADVICE}")
         return Launch(rank, local_rank, size, attempt)
     if "SUBMITIT_EXECUTOR" in variables:
-        from submitit import JobEnvironment  # pyright: ignore[reportMissingImports] (an extra)
+        try:
+            from submitit import JobEnvironment  # pyright: ignore[reportMissingImports] (an extra)
 
-        job = JobEnvironment()
+            job = JobEnvironment()
+        except (ImportError, RuntimeError) as error:
+            raise ConfigError(
+                f"SUBMITIT_EXECUTOR is set, but this is no job of submitit ({error}): unset it, or "
+                "start the command as a sweep with hydra/launcher=submitit_slurm"
+            ) from error
         if job.num_tasks > 1:
             port = 20000 + zlib.crc32(job.job_id.encode()) % 10000
             variables.setdefault("MASTER_ADDR", job.hostnames[0])
@@ -43,6 +62,13 @@ def launched() -> Launch:
             variables |= {"RANK": str(job.global_rank), "WORLD_SIZE": str(job.num_tasks)}
         return Launch(job.global_rank, job.local_rank, job.num_tasks, attempt)
     return Launch(attempt=attempt)
+
+
+def _number(name: str) -> int:
+    value = os.environ.get(name, "")
+    if not value.isascii() or not value.isdigit():
+        raise ConfigError(f"{name} must be 0 or more, got {value!r}: {_ADVICE}")
+    return int(value)
 
 
 def hand_over(signum: int) -> None:

@@ -16,6 +16,7 @@ from bnrnn.nn.options import LSTMOptions, NoiseOptions, NormOptions, ReaderOptio
 # Key in a field's metadata: a resumed run may change this field and is still the same run.
 FREE = "free"
 _FREE = {FREE: True}
+_LARGEST = 1e38  # of a number; the largest float32 is 3.4e38
 
 
 def free(default: Any) -> Any:
@@ -41,15 +42,23 @@ def _positive(prefix: str, config: Any, *names: str) -> None:
             _require(value > 0, prefix + name, value, "positive")
 
 
+def _at_most(most: int, prefix: str, config: Any, *names: str) -> None:
+    """Check settings that would take days, or all memory, beyond this number."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None:
+            _require(value <= most, prefix + name, value, f"{most} or less")
+
+
 def _seed(key: str, value: int) -> None:
     _require(0 <= value < 2**32, key, value, "in 0..4294967295")
 
 
 def check_finite(config: Any, prefix: str = "") -> None:
-    """Check that all numbers are finite, also those in lists.
+    """Check that float32 can hold all numbers and their differences, also those in lists.
 
     Raises:
-        ConfigError: a number is infinite or NaN.
+        ConfigError: a number is infinite, NaN or too large.
     """
     for key, value in vars(config).items():
         if dataclasses.is_dataclass(value):
@@ -57,6 +66,7 @@ def check_finite(config: Any, prefix: str = "") -> None:
         for number in value if isinstance(value, list) else [value]:
             if isinstance(number, float):
                 _require(math.isfinite(number), prefix + key, number, "a finite number")
+                _require(abs(number) < _LARGEST, prefix + key, number, f"below {_LARGEST:g}")
 
 
 @dataclass
@@ -79,7 +89,7 @@ class NormConfig(NormOptions):
         except ValueError as error:
             raise ConfigError(f"model.{error}") from error
         _positive("model.", self, "hidden_size")
-        _require(self.hidden_size <= 2**16, "model.hidden_size", self.hidden_size, "65536 or less")
+        _at_most(2**16, "model.", self, "hidden_size")
         _require(0 <= self.dropout < 1, "model.dropout", self.dropout, "in [0, 1)")
         _require(self.stabilizer >= 0, "model.stabilizer", self.stabilizer, "0 or more")
         if self.cell_norm == "layer":
@@ -96,7 +106,7 @@ class StackConfig(NormConfig, NoiseOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         _positive("model.", self, "num_layers")
-        _require(self.num_layers <= 1000, "model.num_layers", self.num_layers, "1000 or less")
+        _at_most(1000, "model.", self, "num_layers")
 
 
 @dataclass
@@ -188,6 +198,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         _positive("data.", self, "synthetic")
+        _at_most(10**6, "data.", self, "synthetic")
 
 
 @dataclass
@@ -388,6 +399,7 @@ class SampleConfig:
 
     def __post_init__(self) -> None:
         _positive("sample.", self, "length")
+        _at_most(10**7, "sample.", self, "length")
         _require(self.temperature >= 1e-6, "sample.temperature", self.temperature, "1e-6 or more")
 
 
@@ -410,6 +422,7 @@ class GradientFlowConfig:
         for name in ("gammas", "matrices"):
             _require(bool(getattr(self, name)), f"gradient_flow.{name}", [], "one or more")
         _positive("gradient_flow.", self, "repeats", "hidden_size", "init_noise")
+        _at_most(2**16, "gradient_flow.", self, "repeats", "hidden_size", "batch_size")
         _require(self.batch_size > 1, "gradient_flow.batch_size", self.batch_size, "2 or more")
 
 
@@ -499,7 +512,7 @@ class Config:
             "calibration_batches", "test_calibration_batches", "max_valid_batches", "log_every",
             "checkpoint_minutes", "timeout",
         )  # fmt: skip
-        _require((self.threads or 1) <= 1024, "threads", self.threads, "1024 or less")
+        _at_most(1024, "", self, "threads")
         for key in ("data_dir", "outputs"):
             _require(bool(getattr(self, key)), key, "", "a folder")
         if isinstance(self.model, NormConfig) and isinstance(self.task, TaskConfig):
@@ -515,12 +528,12 @@ class Config:
             raise ConfigError(
                 f"task={self.task.name} takes model={self.task.models}, not model={self.model.name}"
             )
-        smallest = min(self.task.batch_size, self.task.eval_batch_size or self.task.batch_size)
-        if self.model.needs_batch and smallest < 2:
-            raise ConfigError(
-                f"task.batch_size must be 2 or more for model={self.model.name}, which normalises "
-                "by batch statistics; model=lstm takes 1"
-            )
+        for name in ("batch_size", "eval_batch_size"):
+            if self.model.needs_batch and getattr(self.task, name) == 1:
+                raise ConfigError(
+                    f"task.{name} must be 2 or more for model={self.model.name}, which normalises "
+                    "by batch statistics"
+                )
 
 
 # Scales of `reproduce=`: minutes or about an hour on two cores, or the paper's training length.

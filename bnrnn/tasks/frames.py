@@ -226,8 +226,9 @@ def load_corpus(config: FrameConfig, data: DataConfig, data_dir: Path) -> FrameC
         DataError, OutputError: see `load_frames`.
     """
     if data.synthetic is not None:
-        if config.subsampling != 1:
-            raise ConfigError("task.subsampling is only for archives, not for data.synthetic")
+        for name, usual in (("subsampling", 1), ("classes", None)):
+            if getattr(config, name) != usual:
+                raise ConfigError(f"task.{name} is only for archives, not for data.synthetic")
         return generate_frames(data.synthetic)
     if data.features is None and config.corpus is not None:
         sources = corpus_sources(data_dir / config.corpus)
