@@ -12,8 +12,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from bnrnn.errors import CheckpointError
+from bnrnn.report import by_paper, compare, paper, report, results
 from bnrnn.report import command as command_of
-from bnrnn.report import compare, paper, report, results
 from bnrnn.report.document import (
     Bullets,
     Code,
@@ -28,6 +28,7 @@ from bnrnn.report.document import (
 )
 from bnrnn.report.figures import end_limits, gamma_sweep, validation_curves
 from bnrnn.report.groups import groups, mean_curve, order, sweeps
+from bnrnn.report.run_tables import ordered
 from bnrnn.runs.directory import RunDirectory
 from bnrnn.runs.find import find, find_runs, read_run
 from bnrnn.runs.record import ACCURACY, BITS_PER_CHARACTER, Record, Result
@@ -453,10 +454,10 @@ def test_what_was_not_run_is_listed(all_states):
 
 
 def test_the_same_step_of_the_papers_curve(tmp_path):
-    assert report.interpolate([[50, 3.0], [150, 2.0], [200, 1.8]], 100) == 2.5
-    assert report.interpolate([[50, 3.0], [150, 2.0]], 151) is None
-    assert report.thinned(list(range(18)), 12) == [1, 3, 5, 7, 9, 11, 13, 15, 17]
-    assert report.thinned([1, 2], 12) == [1, 2]
+    assert by_paper.interpolate([[50, 3.0], [150, 2.0], [200, 1.8]], 100) == 2.5
+    assert by_paper.interpolate([[50, 3.0], [150, 2.0]], 151) is None
+    assert by_paper.thinned(list(range(18)), 12) == [1, 3, 5, 7, 9, 11, 13, 15, 17]
+    assert by_paper.thinned([1, 2], 12) == [1, 2]
 
 
 class Page(HTMLParser):
@@ -706,7 +707,7 @@ def test_the_shipped_commands_give_the_settings_of_their_runs():
     runs = {run.path.name: run for run in find_runs(ROOT / "results")}
     text = (ROOT / "results" / "README.md").read_text()
     shown = re.findall(r"^- \[(.*)\]\(runs/.*\): `(bnrnn .*)`$", text, re.MULTILINE)
-    assert [name for name, _ in shown] == [r.path.name for r in report._ordered([*runs.values()])
+    assert [name for name, _ in shown] == [r.path.name for r in ordered([*runs.values()])
                                            if r.result is not None]  # fmt: skip
     for name, line in shown:
         run = runs[name]
@@ -726,7 +727,7 @@ def test_the_command_has_only_what_is_not_usual(tmp_path):
     def command(name="ptb", model="lstm", **options):
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
         make_run(folder, model, [2.0, 1.5], task=name, **options)
-        return report.command(read_run(folder))
+        return command_of.command(read_run(folder))
 
     assert command() == "bnrnn task=ptb model=lstm"
     assert command(seed=3, threads=1, device="cpu", checkpoint_minutes=1.0) == (
@@ -742,10 +743,12 @@ def test_the_command_has_only_what_is_not_usual(tmp_path):
     assert (override.key_or_group, override.value()) == ("task.path", path)
     assert command(patience=5, max_epochs=3) == "bnrnn task=ptb model=lstm max_epochs=3 patience=5"
     change(tmp_path / "0" / "result.json", steps=150, max_steps=150)
-    assert report.command(read_run(tmp_path / "0")) == "bnrnn task=ptb model=lstm max_steps=150"
+    assert command_of.command(read_run(tmp_path / "0")) == "bnrnn task=ptb model=lstm max_steps=150"
     # Settings that this version does not know: the recorded command.
     change(tmp_path / "0" / "run.json", task="mine")
-    assert report.command(read_run(tmp_path / "0")).startswith("bnrnn task=ptb model=lstm data_dir")
+    assert command_of.command(read_run(tmp_path / "0")).startswith(
+        "bnrnn task=ptb model=lstm data_dir"
+    )
 
 
 @pytest.mark.parametrize("value", ["a b", "it's", "1", "null", "${x}", "[a]", "é", "", 3, 0.1, None,

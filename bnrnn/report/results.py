@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from bnrnn.errors import BnrnnError, printable
-from bnrnn.report import readme, report
+from bnrnn.report import by_paper, readme, report
 from bnrnn.report.analyses import analysis_name, furthest, trained
 from bnrnn.report.document import Code, Link, to_markdown
 from bnrnn.report.groups import (
@@ -123,7 +123,7 @@ def _copy(run: Run, target: RunDirectory) -> None:
 def thin(records: list[Record]) -> list[Record]:
     """The records, with the training records thinned evenly to at most 400 (the last one stays)."""
     training = [record for record in records if record.split == "train"]
-    steps = {record.step for record in report.thinned(training, MOST_TRAINING_RECORDS)}
+    steps = {record.step for record in by_paper.thinned(training, MOST_TRAINING_RECORDS)}
     return [record for record in records if record.split != "train" or record.step in steps]
 
 
