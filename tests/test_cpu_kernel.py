@@ -231,6 +231,23 @@ def test_the_same_bits_for_any_number_of_threads(norms, options, features):
             assert torch.equal(alone[name], again[name]), (name, threads)
 
 
+@pytest.mark.parametrize("features", [5, 16, 50, 70])
+@pytest.mark.parametrize("steps", [1, 2, 4, 5, 9])
+def test_the_input_term_of_a_lone_sequence(steps, features):
+    """A few steps and many have products of their own."""
+    for norms, options in ((NONE, {}), (FRAME, {"given": True})):
+        case = problem(steps, 1, features, 33, norms, **options)
+        ours, truth = run(compiled.recurrence, case), run(reference.recurrence, case)
+        for name, expected in truth.items():
+            torch.testing.assert_close(ours[name], expected, rtol=1e-10, atol=1e-10, msg=name)
+        single = problem(steps, 1, features, 33, norms, torch.float32, **options)
+        torch.set_num_threads(1)
+        alone = run(compiled.recurrence, single)
+        torch.set_num_threads(3)
+        again = run(compiled.recurrence, single)
+        assert all(torch.equal(alone[name], again[name]) for name in alone)
+
+
 @pytest.mark.parametrize("norms", [FRAME, SUM, LAYER])
 def test_without_gradients_the_values_are_the_same_bits(norms):
     for options in (

@@ -32,18 +32,21 @@ bnrnn::Matrix<const T> matrix(const Tensor& m) {
   return {m.const_data_ptr<T>(), m.size(0), m.size(1), m.stride(0), m.stride(1)};
 }
 
-Tensor multiply(const Tensor& a, const Tensor& b) {
-  TORCH_CHECK_VALUE(a.dim() == 2 && b.dim() == 2 && a.size(1) == b.size(0),
-                    "multiply: ", a.sizes(), " by ", b.sizes());
-  TORCH_CHECK_TYPE(a.scalar_type() == b.scalar_type(), "multiply: ", a.scalar_type(), " by ",
-                   b.scalar_type());
-  const Tensor c = at::empty({a.size(0), b.size(1)}, a.options());
-  const int threads = bnrnn::threads_for(a.size(0) * b.numel());
-  const Tensor right = b.contiguous();  // each block of rows packs it again
-  AT_DISPATCH_FLOATING_TYPES(a.scalar_type(), "multiply", [&] {
-    bnrnn::multiply(matrix<scalar_t>(a), matrix<scalar_t>(right), c.data_ptr<scalar_t>(), threads);
-  });
-  return c;
+// W_x x_t of a lone sequence for all t, (T, 4H).
+template <typename T>
+Tensor lone_term(const Layer& l) {
+  constexpr int64_t kFewSteps = 4;
+  const Tensor x = l.input.flatten(0, 1), term = at::empty({x.size(0), 4 * l.hidden()}, x.options());
+  const int threads = bnrnn::threads_for(x.size(0) * l.weight_ih.numel());
+  if (l.steps() <= kFewSteps) {
+    const Tensor a = x.contiguous(), b = l.weight_ih.contiguous();
+    bnrnn::multiply_few(a.const_data_ptr<T>(), b.const_data_ptr<T>(), term.data_ptr<T>(), a.size(0),
+                        b.size(0), b.size(1), threads);
+  } else {
+    const Tensor right = l.weight_ih.t().contiguous();  // each block of rows packs it again
+    bnrnn::multiply(matrix<T>(x), matrix<T>(right), term.data_ptr<T>(), threads);
+  }
+  return term;
 }
 
 using Results = std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>, std::vector<Tensor>>;
@@ -57,7 +60,7 @@ Results forward(const Layer& l, bool keep, bool grad_input) {
   if (is_dense) {
     const int64_t rows = keep || l.whole_sequence() ? p.steps : 1;
     if (l.has_lone_term()) {
-      term = multiply(l.input.flatten(0, 1), l.weight_ih.t()).view(l.term_shape(rows));
+      term = lone_term<T>(l).view(l.term_shape(rows));
     } else if (!l.sums()) {
       term = call.empty(l.term_shape(rows));
     }

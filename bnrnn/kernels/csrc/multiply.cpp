@@ -74,7 +74,21 @@ void multiply(Matrix<const T> a, Matrix<const T> b, T* c, int threads) {
   }
 }
 
+template <typename T>
+void multiply_few(const T* a, const T* b, T* c, ptrdiff_t rows, ptrdiff_t columns, ptrdiff_t depth,
+                  int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (ptrdiff_t j = 0; j < columns; ++j) {
+    for (ptrdiff_t r = 0; r < rows; ++r) {
+      c[r * columns + j] = dot(a + r * depth, b + j * depth, depth);
+    }
+  }
+}
+
 template void multiply(Matrix<const float>, Matrix<const float>, float*, int);
 template void multiply(Matrix<const double>, Matrix<const double>, double*, int);
+template void multiply_few(const float*, const float*, float*, ptrdiff_t, ptrdiff_t, ptrdiff_t, int);
+template void multiply_few(const double*, const double*, double*, ptrdiff_t, ptrdiff_t, ptrdiff_t,
+                           int);
 
 }  // namespace bnrnn

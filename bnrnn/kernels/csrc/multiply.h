@@ -20,4 +20,10 @@ struct Matrix {
 template <typename T>
 void multiply(Matrix<const T> a, Matrix<const T> b, T* c, int threads);
 
+// c = a b^T for a few rows (depth,) of a, such as a step of a streamed text: packing would take
+// longer than the product. a (rows, depth) and b (columns, depth) are contiguous.
+template <typename T>
+void multiply_few(const T* a, const T* b, T* c, ptrdiff_t rows, ptrdiff_t columns, ptrdiff_t depth,
+                  int threads);
+
 }  // namespace bnrnn
