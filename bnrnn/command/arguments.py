@@ -236,11 +236,8 @@ def _settings_of_run(overrides: list[Override], sweep: bool) -> list[str]:
         section, _, name = key.partition(".")
         if key in (*given, *OF_THE_COMMAND, PIPES) or (section, name) in _NAMES:
             continue
-        if PIPES in given and key in (
-            *PLACES,
-            *DATA_FILES,
-        ):  # untrusted files may contain commands
-            continue
+        if PIPES in given and key in (*PLACES, "task.corpus", *DATA_FILES):
+            continue  # untrusted files may contain commands
         if section in SECTIONS and section not in choices:  # the command line chose another option
             continue
         if key in PLACES and not os.path.exists(str(value)):  # from another machine

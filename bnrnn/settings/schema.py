@@ -5,6 +5,7 @@ Hydra composes `conf/` against them (`bnrnn.settings.compose`).
 
 import dataclasses
 import math
+import re
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -312,6 +313,8 @@ class FrameConfig(TaskConfig):
         super().__post_init__()
         _choice("task.cmvn", self.cmvn, "none", "utterance", "speaker", "global")
         _choice("task.loss", self.loss, "frame", "utterance")
+        name = self.corpus is None or re.fullmatch(r"\w[\w.-]*", self.corpus) is not None
+        _require(name, "task.corpus", self.corpus, "the name of a folder in data_dir, without /")
         _positive("task.", self, "classes", "subsampling", "buckets")
 
 
