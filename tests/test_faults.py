@@ -251,13 +251,19 @@ def test_places_of_a_stranger_are_not_used(run, tmp_path, bnrnn_here):
     assert not (tmp_path / "y").exists()
 
 
-def test_interpolations_of_a_stranger_are_text(run, bnrnn_here):
+@pytest.mark.parametrize("backslashes", range(4))
+def test_interpolations_of_a_stranger_are_text(backslashes, run, bnrnn_here, monkeypatch):
+    monkeypatch.setenv("SECRET", "hunter2")
+    text = "\\" * backslashes + "${oc.env:SECRET}"
     settings = yaml.safe_load((run / "config.yaml").read_text())
-    settings["sample"]["prompt"] = "${oc.env:HOME}"
+    settings["sample"]["prompt"] = settings["model"]["title"] = text
     (run / "config.yaml").write_text(yaml.safe_dump(settings))
     done = bnrnn_here("mode=sample", f"run={run}")
-    fails(done, "character '$'")
-    assert os.environ["HOME"] not in done.stderr
+    fails(done, f"character {text[0]!r}")
+    assert "hunter2" not in done.stderr
+    assert bnrnn_here(f"resume={run}", "max_steps=9").returncode == 0
+    assert "hunter2" not in (run / "config.yaml").read_text()
+    assert yaml.safe_load((run / "config.yaml").read_text())["model"]["title"] == text
 
 
 # ---------------------------------------------------------------- F6, F21: damaged run folders

@@ -1,12 +1,15 @@
 """Every wrong command line gives a one-line error and starts nothing."""
 
+import itertools
 import shlex
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
 
 from bnrnn.command.modes import MODES
-from bnrnn.runs.text import literal, quoted
+from bnrnn.runs.text import quoted
+from bnrnn.settings.compose import as_override, literal
 
 WRONG = """
 optimizer.eps=-1                        | optimizer.eps must be positive, got -1.0
@@ -142,6 +145,20 @@ def test_a_printed_path_survives_the_shell_and_hydra(name, tmp_path, composed):
     (word,) = shlex.split(quoted(tmp_path / name), posix=True)
     config = composed(f"outputs={word}", f"data_dir={literal(name)}")
     assert (config.outputs, config.data_dir) == (str(tmp_path / name), name)
+
+
+SPECIAL = ["\\", "${", "}", "'", '"', "oc.env:HOME", "\n"]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, pytest.param(4, marks=pytest.mark.slow)])
+def test_a_value_of_a_setting_survives_hydra_and_omegaconf(size):
+    texts = ["".join(parts) for parts in itertools.product(SPECIAL, repeat=size)]
+    texts += [before + "\\" * size + "${oc.env:HOME}" for before in ("", "a", "'", "${a} ")]
+    for text in texts:
+        for value in (text, [text, "b", text]):
+            override = OverridesParser.create().parse_override(f"x={as_override(value)}")
+            read = OmegaConf.create({"x": override.value()})
+            assert OmegaConf.to_container(read, resolve=True) == {"x": value}
 
 
 def test_a_home_folder_is_found(bnrnn_here, tmp_path, monkeypatch):
