@@ -103,6 +103,14 @@ def test_one_line_says_what_is_wrong(line, message, tmp_path, bnrnn_here):
     assert [path.name for path in tmp_path.iterdir()] in ([], ["cache"])
 
 
+def test_a_sweep_prints_each_error_in_settings_once(bnrnn_here):
+    done = bnrnn_here("-m", "seed=1,2,3", "max_steps=-1,-2")
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        f"bnrnn: error: max_steps must be positive, got {steps}" for steps in (-1, -2)
+    ]
+
+
 def test_settings_may_be_before_and_after_a_flag(bnrnn_here):
     done = bnrnn_here("task=pydocs", "--cfg", "job", "max_epochs=3")
     assert "name: pydocs" in done.stdout
