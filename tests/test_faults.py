@@ -266,6 +266,17 @@ def test_interpolations_of_a_stranger_are_text(backslashes, run, bnrnn_here, mon
     assert yaml.safe_load((run / "config.yaml").read_text())["model"]["title"] == text
 
 
+@pytest.mark.parametrize("name", ["7", "007", "1_0", "1e3", "true"])
+def test_a_folder_whose_name_hydra_reads_as_a_number_is_a_run(name, run, bnrnn_here):
+    folder = run.rename(name)
+    done = bnrnn_here("mode=evaluate", f"run={name}")
+    assert done.returncode == 0, done.stderr  # with its own settings: others would not load
+    assert len(list(folder.glob("evaluate/*/result.json"))) == 1
+    assert bnrnn_here(f"resume={name}", "max_steps=9").returncode == 0
+    assert read_run(folder).result.steps == 9
+    fails(bnrnn_here(f"resume={name}0"), f"no run directory at {name}0")
+
+
 # ---------------------------------------------------------------- F6, F21: damaged run folders
 
 

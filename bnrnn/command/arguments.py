@@ -1,12 +1,13 @@
 """Check the command line before Hydra reads it; add the settings of a run that it names."""
 
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob, Override
+from hydra.core.override_parser.types import Glob, Override, Sweep
 from hydra.errors import HydraException
 
 import bnrnn
@@ -38,6 +39,8 @@ DATA_FILES = tuple(
     for name in ("features", "targets", "utt2spk")
 )
 PLACES = ("data_dir", "task.path")
+PATHS = ("run", "resume", "outputs", "question", *PLACES, *DATA_FILES)
+TEXTS = ("task.corpus", "sample.prompt", "data.name", "model.title")
 PIPES = "data.pipes"  # never read from a file, because it permits commands
 
 
@@ -50,7 +53,7 @@ def check(arguments: list[str]) -> list[str]:
     """
     if arguments in COMPLETION:
         return arguments
-    flags, words = _split([_with_home(word) for word in arguments])
+    flags, words = _split([_as_text(word) for word in arguments])
     compose.use_folder(_own_folder(flags))
     if "--version" in flags:
         say(f"bnrnn {bnrnn.__version__}")
@@ -63,12 +66,21 @@ def check(arguments: list[str]) -> list[str]:
     return flags + _settings_of_run(overrides, _is_sweep(flags)) + words
 
 
-def _with_home(word: str) -> str:
-    """Expand `~` in a value: the shell does not expand `outputs=~/x`, and Hydra cannot read it."""
+def _as_text(word: str) -> str:
+    """Quote the values of paths and texts that Hydra reads as a number or cannot read: 007, ~/x."""
     key, equals, value = word.partition("=")
-    if equals and (value == "~" or value.startswith("~/")):
-        return f"{key}={literal(os.path.expanduser(value))}"
-    return word
+    if key not in (*PATHS, *TEXTS):
+        return word
+    whole = set(value) & set("'\"[{(")  # a comma in quotes or brackets separates no values
+    values = [value] if whole else value.split(",")
+    return f"{key}{equals}{','.join(_quoted(v.strip(), key in PATHS) for v in values)}"
+
+
+def _quoted(value: str, is_path: bool) -> str:
+    if value == "~" or value.startswith("~/"):  # the shell does not expand outputs=~/x
+        return literal(os.path.expanduser(value) if is_path else value)
+    is_word = re.fullmatch(r"[\w.+-]+", value, re.ASCII) and value.lower() != "null"
+    return as_override(value) if is_word else value
 
 
 def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
@@ -211,9 +223,9 @@ def _settings_of_run(overrides: list[Override], sweep: bool) -> list[str]:
     """
     given = {o.key_or_group: o.value() for o in overrides}
     folder = given.get("run") or given.get("resume")
-    if not isinstance(folder, str) or folder == "auto":
+    if not isinstance(folder, str | Sweep) or folder == "auto":
         return []
-    if sweep:
+    if sweep or isinstance(folder, Sweep):
         raise ConfigError("resume=DIR and run=DIR are for one run; a sweep takes resume=auto")
     path = Path(os.path.expanduser(folder))
     if "resume" in given:
