@@ -22,6 +22,7 @@ from bnrnn.runs.directory import RunDirectory, claim, is_held
 from bnrnn.runs.files import write_atomic
 from bnrnn.runs.find import find_runs, read_run
 from bnrnn.runs.record import read_records
+from bnrnn.settings.compose import literal
 from tests.processes import Forked
 
 TINY = [
@@ -264,6 +265,54 @@ def test_interpolations_of_a_stranger_are_text(backslashes, run, bnrnn_here, mon
     assert bnrnn_here(f"resume={run}", "max_steps=9").returncode == 0
     assert "hunter2" not in (run / "config.yaml").read_text()
     assert yaml.safe_load((run / "config.yaml").read_text())["model"]["title"] == text
+
+
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [("bnrnn.log", how) for how in ("file", "nowhere", "itself", "FIFO")]
+    + [(name, how) for name in ("tb", "evaluate") for how in ("folder", "nowhere", "itself")],
+)
+def test_a_strangers_links_are_not_followed(name, how, run, tmp_path, bnrnn_here):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    if (run / name).exists():
+        (run / name).rename(tmp_path / f"old {name}")
+    if how == "FIFO":
+        os.mkfifo(run / name)
+    else:
+        (run / name).symlink_to(name if how == "itself" else tmp_path / how)
+    for arguments in ([f"resume={run}", "max_steps=9"], ["mode=evaluate", f"run={run}"]):
+        done = bnrnn_here(*arguments)
+        fails(done, str(run / name), "not a regular file" if how == "FIFO" else "is a link")
+        assert done.returncode == 4
+    assert not (tmp_path / "nowhere").exists()
+    assert not list((tmp_path / "folder").iterdir())
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_model_may_be_a_link(run, tmp_path, bnrnn_here):
+    (run / "best.pt").rename(tmp_path / "best.pt")
+    (run / "best.pt").symlink_to(tmp_path / "best.pt")
+    before = (tmp_path / "best.pt").read_bytes()
+    assert bnrnn_here("mode=evaluate", f"run={run}").returncode == 0
+    assert bnrnn_here(f"resume={run}", "max_steps=9").returncode == 0
+    assert (tmp_path / "best.pt").read_bytes() == before
+
+
+@pytest.mark.parametrize(("section", "name"), [("data", "name"), ("model", "title")])
+def test_names_of_a_stranger_are_one_line(section, name, run, bnrnn_here):
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    before = (run / "bnrnn.log").read_bytes()
+    settings[section][name] = "x\ntouch executed\n#"
+    (run / "config.yaml").write_text(yaml.safe_dump(settings))
+    fails(bnrnn_here(f"resume={run}", "max_steps=9"), f"{section}.{name} must be one line")
+    assert (run / "bnrnn.log").read_bytes() == before
+
+
+def test_the_log_of_a_run_has_no_control_characters(run, bnrnn_here):
+    folder = run.rename(run.with_name("a\x1b[31mb"))
+    assert bnrnn_here(f"resume={literal(str(folder))}").returncode == 0
+    assert "a\\x1b[31mb is finished" in (folder / "bnrnn.log").read_text()
 
 
 @pytest.mark.parametrize("name", ["7", "007", "1_0", "1e3", "true"])

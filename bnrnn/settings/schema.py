@@ -42,6 +42,11 @@ def _positive(prefix: str, config: Any, *names: str) -> None:
             _require(value > 0, prefix + name, value, "positive")
 
 
+def _one_line(key: str, value: str | None) -> None:
+    """Check a title or name, which is printed in tables and in the log."""
+    _require((value or "").splitlines() in ([], [value]), key, value, "one line")
+
+
 def _seed(key: str, value: int) -> None:
     _require(0 <= value < 2**32, key, value, "in 0..4294967295")
 
@@ -79,6 +84,7 @@ class NormConfig(NormOptions):
             super().__post_init__()
         except ValueError as error:
             raise ConfigError(f"model.{error}") from error
+        _one_line("model.title", self.title)
         _positive("model.", self, "hidden_size")
         _require(self.hidden_size <= 2**16, "model.hidden_size", self.hidden_size, "65536 or less")
         _require(0 <= self.dropout < 1, "model.dropout", self.dropout, "in [0, 1)")
@@ -189,6 +195,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         _positive("data.", self, "synthetic")
+        _one_line("data.name", self.name)
 
 
 @dataclass
