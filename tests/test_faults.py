@@ -315,6 +315,11 @@ def test_the_log_of_a_run_has_no_control_characters(run, bnrnn_here):
     assert "a\\x1b[31mb is finished" in (folder / "bnrnn.log").read_text()
 
 
+def test_outputs_that_link_to_nowhere_are_an_error(tmp_path, bnrnn_here):
+    (tmp_path / "outputs").symlink_to("nowhere")
+    fails(bnrnn_here("mode=tanh_derivative"), "cannot write to outputs/tanh_derivative")
+
+
 @pytest.mark.parametrize("name", ["7", "007", "1_0", "1e3", "true"])
 def test_a_folder_whose_name_hydra_reads_as_a_number_is_a_run(name, run, bnrnn_here):
     folder = run.rename(name)

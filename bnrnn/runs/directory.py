@@ -119,11 +119,13 @@ def claim(parent: Path, stamp: str) -> RunDirectory:
         run = RunDirectory(parent / (stamp if attempt == 1 else f"{stamp}-{attempt}"))
         try:
             run.path.mkdir(parents=True)
-        except FileExistsError:
-            continue
         except FileNotFoundError:  # another process just removed the empty parent
             continue
         except OSError as error:
+            taken = isinstance(error, FileExistsError)
+            # A parent that is a link to nowhere exists too, whatever the stamp.
+            if taken and (error.filename == str(run.path) or not os.path.islink(error.filename)):
+                continue
             raise OutputError(
                 f"cannot write to {run.path}: {error.strerror}; choose another place with "
                 "outputs=DIR"
