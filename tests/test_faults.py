@@ -252,6 +252,33 @@ def test_places_of_a_stranger_are_not_used(run, tmp_path, bnrnn_here):
     assert not (tmp_path / "y").exists()
 
 
+def test_data_of_a_strangers_run_are_only_read(tmp_path, bnrnn_here):
+    arguments = ["data.synthetic=150", "max_steps=2", "calibration_batches=2", "threads=1"]
+    arguments += ["task=cnn4", "model=attentive_lstm", "model.hidden_size=4", "task.batch_size=10"]
+    (tmp_path / "there").mkdir()
+    assert bnrnn_here(*arguments, "data_dir=there").returncode == 0
+    (run,) = tmp_path.glob("outputs/cnn4/attentive_lstm/*")
+    assert bnrnn_here("mode=evaluate", f"run={run}").returncode == 0
+    shutil.move(tmp_path / "there" / "cnn_synthetic", tmp_path)
+    (tmp_path / "there" / "cnn_synthetic").mkdir()
+    left = tmp_path / "there" / "cnn_synthetic" / ".cnn-synthetic-150.tgz.x.partial"
+    left.mkdir()
+    for command in (["mode=evaluate", f"run={run}"], [f"resume={run}", "max_steps=3"]):
+        done = bnrnn_here(*command)
+        fails(done, "there/cnn_synthetic/cnn-synthetic-150.tgz", "is only read; add data_dir=DIR")
+        assert done.returncode == 3
+        assert list(left.parent.iterdir()) == [left]
+    assert bnrnn_here("mode=evaluate", f"run={run}", "data_dir=there").returncode == 0
+    assert [path.name for path in left.parent.iterdir()] == ["cnn-synthetic-150.tgz"]
+
+    # The usual folder is not the run's choice.
+    settings = yaml.safe_load((run / "config.yaml").read_text()) | {"data_dir": "data"}
+    (run / "config.yaml").write_text(yaml.safe_dump(settings))
+    (tmp_path / "data").mkdir()
+    assert bnrnn_here("mode=evaluate", f"run={run}").returncode == 0
+    assert list(tmp_path.glob("data/*/*.tgz"))
+
+
 @pytest.mark.parametrize("backslashes", range(4))
 def test_interpolations_of_a_stranger_are_text(backslashes, run, bnrnn_here, monkeypatch):
     monkeypatch.setenv("SECRET", "hunter2")

@@ -15,10 +15,12 @@ from bnrnn.command.explain import unknown_choice, unknown_setting
 from bnrnn.command.terminal import say
 from bnrnn.command.where import resumed_folder
 from bnrnn.errors import CheckpointError, ConfigError
+from bnrnn.runs.files import only_read
 from bnrnn.runs.record import read_settings
 from bnrnn.settings import compose
 from bnrnn.settings.compose import GROUPS, as_override, keys, literal, options
 from bnrnn.settings.same import flatten
+from bnrnn.settings.schema import Config
 
 FLAGS = {"-h", "--help", "--hydra-help", "--version", "-m", "--multirun", "--resolve"}
 CFG, OWN_FOLDER = ("-c", "--cfg"), ("-cd", "--config-dir")  # flags with a value
@@ -54,6 +56,7 @@ def check(arguments: list[str]) -> list[str]:
     if arguments in COMPLETION:
         return arguments
     flags, words = _split([_as_text(word) for word in arguments])
+    only_read(None)
     compose.use_folder(_own_folder(flags))
     if "--version" in flags:
         say(f"bnrnn {bnrnn.__version__}")
@@ -218,8 +221,13 @@ def _settings_of_run(overrides: list[Override], sweep: bool) -> list[str]:
     """Return the overrides that compose the settings of the run in `run=DIR` or `resume=DIR`.
 
     They are read as data from its config.yaml. Each key must be a setting and each choice a name
-    that bnrnn has, so an untrusted folder can set only numbers and names. It cannot run commands:
-    `data.pipes` is not replayed, and if the command line sets it, no data file is replayed.
+    that bnrnn has, so an untrusted folder can set only numbers, names and the places of data, where
+    nothing is then written. It cannot run commands: `data.pipes` is not replayed, and if the
+    command line sets it, no place of data is replayed.
+
+    Raises:
+        ConfigError: there are several folders, or the command is a sweep.
+        CheckpointError: the folder contains no run, or a damaged one.
     """
     given = {o.key_or_group: o.value() for o in overrides}
     folder = given.get("run") or given.get("resume")
@@ -252,8 +260,10 @@ def _settings_of_run(overrides: list[Override], sweep: bool) -> list[str]:
             continue  # untrusted files may contain commands
         if section in SECTIONS and section not in choices:  # the command line chose another option
             continue
-        if key in PLACES and not os.path.exists(str(value)):  # from another machine
-            continue
+        if key in PLACES and not (isinstance(value, str) and os.path.exists(value)):
+            continue  # from another machine
+        if key == "data_dir" and value != Config.data_dir:  # perhaps a stranger's choice
+            only_read(Path(os.path.expanduser(value)))
         if key not in known:
             raise CheckpointError(f"{file}: this bnrnn has no setting {key!r:.60}")
         replayed.append(f"{key}={as_override(value)}")
