@@ -22,6 +22,7 @@ from bnrnn.runs.directory import RunDirectory, claim, is_held
 from bnrnn.runs.files import write_atomic
 from bnrnn.runs.find import find_runs, read_run
 from bnrnn.runs.record import read_records
+from bnrnn.settings.compose import literal
 from tests.processes import Forked
 
 TINY = [
@@ -251,13 +252,110 @@ def test_places_of_a_stranger_are_not_used(run, tmp_path, bnrnn_here):
     assert not (tmp_path / "y").exists()
 
 
-def test_interpolations_of_a_stranger_are_text(run, bnrnn_here):
+def test_data_of_a_strangers_run_are_only_read(tmp_path, bnrnn_here):
+    arguments = ["data.synthetic=150", "max_steps=2", "calibration_batches=2", "threads=1"]
+    arguments += ["task=cnn4", "model=attentive_lstm", "model.hidden_size=4", "task.batch_size=10"]
+    (tmp_path / "there").mkdir()
+    assert bnrnn_here(*arguments, "data_dir=there").returncode == 0
+    (run,) = tmp_path.glob("outputs/cnn4/attentive_lstm/*")
+    assert bnrnn_here("mode=evaluate", f"run={run}").returncode == 0
+    shutil.move(tmp_path / "there" / "cnn_synthetic", tmp_path)
+    (tmp_path / "there" / "cnn_synthetic").mkdir()
+    left = tmp_path / "there" / "cnn_synthetic" / ".cnn-synthetic-150.tgz.x.partial"
+    left.mkdir()
+    for command in (["mode=evaluate", f"run={run}"], [f"resume={run}", "max_steps=3"]):
+        done = bnrnn_here(*command)
+        fails(done, "there/cnn_synthetic/cnn-synthetic-150.tgz", "is only read; add data_dir=DIR")
+        assert done.returncode == 3
+        assert list(left.parent.iterdir()) == [left]
+    assert bnrnn_here("mode=evaluate", f"run={run}", "data_dir=there").returncode == 0
+    assert [path.name for path in left.parent.iterdir()] == ["cnn-synthetic-150.tgz"]
+
+    # The usual folder is not the run's choice.
+    settings = yaml.safe_load((run / "config.yaml").read_text()) | {"data_dir": "data"}
+    (run / "config.yaml").write_text(yaml.safe_dump(settings))
+    (tmp_path / "data").mkdir()
+    assert bnrnn_here("mode=evaluate", f"run={run}").returncode == 0
+    assert list(tmp_path.glob("data/*/*.tgz"))
+
+
+@pytest.mark.parametrize("backslashes", range(4))
+def test_interpolations_of_a_stranger_are_text(backslashes, run, bnrnn_here, monkeypatch):
+    monkeypatch.setenv("SECRET", "hunter2")
+    text = "\\" * backslashes + "${oc.env:SECRET}"
     settings = yaml.safe_load((run / "config.yaml").read_text())
-    settings["sample"]["prompt"] = "${oc.env:HOME}"
+    settings["sample"]["prompt"] = settings["model"]["title"] = text
     (run / "config.yaml").write_text(yaml.safe_dump(settings))
     done = bnrnn_here("mode=sample", f"run={run}")
-    fails(done, "character '$'")
-    assert os.environ["HOME"] not in done.stderr
+    fails(done, f"character {text[0]!r}")
+    assert "hunter2" not in done.stderr
+    assert bnrnn_here(f"resume={run}", "max_steps=9").returncode == 0
+    assert "hunter2" not in (run / "config.yaml").read_text()
+    assert yaml.safe_load((run / "config.yaml").read_text())["model"]["title"] == text
+
+
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [("bnrnn.log", how) for how in ("file", "nowhere", "itself", "FIFO")]
+    + [(name, how) for name in ("tb", "evaluate") for how in ("folder", "nowhere", "itself")],
+)
+def test_a_strangers_links_are_not_followed(name, how, run, tmp_path, bnrnn_here):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    if (run / name).exists():
+        (run / name).rename(tmp_path / f"old {name}")
+    if how == "FIFO":
+        os.mkfifo(run / name)
+    else:
+        (run / name).symlink_to(name if how == "itself" else tmp_path / how)
+    for arguments in ([f"resume={run}", "max_steps=9"], ["mode=evaluate", f"run={run}"]):
+        done = bnrnn_here(*arguments)
+        fails(done, str(run / name), "not a regular file" if how == "FIFO" else "is a link")
+        assert done.returncode == 4
+    assert not (tmp_path / "nowhere").exists()
+    assert not list((tmp_path / "folder").iterdir())
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_model_may_be_a_link(run, tmp_path, bnrnn_here):
+    (run / "best.pt").rename(tmp_path / "best.pt")
+    (run / "best.pt").symlink_to(tmp_path / "best.pt")
+    before = (tmp_path / "best.pt").read_bytes()
+    assert bnrnn_here("mode=evaluate", f"run={run}").returncode == 0
+    assert bnrnn_here(f"resume={run}", "max_steps=9").returncode == 0
+    assert (tmp_path / "best.pt").read_bytes() == before
+
+
+@pytest.mark.parametrize(("section", "name"), [("data", "name"), ("model", "title")])
+def test_names_of_a_stranger_are_one_line(section, name, run, bnrnn_here):
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    before = (run / "bnrnn.log").read_bytes()
+    settings[section][name] = "x\ntouch executed\n#"
+    (run / "config.yaml").write_text(yaml.safe_dump(settings))
+    fails(bnrnn_here(f"resume={run}", "max_steps=9"), f"{section}.{name} must be one line")
+    assert (run / "bnrnn.log").read_bytes() == before
+
+
+def test_the_log_of_a_run_has_no_control_characters(run, bnrnn_here):
+    folder = run.rename(run.with_name("a\x1b[31mb"))
+    assert bnrnn_here(f"resume={literal(str(folder))}").returncode == 0
+    assert "a\\x1b[31mb is finished" in (folder / "bnrnn.log").read_text()
+
+
+def test_outputs_that_link_to_nowhere_are_an_error(tmp_path, bnrnn_here):
+    (tmp_path / "outputs").symlink_to("nowhere")
+    fails(bnrnn_here("mode=tanh_derivative"), "cannot write to outputs/tanh_derivative")
+
+
+@pytest.mark.parametrize("name", ["7", "007", "1_0", "1e3", "true"])
+def test_a_folder_whose_name_hydra_reads_as_a_number_is_a_run(name, run, bnrnn_here):
+    folder = run.rename(name)
+    done = bnrnn_here("mode=evaluate", f"run={name}")
+    assert done.returncode == 0, done.stderr  # with its own settings: others would not load
+    assert len(list(folder.glob("evaluate/*/result.json"))) == 1
+    assert bnrnn_here(f"resume={name}", "max_steps=9").returncode == 0
+    assert read_run(folder).result.steps == 9
+    fails(bnrnn_here(f"resume={name}0"), f"no run directory at {name}0")
 
 
 # ---------------------------------------------------------------- F6, F21: damaged run folders

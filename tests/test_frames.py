@@ -14,6 +14,7 @@ import kaldiio
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from bnrnn.datasets import hmm
 from bnrnn.datasets.frames import (
@@ -417,6 +418,32 @@ def test_a_table_of_a_strangers_run_folder_cannot_bring_its_commands(bnrnn_here,
     assert "line 13 is a command" in done.stderr
     assert bnrnn_here("mode=evaluate", f"run={run}", "data.pipes=true").returncode == 2
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_corpus_of_a_strangers_run_folder_cannot_bring_its_commands(bnrnn_here, tmp_path):
+    make(tmp_path)
+    done = bnrnn_here(*SMALL, *settings(tmp_path))
+    assert done.returncode == 0, done.stderr
+    (run,) = (tmp_path / "outputs" / "frames" / "speech_bn").iterdir()
+    saved = yaml.safe_load((run / "config.yaml").read_text())
+    saved["data"] = {}
+    for part in ("train", "dev", "test"):
+        (run / "evil" / part).mkdir(parents=True)
+        for name in ("feats.scp", "ali.scp"):
+            (run / "evil" / part / name).write_text("u0 touch ran; cat /dev/null |\n")
+    for corpus in (str(run / "evil"), "../evil", "evil"):
+        saved["task"]["corpus"], saved["data_dir"] = corpus, str(run)
+        (run / "config.yaml").write_text(yaml.safe_dump(saved))
+        done = bnrnn_here("mode=evaluate", f"run={run}", "data.pipes=true")
+        assert (done.returncode, "needs data.features" in done.stderr) == (2, True), done.stderr
+        assert not (tmp_path / "ran").exists()
+        done = bnrnn_here("mode=evaluate", f"run={run}")
+        if corpus == "evil":
+            assert (done.returncode, "line 1 is a command" in done.stderr) == (3, True)
+        else:
+            assert done.returncode == 2
+            assert "task.corpus must be the name of a folder in data_dir" in done.stderr
+        assert not (tmp_path / "ran").exists()
 
 
 def test_a_file_of_settings_cannot_allow_commands(bnrnn_here, tmp_path):

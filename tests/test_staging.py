@@ -136,6 +136,18 @@ def test_what_a_killed_process_left_is_removed_and_what_a_living_one_makes_is_no
     assert len(os.listdir(folder)) == 1
 
 
+def test_nothing_is_fetched_into_a_folder_that_is_only_read(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    file = RemoteFile("x.bin", (f"{server}/good",), HASH)
+    path = fetch(file, tmp_path / "there")
+    monkeypatch.setattr("bnrnn.runs.files._only_read", tmp_path)
+    assert fetch(file, tmp_path / "there") == path
+    with pytest.raises(DataError, match=r"missing/x\.bin: .* only read; add data_dir=DIR"):
+        fetch(file, tmp_path / "missing")
+    assert os.listdir(tmp_path) == ["there"]
+
+
 def test_only_our_folders_are_removed(tmp_path: Path):
     others = ["x.partial", ".x", ".y.abc.partial", ".xy.abc.partial", "tmpabc", ".x.abc.part"]
     for name in others:

@@ -1,12 +1,17 @@
 """Every wrong command line gives a one-line error and starts nothing."""
 
+import itertools
+import os
 import shlex
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
 
+from bnrnn.command.arguments import _values, check
 from bnrnn.command.modes import MODES
-from bnrnn.runs.text import literal, quoted
+from bnrnn.runs.text import quoted
+from bnrnn.settings.compose import as_override, literal
 
 WRONG = """
 optimizer.eps=-1                        | optimizer.eps must be positive, got -1.0
@@ -86,6 +91,11 @@ seed=${oc.env:NO_SUCH}                  | seed: there is no environment variable
 seed=${                                 | cannot read 'seed=${'
 device=cpu:7                            | device must be auto, cpu or cuda, got 'cpu:7'
 device=mps                              | device must be auto, cpu or cuda, got 'mps'
+run=A,B mode=evaluate                   | resume=DIR and run=DIR are for one run
+-m run=A,B mode=evaluate                | resume=DIR and run=DIR are for one run
+-m resume=1,2                           | resume=DIR and run=DIR are for one run
+-m resume=range(1,3)                    | resume=DIR and run=DIR are for one run
+run=[a] mode=evaluate                   | run must be text
 scale=hour                              | scale=hour needs reproduce=NAME
 question=x                              | question=FILE goes with mode=answer run=DIR
 run=auto                                | run=DIR goes with mode=evaluate
@@ -107,6 +117,14 @@ def test_one_line_says_what_is_wrong(line, message, tmp_path, bnrnn_here):
     assert message in error
     assert "Traceback" not in done.stderr
     assert [path.name for path in tmp_path.iterdir()] in ([], ["cache"])
+
+
+def test_a_sweep_prints_each_error_in_settings_once(bnrnn_here):
+    done = bnrnn_here("-m", "seed=1,2,3", "max_steps=-1,-2")
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        f"bnrnn: error: max_steps must be positive, got {steps}" for steps in (-1, -2)
+    ]
 
 
 def test_settings_may_be_before_and_after_a_flag(bnrnn_here):
@@ -153,8 +171,38 @@ def test_a_printed_path_survives_the_shell_and_hydra(name, tmp_path, composed):
     assert (config.outputs, config.data_dir) == (str(tmp_path / name), name)
 
 
+SPECIAL = ["\\", "${", "}", "'", '"', "oc.env:HOME", "\n"]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, pytest.param(4, marks=pytest.mark.slow)])
+def test_a_value_of_a_setting_survives_hydra_and_omegaconf(size):
+    texts = ["".join(parts) for parts in itertools.product(SPECIAL, repeat=size)]
+    texts += [before + "\\" * size + "${oc.env:HOME}" for before in ("", "a", "'", "${a} ")]
+    for text in texts:
+        for value in (text, [text, "b", text]):
+            override = OverridesParser.create().parse_override(f"x={as_override(value)}")
+            read = OmegaConf.create({"x": override.value()})
+            assert OmegaConf.to_container(read, resolve=True) == {"x": value}
+
+
 def test_a_home_folder_is_found(bnrnn_here, tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path / "it's"))
+    home = tmp_path / "it's"
+    monkeypatch.setenv("HOME", str(home))
     done = bnrnn_here("task=text", "task.path=~/none.txt", "outputs=~/runs")
-    assert f"{tmp_path}/it's/none.txt does not exist" in done.stderr
+    assert f"{home}/none.txt does not exist" in done.stderr
+    done = bnrnn_here("-m", "task=text", "task.path=~/a,b,~/c")
+    assert [line.split()[0] for line in done.stderr.splitlines()[:3]] == [
+        f"{home}/a", "b", f"{home}/c"
+    ]  # fmt: skip
     assert not list(tmp_path.rglob("~"))
+
+
+@pytest.mark.parametrize("text", ["~", "~/x", "007", "1_0", "1e3", "-5", "true", "nan", "7."])
+def test_a_text_is_what_the_shell_gave(text):
+    for setting in ("sample.prompt", "model.title", "task.corpus", "outputs", "data.features"):
+        path = setting in ("outputs", "data.features")
+        value = os.path.expanduser(text) if path else text
+        for given, expected in ((text, [value]), (f"{text},a,null", [value, "a", None])):
+            (word,) = check(["task=frames", "-m", f"{setting}={given}"])[2:]
+            override = OverridesParser.create().parse_override(word)
+            assert [getattr(v, "text", v) for v in _values(override)] == expected

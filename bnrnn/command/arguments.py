@@ -1,12 +1,13 @@
 """Check the command line before Hydra reads it; add the settings of a run that it names."""
 
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob, Override
+from hydra.core.override_parser.types import Glob, Override, Sweep
 from hydra.errors import HydraException
 
 import bnrnn
@@ -14,10 +15,12 @@ from bnrnn.command.explain import unknown_choice, unknown_setting
 from bnrnn.command.terminal import say
 from bnrnn.command.where import resumed_folder
 from bnrnn.errors import CheckpointError, ConfigError
+from bnrnn.runs.files import only_read
 from bnrnn.runs.record import read_settings
 from bnrnn.settings import compose
 from bnrnn.settings.compose import GROUPS, as_override, keys, literal, options
 from bnrnn.settings.same import flatten
+from bnrnn.settings.schema import Config
 
 FLAGS = {"-h", "--help", "--hydra-help", "--version", "-m", "--multirun", "--resolve"}
 CFG, OWN_FOLDER = ("-c", "--cfg"), ("-cd", "--config-dir")  # flags with a value
@@ -38,6 +41,8 @@ DATA_FILES = tuple(
     for name in ("features", "targets", "utt2spk")
 )
 PLACES = ("data_dir", "task.path")
+PATHS = ("run", "resume", "outputs", "question", *PLACES, *DATA_FILES)
+TEXTS = ("task.corpus", "sample.prompt", "data.name", "model.title")
 PIPES = "data.pipes"  # never read from a file, because it permits commands
 
 
@@ -50,7 +55,8 @@ def check(arguments: list[str]) -> list[str]:
     """
     if arguments in COMPLETION:
         return arguments
-    flags, words = _split([_with_home(word) for word in arguments])
+    flags, words = _split([_as_text(word) for word in arguments])
+    only_read(None)
     compose.use_folder(_own_folder(flags))
     if "--version" in flags:
         say(f"bnrnn {bnrnn.__version__}")
@@ -63,12 +69,21 @@ def check(arguments: list[str]) -> list[str]:
     return flags + _settings_of_run(overrides, _is_sweep(flags)) + words
 
 
-def _with_home(word: str) -> str:
-    """Expand `~` in a value: the shell does not expand `outputs=~/x`, and Hydra cannot read it."""
+def _as_text(word: str) -> str:
+    """Quote the values of paths and texts that Hydra reads as a number or cannot read: 007, ~/x."""
     key, equals, value = word.partition("=")
-    if equals and (value == "~" or value.startswith("~/")):
-        return f"{key}={literal(os.path.expanduser(value))}"
-    return word
+    if key not in (*PATHS, *TEXTS):
+        return word
+    whole = set(value) & set("'\"[{(")  # a comma in quotes or brackets separates no values
+    values = [value] if whole else value.split(",")
+    return f"{key}{equals}{','.join(_quoted(v.strip(), key in PATHS) for v in values)}"
+
+
+def _quoted(value: str, is_path: bool) -> str:
+    if value == "~" or value.startswith("~/"):  # the shell does not expand outputs=~/x
+        return literal(os.path.expanduser(value) if is_path else value)
+    is_word = re.fullmatch(r"[\w.+-]+", value, re.ASCII) and value.lower() != "null"
+    return as_override(value) if is_word else value
 
 
 def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
@@ -206,14 +221,19 @@ def _settings_of_run(overrides: list[Override], sweep: bool) -> list[str]:
     """Return the overrides that compose the settings of the run in `run=DIR` or `resume=DIR`.
 
     They are read as data from its config.yaml. Each key must be a setting and each choice a name
-    that bnrnn has, so an untrusted folder can set only numbers and names. It cannot run commands:
-    `data.pipes` is not replayed, and if the command line sets it, no data file is replayed.
+    that bnrnn has, so an untrusted folder can set only numbers, names and the places of data, where
+    nothing is then written. It cannot run commands: `data.pipes` is not replayed, and if the
+    command line sets it, no place of data is replayed.
+
+    Raises:
+        ConfigError: there are several folders, or the command is a sweep.
+        CheckpointError: the folder contains no run, or a damaged one.
     """
     given = {o.key_or_group: o.value() for o in overrides}
     folder = given.get("run") or given.get("resume")
-    if not isinstance(folder, str) or folder == "auto":
+    if not isinstance(folder, str | Sweep) or folder == "auto":
         return []
-    if sweep:
+    if sweep or isinstance(folder, Sweep):
         raise ConfigError("resume=DIR and run=DIR are for one run; a sweep takes resume=auto")
     path = Path(os.path.expanduser(folder))
     if "resume" in given:
@@ -236,15 +256,14 @@ def _settings_of_run(overrides: list[Override], sweep: bool) -> list[str]:
         section, _, name = key.partition(".")
         if key in (*given, *OF_THE_COMMAND, PIPES) or (section, name) in _NAMES:
             continue
-        if PIPES in given and key in (
-            *PLACES,
-            *DATA_FILES,
-        ):  # untrusted files may contain commands
-            continue
+        if PIPES in given and key in (*PLACES, "task.corpus", *DATA_FILES):
+            continue  # untrusted files may contain commands
         if section in SECTIONS and section not in choices:  # the command line chose another option
             continue
-        if key in PLACES and not os.path.exists(str(value)):  # from another machine
-            continue
+        if key in PLACES and not (isinstance(value, str) and os.path.exists(value)):
+            continue  # from another machine
+        if key == "data_dir" and value != Config.data_dir:  # perhaps a stranger's choice
+            only_read(Path(os.path.expanduser(value)))
         if key not in known:
             raise CheckpointError(f"{file}: this bnrnn has no setting {key!r:.60}")
         replayed.append(f"{key}={as_override(value)}")

@@ -29,6 +29,7 @@ _SMALLEST = 10**9  # bytes of address space; torch 2.13 and the other imports ta
 
 _sweeps: set[Path] = set()  # where Hydra writes its multirun.yaml
 _jobs = 0  # jobs started; before the first, every error is about the settings
+_wrong: set[str] = set()  # errors in settings that were printed: many jobs of a sweep have the same
 
 
 def main() -> None:
@@ -41,6 +42,7 @@ def main() -> None:
     os.environ["MPLBACKEND"] = "Agg"
     logging.raiseExceptions = False  # a closed pipe or full disk must not print tracebacks
     _jobs = 0
+    _wrong.clear()
     code = 0
     launch.end_with_launcher()
     try:
@@ -127,6 +129,10 @@ def _fail(message: str, exit_code: int) -> int:
         here = launch.launched()
     except ConfigError:  # it is the error to report
         here = launch.Launch()
+    if exit_code == ConfigError.exit_code:
+        if message in _wrong:
+            return exit_code
+        _wrong.add(message)
     # If several processes run, only the first reports a wrong setting.
     if exit_code != _BROKEN_PIPE and (here.is_first or exit_code != ConfigError.exit_code):
         name = "bnrnn" if here.size == 1 else f"bnrnn, process {here.rank}"
@@ -181,7 +187,10 @@ def _job(cfg: DictConfig) -> None:
         if single:
             sys.exit(_fail(str(known), known.exit_code))
         # Hydra continues the sweep, and raises this again at its end.
-        logging.getLogger(__name__).error("%s", known)
+        if isinstance(known, ConfigError):
+            _fail(str(known), known.exit_code)
+        else:
+            logging.getLogger(__name__).error("%s", known)
         raise known from error
 
 

@@ -16,7 +16,7 @@ from bnrnn.answer import answer
 from bnrnn.command import where
 from bnrnn.command.device import set_up
 from bnrnn.command.launch import launched
-from bnrnn.command.terminal import say
+from bnrnn.command.terminal import Formatter, say
 from bnrnn.errors import CheckpointError, ConfigError, OutputError
 from bnrnn.evaluate import evaluate, load_best
 from bnrnn.nn.attentive_reader import AttentiveReader
@@ -161,7 +161,7 @@ def _remember_failure(run: RunDirectory, error: Exception) -> None:
 def _log_file(path: Path) -> Iterator[None]:
     """Append all log messages to a file, with their time."""
     handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace", delay=True)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.setFormatter(Formatter("%(asctime)s %(levelname)s %(message)s"))
     logging.root.addHandler(handler)
     try:
         yield

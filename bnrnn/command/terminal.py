@@ -24,7 +24,7 @@ def prepare() -> None:
 
 
 class Formatter(logging.Formatter):
-    """Format log messages for the terminal, with control characters escaped."""
+    """Format log messages, for the terminal or a file, with control characters escaped."""
 
     def format(self, record: logging.LogRecord) -> str:
         return readable(super().format(record))

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bnrnn.errors import CheckpointError, OutputError
-from bnrnn.runs.directory import RunDirectory, claim, clean
+from bnrnn.runs.directory import RunDirectory, claim, clean, refuse_links
 from bnrnn.runs.find import find_finished, find_matching
 from bnrnn.runs.record import write_settings
 from bnrnn.settings.same import to_dict
@@ -56,12 +56,13 @@ def used_run(config: Config) -> Path:
     """Return the run in `run=DIR`; for auto, the longest finished run with the same settings.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: there is none, or a folder in it leads out of it.
     """
     assert config.run is not None
     if config.run != "auto":
         if not Path(config.run).is_dir():
             raise CheckpointError(f"no run directory at {config.run}")
+        refuse_links(Path(config.run))
         return Path(config.run)
     found = find_finished(Path(config.outputs), config)
     if found is None:
@@ -69,6 +70,7 @@ def used_run(config: Config) -> Path:
             f"no finished run of task={config.task.name} model={config.model.name} with these "
             f"settings under {config.outputs}: train it first, with resume=auto instead of run=auto"
         )
+    refuse_links(found)
     return found
 
 

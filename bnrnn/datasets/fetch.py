@@ -12,7 +12,7 @@ import pooch
 
 from bnrnn import progress
 from bnrnn.datasets.limits import reading
-from bnrnn.datasets.staging import clean, publish, staging
+from bnrnn.datasets.staging import check_may_write, clean, publish, staging
 from bnrnn.errors import DataError, printable
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ def fetch(file: RemoteFile, folder: Path, *others: RemoteFile) -> Path:
 
     Raises:
         DataError: the existing file has another hash, no address serves it, or `folder` is not
-            writable.
+            writable or only read, see `check_may_write`.
     """
     folder, files = expand(folder), (file, *others)
     for candidate in files:
@@ -52,6 +52,7 @@ def fetch(file: RemoteFile, folder: Path, *others: RemoteFile) -> Path:
         if os.path.lexists(path):
             _verify(path, candidate)
             return path
+    check_may_write(folder / file.name)
     tried = []
     for candidate in files:
         for url in candidate.urls:

@@ -8,7 +8,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from bnrnn.runs.files import sync
+from bnrnn.errors import DataError
+from bnrnn.runs.files import is_only_read, sync
 
 SUFFIX = ".partial"
 
@@ -55,9 +56,24 @@ def publish(path: Path, target: Path) -> None:
     sync(target.parent)
 
 
+def check_may_write(path: Path) -> None:
+    """Check that the user, and not the settings of a run, chose the folder of `path`.
+
+    Raises:
+        DataError: the settings of a run chose it.
+    """
+    if is_only_read(path):
+        raise DataError(
+            f"cannot write {path}: the run's config.yaml names this data_dir, so it is only read; "
+            "add data_dir=DIR"
+        )
+
+
 def clean(folder: Path, name: str = "*") -> None:
     """Remove the staging folders that killed processes left in `folder` for `name`, a glob."""
     holders = []
+    if is_only_read(folder):
+        return
     with contextlib.suppress(OSError):
         holders = list(folder.glob(f".{name}.*{SUFFIX}"))
     for holder in holders:

@@ -6,7 +6,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from bnrnn.errors import OutputError
+from bnrnn.errors import CheckpointError, OutputError
 from bnrnn.runs.files import remove_temporaries
 
 # Files of a run before its first step. A folder with only these has nothing worth keeping.
@@ -44,8 +44,10 @@ class RunDirectory:
         """Create and lock the folder.
 
         Raises:
+            CheckpointError: a file or folder in it leads out of it, see `refuse_links`.
             OutputError: the folder is not writable, or another process trains in it.
         """
+        refuse_links(self.path)
         if self._lock is None and not self._try_lock():
             raise OutputError(f"another process is training in {self.path}: wait for it")
         return self
@@ -117,11 +119,13 @@ def claim(parent: Path, stamp: str) -> RunDirectory:
         run = RunDirectory(parent / (stamp if attempt == 1 else f"{stamp}-{attempt}"))
         try:
             run.path.mkdir(parents=True)
-        except FileExistsError:
-            continue
         except FileNotFoundError:  # another process just removed the empty parent
             continue
         except OSError as error:
+            taken = isinstance(error, FileExistsError)
+            # A parent that is a link to nowhere exists too, whatever the stamp.
+            if taken and (error.filename == str(run.path) or not os.path.islink(error.filename)):
+                continue
             raise OutputError(
                 f"cannot write to {run.path}: {error.strerror}; choose another place with "
                 "outputs=DIR"
@@ -143,6 +147,22 @@ def clean(parent: Path) -> None:
                 continue
             finally:
                 run.__exit__()
+
+
+def refuse_links(folder: Path) -> None:
+    """Refuse a run, maybe a stranger's, whose log or folders lead bnrnn to write elsewhere.
+
+    Other files are replaced, never written through a link; so `best.pt` may be one.
+
+    Raises:
+        CheckpointError: an entry of `folder` links to no regular file, or bnrnn.log is none.
+    """
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        is_log = path.name == "bnrnn.log"
+        if path.is_symlink() and (is_log or not path.is_file()):
+            raise CheckpointError(f"{path} is a link, and bnrnn writes only in {folder}: remove it")
+        if is_log and not path.is_file():  # opening a pipe would wait for a reader
+            raise CheckpointError(f"{path} is not a regular file: remove it")
 
 
 def is_held(folder: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Atomic writes, and reads within limits."""
+"""Atomic writes, reads within limits, and a folder that is only read."""
 
 import os
 import secrets
@@ -8,6 +8,17 @@ from pathlib import Path
 from bnrnn.errors import OutputError
 
 _TEMPORARY = ".tmp-"
+_only_read: Path | None = None
+
+
+def only_read(folder: Path | None) -> None:
+    """Record the `data_dir` of a run's config.yaml, perhaps a stranger's: no data go there."""
+    global _only_read
+    _only_read = folder
+
+
+def is_only_read(path: Path) -> bool:
+    return _only_read is not None and path.is_relative_to(_only_read)
 
 
 def write_atomic(path: Path, content: bytes) -> None:

@@ -57,9 +57,11 @@ def register() -> None:
 
 
 def literal(text: str) -> str:
-    """Quote a string in Hydra's grammar: escape quotes and the backslashes before them."""
-    inner = re.sub(r"(\\*)('|$)", lambda m: 2 * m[1] + ("\\'" if m[2] else ""), text)
-    return "'" + inner.replace("${", "\\${") + "'"
+    """Quote a string in Hydra's grammar; `${` in it stays text."""
+    # Of OmegaConf's and Hydra's escapes, only backslashes before a special character are doubled.
+    text = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
+    text = re.sub(r"(\\*)'", r"\1\1\\'", text)
+    return "'" + re.sub(r"(\\*)\Z", r"\1\1", text) + "'"
 
 
 def as_override(value: Any) -> str:

@@ -5,6 +5,7 @@ Hydra composes `conf/` against them (`bnrnn.settings.compose`).
 
 import dataclasses
 import math
+import re
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -50,6 +51,11 @@ def _at_most(most: int, prefix: str, config: Any, *names: str) -> None:
             _require(value <= most, prefix + name, value, f"{most} or less")
 
 
+def _one_line(key: str, value: str | None) -> None:
+    """Check a title or name, which is printed in tables and in the log."""
+    _require((value or "").splitlines() in ([], [value]), key, value, "one line")
+
+
 def _seed(key: str, value: int) -> None:
     _require(0 <= value < 2**32, key, value, "in 0..4294967295")
 
@@ -88,6 +94,7 @@ class NormConfig(NormOptions):
             super().__post_init__()
         except ValueError as error:
             raise ConfigError(f"model.{error}") from error
+        _one_line("model.title", self.title)
         _positive("model.", self, "hidden_size")
         _at_most(2**16, "model.", self, "hidden_size")
         _require(0 <= self.dropout < 1, "model.dropout", self.dropout, "in [0, 1)")
@@ -199,6 +206,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         _positive("data.", self, "synthetic")
         _at_most(10**6, "data.", self, "synthetic")
+        _one_line("data.name", self.name)
 
 
 @dataclass
@@ -323,6 +331,8 @@ class FrameConfig(TaskConfig):
         super().__post_init__()
         _choice("task.cmvn", self.cmvn, "none", "utterance", "speaker", "global")
         _choice("task.loss", self.loss, "frame", "utterance")
+        name = self.corpus is None or re.fullmatch(r"\w[\w.-]*", self.corpus) is not None
+        _require(name, "task.corpus", self.corpus, "the name of a folder in data_dir, without /")
         _positive("task.", self, "classes", "subsampling", "buckets")
 
 

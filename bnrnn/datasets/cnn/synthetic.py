@@ -28,7 +28,7 @@ import yaml
 from bnrnn import progress
 from bnrnn.datasets.cnn.archive import read_archive
 from bnrnn.datasets.cnn.questions import ENTITY, PLACEHOLDER, SPLITS, Question, format_question
-from bnrnn.datasets.staging import clean, publish, staging
+from bnrnn.datasets.staging import check_may_write, clean, publish, staging
 from bnrnn.errors import DataError, OutputError, printable
 
 log = logging.getLogger(__name__)
@@ -101,8 +101,10 @@ def generate(path: Path, n: int, seed: int = 0) -> None:
     describes the archive. A question takes about 3 kB of memory and 0.7 ms.
 
     Raises:
+        DataError: its folder is only read, see `check_may_write`.
         OutputError: it cannot be written.
     """
+    check_may_write(path)
     try:
         with staging(path) as folder:
             with open(folder / path.name, "wb") as file:
@@ -119,7 +121,7 @@ def ensure(path: Path, n: int, seed: int = 0) -> None:
     """Call `generate`, unless `path` is an archive of this version with these arguments.
 
     Raises:
-        DataError: there is another file at `path`; it is not changed.
+        DataError: there is another file at `path`, which is not changed, or see `generate`.
         OutputError: it cannot be written.
     """
     clean(path.parent, path.name)
