@@ -3,6 +3,8 @@
 No finished run is lost, no incomplete file is used, nothing is executed, and an error is one line.
 """
 
+import errno
+import io
 import json
 import os
 import resource
@@ -21,7 +23,9 @@ import yaml
 from bnrnn.runs.directory import RunDirectory, claim, is_held
 from bnrnn.runs.files import write_atomic
 from bnrnn.runs.find import find_runs, read_run
+from bnrnn.runs.interrupt import Interruption
 from bnrnn.runs.record import read_records
+from bnrnn.train import Job
 from tests.processes import Forked
 
 TINY = [
@@ -183,6 +187,42 @@ def test_interrupted_between_steps_and_resumed_equals_uninterrupted(
     assert parts.values("bpc", "train", None) == whole.values("bpc", "train", None)
     a, b = (torch.load(run.path / "last.pt", weights_only=True)["model"] for run in (whole, parts))
     assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+class Gone(io.StringIO):
+    def write(self, text):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+def test_a_closed_terminal_stops_the_run_and_saves_it(again, tmp_path, monkeypatch):
+    """The kernel and the shell both send SIGHUP, and nothing can be printed any more."""
+    advance = Job.advance
+
+    def hang_up(self, *values):
+        advance(self, *values)
+        if self.state.step == 4:
+            patch.setattr(sys, "stderr", Gone())
+            os.kill(os.getpid(), signal.SIGHUP)
+            os.kill(os.getpid(), signal.SIGHUP)
+
+    before = signal.signal(signal.SIGHUP, lambda *args: None)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(Job, "advance", hang_up)
+            assert again("validate_every=100").returncode == 129
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert torch.load(only_run(tmp_path) / "last.pt", weights_only=True)["step"] == 4
+
+
+def test_a_hang_up_that_nohup_ignores_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Interruption() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            stop.check()
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_records_are_on_the_disk_before_the_checkpoint_that_counts_them(again, monkeypatch):
