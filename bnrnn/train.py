@@ -24,9 +24,9 @@ from bnrnn.progress import TrainingBar, validation_line
 from bnrnn.runs import checkpoint
 from bnrnn.runs.directory import RunDirectory
 from bnrnn.runs.interrupt import Interrupted, Interruption
-from bnrnn.runs.metrics import MetricsWriter, NoMetrics, format_values
+from bnrnn.runs.metrics import MetricsWriter, NoMetrics, format_values, kept_records
 from bnrnn.runs.provenance import commit, machine, provenance
-from bnrnn.runs.record import Result, Subject, write_json, write_settings
+from bnrnn.runs.record import Record, Result, Subject, write_json, write_settings
 from bnrnn.settings.same import free_settings, to_dict
 from bnrnn.settings.schema import Config
 from bnrnn.tasks import Sums, Task, base
@@ -268,11 +268,26 @@ class Job:
     def recording(self) -> Metrics:
         if not processes.is_first():
             return NoMetrics()
-        state = self.state
         return MetricsWriter(
-            self.run, to_dict(self.config), self.task.metric,
-            state.step, state.validated, state.records,
-        )  # fmt: skip
+            self.run, to_dict(self.config), self.task.metric, self.state.step, self._kept()
+        )
+
+    def _kept(self) -> list[Record]:
+        state = self.state
+        return kept_records(self.run, state.step, state.validated, state.records)
+
+    def check_files(self) -> None:
+        """Check the run's other files against its checkpoint.
+
+        Raises:
+            CheckpointError: records are lost, or the best model is.
+        """
+        self._kept()
+        if self.state.best is not None and not self.run.best.exists():
+            raise CheckpointError(
+                f"{self.run.path} has lost its best.pt, the model of step {self.state.best_step}: "
+                "restore it, or start the run again"
+            )
 
     def save_last(self, metrics: Metrics | None = None) -> None:
         """Save the last checkpoint in the first process; all processes must call this.
@@ -341,6 +356,8 @@ def begin(config: Config, task: Task, run: RunDirectory, device: torch.device) -
             f"and max_epochs allow: max_steps={state.step} tests it as it is, a larger "
             "one continues"
         )
+    if processes.is_first():
+        job.check_files()
     for used, now in ((state.commits, commit()), (state.machines, machine(device))):
         if now is not None and now not in used[-1:]:
             used.append(now)

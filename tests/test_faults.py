@@ -241,8 +241,28 @@ def test_records_are_on_the_disk_before_the_checkpoint_that_counts_them(again, m
 def test_lost_records_are_noticed(run, bnrnn_here):
     lines = (run / "metrics.jsonl").read_bytes().splitlines(keepends=True)
     (run / "metrics.jsonl").write_bytes(b"".join(lines[:-3]))
-    before = (run / "metrics.jsonl").read_bytes()
+    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
     fails(bnrnn_here(f"resume={run}", "max_steps=9"), "metrics.jsonl has lost 2 of the 8 records")
+    after = {p: p.read_bytes() for p in run.rglob("*") if p.is_file() and p.name != "bnrnn.log"}
+    assert after.items() <= before.items()
+    (run / "metrics.jsonl").write_bytes(b"".join(lines))
+    assert "is finished" in bnrnn_here(f"resume={run}").stderr
+
+
+def test_a_lost_best_model_is_noticed_before_training_goes_on(run, bnrnn_here):
+    (run / "best.pt").unlink()
+    before = (run / "config.yaml").read_bytes()
+    fails(bnrnn_here(f"resume={run}", "max_steps=9"), "has lost its best.pt, the model of step ")
+    assert (run / "config.yaml").read_bytes() == before
+
+
+@pytest.mark.parametrize("how", ["resume={run}", "resume=auto"])
+def test_a_finished_run_without_its_checkpoint_is_not_trained_again(how, run, again, bnrnn_here):
+    (run / "last.pt").unlink()
+    before = (run / "metrics.jsonl").read_bytes()
+    call = again if how == "resume=auto" else bnrnn_here
+    assert "is finished" in call(how.format(run=run)).stderr
+    fails(call(how.format(run=run), "max_steps=9"), "last.pt")
     assert (run / "metrics.jsonl").read_bytes() == before
 
 

@@ -116,7 +116,8 @@ def _lead(config: Config, device: torch.device) -> None:
                 log.info("%s is finished: test %s; %s", run.path, values, finished.data)
                 processes.from_first(_no_path)
                 return
-            where.resumed_folder(run.path)
+            if not run.last.exists():
+                raise CheckpointError(f"{run.path} has no last.pt to resume from: restore it")
         try:
             processes.from_first(lambda: run.path)
             with processes.explained():
