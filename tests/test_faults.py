@@ -6,6 +6,7 @@ No finished run is lost, no incomplete file is used, nothing is executed, and an
 import errno
 import io
 import json
+import math
 import os
 import resource
 import shutil
@@ -96,7 +97,8 @@ def fails(done, *fragments):
     """Check that the error is one line, without a traceback."""
     lines = [line for line in done.stderr.splitlines() if line.startswith("bnrnn: error: ")]
     assert len(lines) == 1, done.stderr
-    assert done.returncode in (2, 3, 4, 6), done.stderr
+    assert done.returncode in (2, 3, 4, 5, 6), done.stderr
+    assert "Traceback" not in done.stderr
     for fragment in fragments:
         assert fragment in lines[0], lines[0]
 
@@ -435,6 +437,30 @@ def test_a_checkpoint_with_parts_of_a_wrong_kind(part, value, run, bnrnn_here):
     content = torch.load(run / "last.pt", weights_only=True)
     torch.save(content | {part: value}, run / "last.pt")
     fails(bnrnn_here(f"resume={run}", "max_steps=9"))
+
+
+@pytest.mark.parametrize(
+    ("command", "value", "expected"),
+    [
+        ("resume=", math.nan, "best.pt is not finite in head.bias"),
+        ("mode=sample run=", math.nan, "best.pt is not finite in head.bias"),
+        ("mode=population run=", math.nan, "best.pt is not finite in head.bias"),
+        # The cross-entropy is the difference of two logits, which overflows.
+        ("resume=", 3e38, "the valid bpc of the best model is inf"),
+        ("mode=evaluate run=", 3e38, "the valid bpc of the best model is inf"),
+        ("mode=lengths lengths.lengths=[20] run=", 3e38, "result.json was not written"),
+    ],
+)  # fmt: skip
+def test_numbers_that_are_not_finite_are_no_result(command, value, expected, run, bnrnn_here):
+    content = torch.load(run / "best.pt", weights_only=True)
+    content["model"]["head.bias"][::2] = value
+    content["model"]["head.bias"][1::2] = -value
+    torch.save(content, run / "best.pt")
+    (run / "result.json").unlink()
+    done = bnrnn_here(*f"{command}{run}".split())
+    fails(done, expected)
+    assert done.returncode == 5
+    assert not list(run.rglob("result.json"))
 
 
 def test_a_checkpoint_that_expands_is_not_loaded(run, bnrnn_here):

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import msgspec
 import torch
 
-from bnrnn.errors import CheckpointError
+from bnrnn.errors import CheckpointError, NonFiniteError
 from bnrnn.runs.files import write_atomic
 
 FORMAT = 1
@@ -122,6 +122,7 @@ def load_model(model: torch.nn.Module, content: dict[str, Any], path: Path) -> N
 
     Raises:
         CheckpointError: the checkpoint belongs to another model.
+        NonFiniteError: a weight or statistic is not finite.
     """
     try:
         model.load_state_dict(content["model"])
@@ -130,6 +131,12 @@ def load_model(model: torch.nn.Module, content: dict[str, Any], path: Path) -> N
         raise CheckpointError(f"{path} is of another model: {first}") from error
     except (AttributeError, TypeError, ValueError) as error:
         raise damaged(path, f"its model is not a state_dict ({error})") from error
+    for name, value in model.state_dict().items():
+        if not value.isfinite().all():
+            raise NonFiniteError(
+                f"{path} is not finite in {name}: restore it, or start the run again with a lower "
+                "optimizer.lr"
+            )
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: Any, path: Path) -> None:

@@ -25,7 +25,7 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 import yaml
 
-from bnrnn.errors import CheckpointError
+from bnrnn.errors import CheckpointError, NonFiniteError
 from bnrnn.runs.files import read_bounded, write_atomic
 
 FORMAT = 1
@@ -243,10 +243,21 @@ def write_json(path: Path, content: Any) -> None:
     """Write a dataclass or plain data as indented JSON.
 
     Raises:
+        NonFiniteError: a number is not finite; JSON has no such numbers.
         OutputError: see `write_atomic`.
     """
     plain = content if isinstance(content, dict) else asdict(content)
-    text = json.dumps(plain, indent=2, ensure_ascii=False) + "\n"
+    dump_json(path, plain, indent=2, ensure_ascii=False)
+
+
+def dump_json(path: Path, plain: Any, **options: Any) -> None:
+    try:
+        text = json.dumps(plain, allow_nan=False, **options) + "\n"
+    except ValueError as error:
+        raise NonFiniteError(
+            f"{path} was not written, because a number in it is not finite: start the run again "
+            "with a lower optimizer.lr"
+        ) from error
     # Bytes of a path that are not UTF-8 are surrogates here; JSON escapes them as \udcff.
     write_atomic(path, text.encode("utf-8", "backslashreplace"))
 
