@@ -53,6 +53,12 @@ def test_a_finished_run_of_as_many_steps_is_preferred_to_a_newer_shorter_one(tra
     assert sorted(finished().values()) == [3, 8]
 
 
+def test_more_steps_than_a_file_can_count_are_refused(train):
+    done = train("max_epochs=9007199254740992", exit_code=2)
+    assert "max_epochs must be 281474976710656 or less for epochs of 32 steps" in done.stderr
+    assert not Path("outputs").exists() or not list(Path("outputs").rglob("*.json"))
+
+
 def test_run_auto_is_the_finished_run_that_went_furthest(train, bnrnn_here):
     train("max_steps=6")
     (run,) = finished()

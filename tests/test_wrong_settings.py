@@ -14,6 +14,8 @@ optimizer.lr=nan                        | optimizer.lr must be positive, got nan
 optimizer.lr=inf                        | optimizer.lr must be a finite number, got inf
 optimizer=rmsprop optimizer.eps=0       | optimizer.eps must be positive, got 0.0
 model.hidden_size=100000000             | model.hidden_size must be 65536 or less
+max_epochs=9007199254740993             | max_epochs must be 9007199254740992 or less
+lengths.lengths=[1000000000000000000]   | lengths.lengths must be 9007199254740992 or less
 threads=1000000                         | threads must be 1024 or less
 sample.temperature=1e-310               | sample.temperature must be 1e-6 or more
 lengths.lengths=[100,100]               | lengths.lengths must be different lengths

@@ -27,6 +27,7 @@ import yaml
 
 from bnrnn.errors import CheckpointError, NonFiniteError
 from bnrnn.runs.files import read_bounded, write_atomic
+from bnrnn.settings.schema import MOST
 
 FORMAT = 1
 MOST_BYTES = 16 << 20  # of a file that is read whole
@@ -34,7 +35,7 @@ _SHORT = 16 << 10  # characters of settings that are cached; a run's settings ha
 MOST_METRICS_BYTES = 256 << 20  # a million records
 
 _T = TypeVar("_T")
-Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=MOST)]
 Scalar = str | bool | int | float | None
 Settings = dict[str, Any]
 
