@@ -415,8 +415,8 @@ PARTS = {
     "model": [None, [], {"x": 1}, {"lstm.weight_ih_l0": "text"}],
     "task": [None, [], {}, {"symbols": [1]}],
     "data": [5, {}],
-    "step": [None, "3"],
-    "calibrated": ["many"],
+    "step": [None, "3", -1],
+    "calibrated": ["many", -1],
     "training": [
         None, [], {}, {"loop": {}}, {"optimizer": {}, "loop": {"step": "x"}, "random": {}},
         {"optimizer": {"state": {0: 1}, "param_groups": []}, "loop": {}, "random": {"cpu": 1}},
@@ -437,6 +437,58 @@ def test_a_checkpoint_with_parts_of_a_wrong_kind(part, value, run, bnrnn_here):
     content = torch.load(run / "last.pt", weights_only=True)
     torch.save(content | {part: value}, run / "last.pt")
     fails(bnrnn_here(f"resume={run}", "max_steps=9"))
+
+
+def zeros(shape=(), dtype=torch.float32):
+    return torch.zeros(shape, dtype=dtype)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda o, loop: o["state"].clear(), "its optimizer has lost its state"),
+        (lambda o, loop: o["state"].update({99: {}}), "its optimizer is of another model"),
+        (lambda o, loop: o["state"][1].pop("exp_avg"), "its optimizer is of another kind"),
+        (lambda o, loop: o["state"][1].update(more=zeros()), "its optimizer is of another kind"),
+        (lambda o, loop: o["state"][1].update(exp_avg=None), "exp_avg of its optimizer"),
+        (lambda o, loop: o["state"][1].update(exp_avg=1.0), "exp_avg of its optimizer"),
+        (lambda o, loop: o["state"][1].update(exp_avg=zeros()), "exp_avg of its optimizer"),
+        (lambda o, loop: o["state"][1].update(step=zeros((1,))), "step of its optimizer"),
+        (lambda o, loop: o["state"][1].update(exp_avg=o["state"][1]["exp_avg"].to_sparse()),
+         "exp_avg of its optimizer"),
+        (lambda o, loop: o["state"][1].update(exp_avg=o["state"][1]["exp_avg"].double()),
+         "exp_avg of its optimizer"),
+        (lambda o, loop: loop.update(step=5), "its loop is at step 5, not 6"),
+        (lambda o, loop: loop.update(best_step=7), "its loop is at step 6"),
+        (lambda o, loop: loop.update(stale=-1), "$.stale"),
+        (lambda o, loop: loop.update(best=math.nan), "$.best"),
+        (lambda o, loop: loop.update(seconds=math.nan), "$.seconds"),
+        (lambda o, loop: loop["sums"].update(nll=math.inf), "$.sums"),
+    ],
+)  # fmt: skip
+def test_an_optimizer_or_a_loop_that_no_run_has_saved(change, expected, run, bnrnn_here):
+    content = torch.load(run / "last.pt", weights_only=True)
+    change(content["training"]["optimizer"], content["training"]["loop"])
+    torch.save(content, run / "last.pt")
+    fails(bnrnn_here(f"resume={run}", "max_steps=9"), "last.pt is damaged: ", expected)
+
+
+def test_the_options_of_the_optimizer_are_those_of_the_settings(run, bnrnn_here):
+    whole = shutil.copytree(run, run.with_name("whole"))
+    content = torch.load(run / "last.pt", weights_only=True)
+    content["training"]["optimizer"]["param_groups"][0] |= {
+        "betas": 5, "eps": "x", "amsgrad": True, "differentiable": True, "maximize": True,
+        "weight_decay": 1e9,
+    }  # fmt: skip
+    torch.save(content, run / "last.pt")
+    for folder in (run, whole):
+        assert bnrnn_here(f"resume={folder}", "max_steps=9").returncode == 0
+    ours, theirs = (
+        torch.load(f / "last.pt", weights_only=True)["training"]["optimizer"] for f in (run, whole)
+    )
+    assert ours["param_groups"] == theirs["param_groups"]
+    for number, state in ours["state"].items():
+        assert all(torch.equal(v, theirs["state"][number][name]) for name, v in state.items())
 
 
 @pytest.mark.parametrize(

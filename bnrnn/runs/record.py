@@ -17,6 +17,7 @@ import copy
 import functools
 import json
 import math
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -36,6 +37,7 @@ MOST_METRICS_BYTES = 256 << 20  # a million records
 
 _T = TypeVar("_T")
 Count = Annotated[int, msgspec.Meta(ge=0, le=MOST)]
+Finite = Annotated[float, msgspec.Meta(ge=-sys.float_info.max, le=sys.float_info.max)]
 Scalar = str | bool | int | float | None
 Settings = dict[str, Any]
 
