@@ -190,11 +190,24 @@ class Run:
         """running, finished, failed, stopped (can be resumed) or unfinished (cannot)."""
         if self.held:
             return "running"
-        if self.result is not None and self.result.max_steps >= self.subject.total_steps:
+        if self.is_finished:
             return "finished"
         if self.failure is not None:
             return "failed"
         return "stopped" if self.resumable else "unfinished"
+
+    @property
+    def is_finished(self) -> bool:
+        return self.suffices(self.subject.total_steps, self.settings.get("patience"))
+
+    def suffices(self, steps: int, patience: int | None) -> bool:
+        """Return whether a run of `steps` steps with this patience would end with the result."""
+        result = self.result
+        if result is None or result.max_steps < steps:
+            return False
+        validated = {r.step for r in self.records if r.split == "valid"}
+        stale = sum(step > result.best_step for step in validated)
+        return result.steps >= steps or (patience is not None and stale >= patience)
 
     @property
     def step(self) -> int:
@@ -352,6 +365,7 @@ class _Needed:
     task: _Named
     model: _Named
     scale: str | None = None
+    patience: Count | None = None
 
 
 def _check_plain(settings: Settings, depth: int = 0) -> None:
