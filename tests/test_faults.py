@@ -546,6 +546,17 @@ def test_a_disk_that_is_full_from_some_byte_on(most, trained, again, tmp_path):
     assert len(find_runs(tmp_path)) == 1
 
 
+def test_a_disk_that_fills_up_with_metrics_prints_no_traceback(trained, tmp_path):
+    arguments = [*TINY, f"task.path={trained / 'book.txt'}", "kernel=reference", "max_steps=400"]
+    process = forked(
+        tmp_path, *arguments, "validate_every=2", limits={resource.RLIMIT_FSIZE: 25_000}
+    )
+    code, _, errors = ended(process)
+    assert code == 6
+    assert "error: cannot write" in errors
+    assert "Traceback" not in errors
+
+
 @pytest.mark.parametrize("closed", [pytest.param((2,), marks=pytest.mark.slow), (0, 1, 2)])
 def test_streams_that_are_closed(closed, trained, tmp_path):
     def close():

@@ -76,8 +76,7 @@ def load(path: Path, device: torch.device) -> dict[str, Any]:
     for part, kind in _KINDS.items():
         if not isinstance(content[part], kind):
             raise damaged(path, f"its {part} is a {type(content[part]).__name__}")
-    for part in ("step", "calibrated"):
-        typed(path, content[part], Count | None)
+    typed(path, [content[part] or 0 for part in ("step", "calibrated")], list[Count])
     return content
 
 
