@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 from bnrnn import kernels, processes, progress
-from bnrnn.errors import CheckpointError
+from bnrnn.errors import CheckpointError, NonFiniteError
 from bnrnn.nn.precision import run_in_bfloat16
 from bnrnn.nn.share import within
 from bnrnn.nn.statistics import StepStatistics, batch_statistics, calibrate
@@ -70,6 +71,10 @@ def final_test(
     Returns:
         {"valid": metrics, "test": metrics}, both with population statistics, and the number of
         training batches that these are averaged over (None: the model does not normalise).
+
+    Raises:
+        Interrupted: by a signal.
+        NonFiniteError: a metric is not finite.
     """
     with _evaluation(model, config.seed):
         if normalizes(model) and calibrated is None:
@@ -80,6 +85,13 @@ def final_test(
         )
         log.info("Testing")
         test = task.test(model, device, lambda items: _bar(items, stop, "test"))
+    for split, metrics in (("valid", valid), ("test", test)):
+        for name, value in metrics.items():
+            if not math.isfinite(value):
+                raise NonFiniteError(
+                    f"the {split} {name} of the best model is {value}: start the run again with a "
+                    "lower optimizer.lr or model.gamma_init"
+                )
     return {"valid": valid, "test": test}, calibrated
 
 
@@ -88,6 +100,7 @@ def evaluate(config: Config, run: Path, task: Task, device: torch.device) -> dic
 
     Raises:
         CheckpointError: there is no best model, or it belongs to another model or other data.
+        NonFiniteError: its weights or a metric are not finite.
     """
     model, content = load_best(config, run, task, device)
     check_data(content, task, run)

@@ -7,8 +7,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
+import msgspec
 import torch
 from torch import Tensor, nn
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -24,9 +25,9 @@ from bnrnn.progress import TrainingBar, validation_line
 from bnrnn.runs import checkpoint
 from bnrnn.runs.directory import RunDirectory
 from bnrnn.runs.interrupt import Interrupted, Interruption
-from bnrnn.runs.metrics import MetricsWriter, NoMetrics, format_values
+from bnrnn.runs.metrics import MetricsWriter, NoMetrics, format_values, kept_records
 from bnrnn.runs.provenance import commit, machine, provenance
-from bnrnn.runs.record import Result, Subject, write_json, write_settings
+from bnrnn.runs.record import Count, Finite, Record, Result, Subject, write_json, write_settings
 from bnrnn.settings.same import free_settings, to_dict
 from bnrnn.settings.schema import Config
 from bnrnn.tasks import Sums, Task, base
@@ -106,18 +107,18 @@ def train(config: Config, task: Task, run: RunDirectory, device: torch.device) -
 class LoopState:
     """The state of the training loop from step to step: plain data, saved in checkpoints."""
 
-    step: int = 0
-    validated: int = -1  # the step of the last validation
-    best: float | None = None
-    best_step: int = 0
-    stale: int = 0  # validations since the best one
-    seconds: float = 0.0
-    train_seconds: float = 0.0  # the part of `seconds` spent in training steps
+    step: Count = 0
+    validated: Annotated[int, msgspec.Meta(ge=-1)] = -1  # the step of the last validation
+    best: Finite | None = None
+    best_step: Count = 0
+    stale: Count = 0  # validations since the best one
+    seconds: Finite = 0.0
+    train_seconds: Finite = 0.0  # the part of `seconds` spent in training steps
     # Sums since the last line of metrics, kept so that a resumed run writes the same lines.
-    sums: dict[str, float] = field(default_factory=dict)
-    grad_norm: float = 0.0
-    logged: int = 0  # the step of that line
-    records: int = 0  # number of the run's metrics records when the checkpoint was saved
+    sums: dict[str, Finite] = field(default_factory=dict)
+    grad_norm: Finite = 0.0
+    logged: Count = 0  # the step of that line
+    records: Count = 0  # number of the run's metrics records when the checkpoint was saved
     commits: list[str] = field(default_factory=list)  # of the source, in order of use
     machines: list[str] = field(default_factory=list)  # in order of use
 
@@ -268,11 +269,26 @@ class Job:
     def recording(self) -> Metrics:
         if not processes.is_first():
             return NoMetrics()
-        state = self.state
         return MetricsWriter(
-            self.run, to_dict(self.config), self.task.metric,
-            state.step, state.validated, state.records,
-        )  # fmt: skip
+            self.run, to_dict(self.config), self.task.metric, self.state.step, self._kept()
+        )
+
+    def _kept(self) -> list[Record]:
+        state = self.state
+        return kept_records(self.run, state.step, state.validated, state.records)
+
+    def check_files(self) -> None:
+        """Check the run's other files against its checkpoint.
+
+        Raises:
+            CheckpointError: records are lost, or the best model is.
+        """
+        self._kept()
+        if self.state.best is not None and not self.run.best.exists():
+            raise CheckpointError(
+                f"{self.run.path} has lost its best.pt, the model of step {self.state.best_step}: "
+                "restore it, or start the run again"
+            )
 
     def save_last(self, metrics: Metrics | None = None) -> None:
         """Save the last checkpoint in the first process; all processes must call this.
@@ -341,6 +357,8 @@ def begin(config: Config, task: Task, run: RunDirectory, device: torch.device) -
             f"and max_epochs allow: max_steps={state.step} tests it as it is, a larger "
             "one continues"
         )
+    if processes.is_first():
+        job.check_files()
     for used, now in ((state.commits, commit()), (state.machines, machine(device))):
         if now is not None and now not in used[-1:]:
             used.append(now)
@@ -386,8 +404,12 @@ def restore(job: Job, resumed: dict[str, Any]) -> Job:
         raise CheckpointError(f"{path} is a model without its training state: cannot resume")
     checkpoint.load_model(job.model, resumed, path)
     state = checkpoint.typed(path, training.get("loop"), LoopState)
+    if state.step != resumed["step"] or state.step < max(
+        state.validated, state.best_step, state.logged
+    ):
+        raise checkpoint.damaged(path, f"its loop is at step {state.step}, not {resumed['step']}")
     job = Job(job.config, job.task, job.run, job.device, job.model, state)
-    checkpoint.load_optimizer(job.optimizer, training.get("optimizer"), path)
+    checkpoint.load_optimizer(job.optimizer, training.get("optimizer"), state.step, path)
     job.carry = job.task.load_carry(job.model, training.get("carry"), path)
     if job.carry is not None and processes.count() > 1:
         job.share = processes.share(job.carry[0].shape[1])

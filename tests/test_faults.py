@@ -3,7 +3,10 @@
 No finished run is lost, no incomplete file is used, nothing is executed, and an error is one line.
 """
 
+import errno
+import io
 import json
+import math
 import os
 import resource
 import shutil
@@ -21,8 +24,10 @@ import yaml
 from bnrnn.runs.directory import RunDirectory, claim, is_held
 from bnrnn.runs.files import write_atomic
 from bnrnn.runs.find import find_runs, read_run
+from bnrnn.runs.interrupt import Interruption
 from bnrnn.runs.record import read_records
 from bnrnn.settings.compose import literal
+from bnrnn.train import Job
 from tests.processes import Forked
 
 TINY = [
@@ -93,7 +98,8 @@ def fails(done, *fragments):
     """Check that the error is one line, without a traceback."""
     lines = [line for line in done.stderr.splitlines() if line.startswith("bnrnn: error: ")]
     assert len(lines) == 1, done.stderr
-    assert done.returncode in (2, 3, 4, 6), done.stderr
+    assert done.returncode in (2, 3, 4, 5, 6), done.stderr
+    assert "Traceback" not in done.stderr
     for fragment in fragments:
         assert fragment in lines[0], lines[0]
 
@@ -186,6 +192,42 @@ def test_interrupted_between_steps_and_resumed_equals_uninterrupted(
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
+class Gone(io.StringIO):
+    def write(self, text):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+def test_a_closed_terminal_stops_the_run_and_saves_it(again, tmp_path, monkeypatch):
+    """The kernel and the shell both send SIGHUP, and nothing can be printed any more."""
+    advance = Job.advance
+
+    def hang_up(self, *values):
+        advance(self, *values)
+        if self.state.step == 4:
+            patch.setattr(sys, "stderr", Gone())
+            os.kill(os.getpid(), signal.SIGHUP)
+            os.kill(os.getpid(), signal.SIGHUP)
+
+    before = signal.signal(signal.SIGHUP, lambda *args: None)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(Job, "advance", hang_up)
+            assert again("validate_every=100").returncode == 129
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert torch.load(only_run(tmp_path) / "last.pt", weights_only=True)["step"] == 4
+
+
+def test_a_hang_up_that_nohup_ignores_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Interruption() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            stop.check()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_records_are_on_the_disk_before_the_checkpoint_that_counts_them(again, monkeypatch):
     synced, saved = [], []
     monkeypatch.setattr("bnrnn.runs.metrics.os.fsync", lambda fd: synced.append(len(saved)))
@@ -202,8 +244,28 @@ def test_records_are_on_the_disk_before_the_checkpoint_that_counts_them(again, m
 def test_lost_records_are_noticed(run, bnrnn_here):
     lines = (run / "metrics.jsonl").read_bytes().splitlines(keepends=True)
     (run / "metrics.jsonl").write_bytes(b"".join(lines[:-3]))
-    before = (run / "metrics.jsonl").read_bytes()
+    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
     fails(bnrnn_here(f"resume={run}", "max_steps=9"), "metrics.jsonl has lost 2 of the 8 records")
+    after = {p: p.read_bytes() for p in run.rglob("*") if p.is_file() and p.name != "bnrnn.log"}
+    assert after.items() <= before.items()
+    (run / "metrics.jsonl").write_bytes(b"".join(lines))
+    assert "is finished" in bnrnn_here(f"resume={run}").stderr
+
+
+def test_a_lost_best_model_is_noticed_before_training_goes_on(run, bnrnn_here):
+    (run / "best.pt").unlink()
+    before = (run / "config.yaml").read_bytes()
+    fails(bnrnn_here(f"resume={run}", "max_steps=9"), "has lost its best.pt, the model of step ")
+    assert (run / "config.yaml").read_bytes() == before
+
+
+@pytest.mark.parametrize("how", ["resume={run}", "resume=auto"])
+def test_a_finished_run_without_its_checkpoint_is_not_trained_again(how, run, again, bnrnn_here):
+    (run / "last.pt").unlink()
+    before = (run / "metrics.jsonl").read_bytes()
+    call = again if how == "resume=auto" else bnrnn_here
+    assert "is finished" in call(how.format(run=run)).stderr
+    fails(call(how.format(run=run), "max_steps=9"), "last.pt")
     assert (run / "metrics.jsonl").read_bytes() == before
 
 
@@ -451,8 +513,8 @@ PARTS = {
     "model": [None, [], {"x": 1}, {"lstm.weight_ih_l0": "text"}],
     "task": [None, [], {}, {"symbols": [1]}],
     "data": [5, {}],
-    "step": [None, "3"],
-    "calibrated": ["many"],
+    "step": [None, "3", -1],
+    "calibrated": ["many", -1],
     "training": [
         None, [], {}, {"loop": {}}, {"optimizer": {}, "loop": {"step": "x"}, "random": {}},
         {"optimizer": {"state": {0: 1}, "param_groups": []}, "loop": {}, "random": {"cpu": 1}},
@@ -473,6 +535,82 @@ def test_a_checkpoint_with_parts_of_a_wrong_kind(part, value, run, bnrnn_here):
     content = torch.load(run / "last.pt", weights_only=True)
     torch.save(content | {part: value}, run / "last.pt")
     fails(bnrnn_here(f"resume={run}", "max_steps=9"))
+
+
+def zeros(shape=(), dtype=torch.float32):
+    return torch.zeros(shape, dtype=dtype)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda o, loop: o["state"].clear(), "its optimizer has lost its state"),
+        (lambda o, loop: o["state"].update({99: {}}), "its optimizer is of another model"),
+        (lambda o, loop: o["state"][1].pop("exp_avg"), "its optimizer is of another kind"),
+        (lambda o, loop: o["state"][1].update(more=zeros()), "its optimizer is of another kind"),
+        (lambda o, loop: o["state"][1].update(exp_avg=None), "exp_avg of its optimizer"),
+        (lambda o, loop: o["state"][1].update(exp_avg=1.0), "exp_avg of its optimizer"),
+        (lambda o, loop: o["state"][1].update(exp_avg=zeros()), "exp_avg of its optimizer"),
+        (lambda o, loop: o["state"][1].update(step=zeros((1,))), "step of its optimizer"),
+        (lambda o, loop: o["state"][1].update(exp_avg=o["state"][1]["exp_avg"].to_sparse()),
+         "exp_avg of its optimizer"),
+        (lambda o, loop: o["state"][1].update(exp_avg=o["state"][1]["exp_avg"].double()),
+         "exp_avg of its optimizer"),
+        (lambda o, loop: loop.update(step=5), "its loop is at step 5, not 6"),
+        (lambda o, loop: loop.update(best_step=7), "its loop is at step 6"),
+        (lambda o, loop: loop.update(stale=-1), "$.stale"),
+        (lambda o, loop: loop.update(best=math.nan), "$.best"),
+        (lambda o, loop: loop.update(seconds=math.nan), "$.seconds"),
+        (lambda o, loop: loop["sums"].update(nll=math.inf), "$.sums"),
+    ],
+)  # fmt: skip
+def test_an_optimizer_or_a_loop_that_no_run_has_saved(change, expected, run, bnrnn_here):
+    content = torch.load(run / "last.pt", weights_only=True)
+    change(content["training"]["optimizer"], content["training"]["loop"])
+    torch.save(content, run / "last.pt")
+    fails(bnrnn_here(f"resume={run}", "max_steps=9"), "last.pt is damaged: ", expected)
+
+
+def test_the_options_of_the_optimizer_are_those_of_the_settings(run, bnrnn_here):
+    whole = shutil.copytree(run, run.with_name("whole"))
+    content = torch.load(run / "last.pt", weights_only=True)
+    content["training"]["optimizer"]["param_groups"][0] |= {
+        "betas": 5, "eps": "x", "amsgrad": True, "differentiable": True, "maximize": True,
+        "weight_decay": 1e9,
+    }  # fmt: skip
+    torch.save(content, run / "last.pt")
+    for folder in (run, whole):
+        assert bnrnn_here(f"resume={folder}", "max_steps=9").returncode == 0
+    ours, theirs = (
+        torch.load(f / "last.pt", weights_only=True)["training"]["optimizer"] for f in (run, whole)
+    )
+    assert ours["param_groups"] == theirs["param_groups"]
+    for number, state in ours["state"].items():
+        assert all(torch.equal(v, theirs["state"][number][name]) for name, v in state.items())
+
+
+@pytest.mark.parametrize(
+    ("command", "value", "expected"),
+    [
+        ("resume=", math.nan, "best.pt is not finite in head.bias"),
+        ("mode=sample run=", math.nan, "best.pt is not finite in head.bias"),
+        ("mode=population run=", math.nan, "best.pt is not finite in head.bias"),
+        # The cross-entropy is the difference of two logits, which overflows.
+        ("resume=", 3e38, "the valid bpc of the best model is inf"),
+        ("mode=evaluate run=", 3e38, "the valid bpc of the best model is inf"),
+        ("mode=lengths lengths.lengths=[20] run=", 3e38, "result.json was not written"),
+    ],
+)  # fmt: skip
+def test_numbers_that_are_not_finite_are_no_result(command, value, expected, run, bnrnn_here):
+    content = torch.load(run / "best.pt", weights_only=True)
+    content["model"]["head.bias"][::2] = value
+    content["model"]["head.bias"][1::2] = -value
+    torch.save(content, run / "best.pt")
+    (run / "result.json").unlink()
+    done = bnrnn_here(*f"{command}{run}".split())
+    fails(done, expected)
+    assert done.returncode == 5
+    assert not list(run.rglob("result.json"))
 
 
 def test_a_checkpoint_that_expands_is_not_loaded(run, bnrnn_here):
@@ -504,6 +642,17 @@ def test_a_disk_that_is_full_from_some_byte_on(most, trained, again, tmp_path):
     done = again("kernel=reference", "resume=auto")
     assert done.returncode == 0, done.stderr
     assert len(find_runs(tmp_path)) == 1
+
+
+def test_a_disk_that_fills_up_with_metrics_prints_no_traceback(trained, tmp_path):
+    arguments = [*TINY, f"task.path={trained / 'book.txt'}", "kernel=reference", "max_steps=400"]
+    process = forked(
+        tmp_path, *arguments, "validate_every=2", limits={resource.RLIMIT_FSIZE: 25_000}
+    )
+    code, _, errors = ended(process)
+    assert code == 6
+    assert "error: cannot write" in errors
+    assert "Traceback" not in errors
 
 
 @pytest.mark.parametrize("closed", [pytest.param((2,), marks=pytest.mark.slow), (0, 1, 2)])

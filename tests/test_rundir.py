@@ -5,8 +5,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from bnrnn.runs.directory import RunDirectory
+from bnrnn.runs.find import find_runs, read_run
 
 TINY = [
     "task=text", "model=lstm", "model.hidden_size=4", "task.length=20", "task.batch_size=8",
@@ -51,6 +53,56 @@ def test_a_finished_run_of_as_many_steps_is_preferred_to_a_newer_shorter_one(tra
     train("max_steps=8", "resume=auto")
     assert finished()[run] == 8
     assert sorted(finished().values()) == [3, 8]
+
+
+def test_more_steps_than_a_file_can_count_are_refused(train):
+    done = train("max_epochs=9007199254740992", exit_code=2)
+    assert "max_epochs must be 281474976710656 or less for epochs of 32 steps" in done.stderr
+    assert not Path("outputs").exists() or not list(Path("outputs").rglob("*.json"))
+
+
+@pytest.mark.parametrize("how", ["patience=null", "patience=100", "patience=null auto"])
+def test_a_run_that_its_patience_stopped_goes_on_with_more(how, train, bnrnn_here):
+    worse = ["optimizer.lr=50", "validate_every=1", "max_steps=12"]
+    train(*worse, "outputs=whole")
+    train(*worse, "patience=1")
+    (run,) = finished()
+    assert finished()[run] < 12
+    assert "is finished" in bnrnn_here(f"resume={run}").stderr
+    assert "is finished" in bnrnn_here(f"resume={run}", "max_steps=1").stderr
+    assert "is finished" in train(*worse, "patience=1", "resume=auto").stderr
+    patience, auto = how.split()[0], how.endswith("auto")
+    if auto:
+        train(*worse, patience, "resume=auto")
+    else:
+        assert bnrnn_here(f"resume={run}", patience).returncode == 0
+    assert finished() == {run: 12}
+    (whole,) = find_runs(Path("whole"))
+    again = read_run(run)
+    assert again.state == "finished"
+    assert again.values("bpc", "train", None) == whole.values("bpc", "train", None)
+
+
+def test_a_run_stopped_by_its_patience_that_goes_on_and_stops_is_not_finished(train, bnrnn_here):
+    train("optimizer.lr=50", "validate_every=1", "max_steps=12", "patience=1")
+    (run,) = finished()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bnrnn.train.clip_gradients", lambda *args: torch.tensor(float("nan")))
+        assert bnrnn_here(f"resume={run}", "patience=null").returncode == 5
+    assert read_run(run).state == "failed"
+
+
+def test_a_run_saved_beyond_the_steps_asked_for_is_not_resumed(train):
+    """The checkpoint counts: a run that a signal stopped early may have no records at all."""
+    train("max_steps=6", "log_every=50", "validate_every=50")
+    (run,) = finished()
+    (run / "result.json").unlink()
+    (run / "metrics.jsonl").write_text("")
+    content = torch.load(run / "last.pt", weights_only=True)
+    content["training"]["loop"]["records"] = 0
+    torch.save(content, run / "last.pt")
+    train("max_steps=2", "log_every=50", "validate_every=50", "resume=auto")
+    assert list(finished().values()) == [2]
 
 
 def test_run_auto_is_the_finished_run_that_went_furthest(train, bnrnn_here):

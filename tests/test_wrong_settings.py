@@ -19,6 +19,8 @@ optimizer.lr=nan                        | optimizer.lr must be positive, got nan
 optimizer.lr=inf                        | optimizer.lr must be a finite number, got inf
 optimizer=rmsprop optimizer.eps=0       | optimizer.eps must be positive, got 0.0
 model.hidden_size=100000000             | model.hidden_size must be 65536 or less
+max_epochs=9007199254740993             | max_epochs must be 9007199254740992 or less
+lengths.lengths=[1000000000000000000]   | lengths.lengths must be 9007199254740992 or less
 threads=1000000                         | threads must be 1024 or less
 model.gamma_init=1e39                   | model.gamma_init must be below 1e+38, got 1e+39
 model.forget_bias=-1e39                 | model.forget_bias must be below 1e+38, got -1e+39

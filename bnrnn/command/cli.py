@@ -1,5 +1,6 @@
 """The command `bnrnn`: compose the settings, run the mode, and report an error in one line."""
 
+import contextlib
 import errno
 import logging
 import os
@@ -136,8 +137,13 @@ def _fail(message: str, exit_code: int) -> int:
     # If several processes run, only the first reports a wrong setting.
     if exit_code != _BROKEN_PIPE and (here.is_first or exit_code != ConfigError.exit_code):
         name = "bnrnn" if here.size == 1 else f"bnrnn, process {here.rank}"
-        print(f"{name}: error: {printable(' '.join(message.split()))}", file=sys.stderr)
+        _report(f"{name}: error: {' '.join(message.split())}")
     return exit_code
+
+
+def _report(line: str) -> None:
+    with contextlib.suppress(OSError):  # the terminal is closed; the exit code still says it
+        print(printable(line), file=sys.stderr)
 
 
 def _exit(code: int) -> None:
@@ -176,7 +182,7 @@ def _job(cfg: DictConfig) -> None:
     except Interrupted as interrupted:
         # Ctrl-C ends the whole sweep, not only this job.
         if here.is_first:
-            print(printable(f"bnrnn: {interrupted}: {interrupted.advice}"), file=sys.stderr)
+            _report(f"bnrnn: {interrupted}: {interrupted.advice}")
         if interrupted.signum in SCHEDULERS:
             launch.hand_over(interrupted.signum)
         sys.exit(128 + interrupted.signum)

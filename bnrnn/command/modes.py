@@ -24,7 +24,7 @@ from bnrnn.nn.lstm import AlikeWarning
 from bnrnn.runs.analysis import write_analysis
 from bnrnn.runs.directory import RunDirectory
 from bnrnn.runs.files import write_atomic
-from bnrnn.runs.find import find_analysis
+from bnrnn.runs.find import find_analysis, read_run
 from bnrnn.runs.interrupt import Interrupted
 from bnrnn.runs.metrics import format_values
 from bnrnn.runs.provenance import provenance
@@ -33,7 +33,6 @@ from bnrnn.runs.record import (
     Result,
     decode_json,
     read_settings,
-    read_subject,
     write_json,
 )
 from bnrnn.runs.text import quoted
@@ -109,14 +108,16 @@ def _lead(config: Config, device: torch.device) -> None:
         finished = decode_json(run.result, Result)
         if config.resume not in (None, "auto"):
             _check_same(config, run)
-        subject = read_subject(run.subject)
-        if subject is not None and finished is not None:
-            if config.total_steps(subject.steps_per_epoch) <= finished.max_steps:
+        if finished is not None and run.subject.exists():
+            found = read_run(run.path)
+            asked = config.total_steps(found.subject.steps_per_epoch)
+            if found.suffices(asked, config.patience):
                 values = format_values(finished.test)
                 log.info("%s is finished: test %s; %s", run.path, values, finished.data)
                 processes.from_first(_no_path)
                 return
-            where.resumed_folder(run.path)
+            if not run.last.exists():
+                raise CheckpointError(f"{run.path} has no last.pt to resume from: restore it")
         try:
             processes.from_first(lambda: run.path)
             with processes.explained():
@@ -151,8 +152,7 @@ def _remember_failure(run: RunDirectory, error: Exception) -> None:
         return
     # Do not let a full disk mask the error itself.
     with contextlib.suppress(OutputError, CheckpointError):
-        result, subject = decode_json(run.result, Result), read_subject(run.subject)
-        if result is None or subject is None or result.max_steps < subject.total_steps:
+        if not (run.result.exists() and read_run(run.path).is_finished):
             text = " ".join(str(error).split()) or type(error).__name__
             write_json(run.failure, Failure(text, getattr(error, "exit_code", 1)))
 

@@ -3,7 +3,6 @@
 The field "analysis" gives the kind; analyses of a trained model name it in `of`.
 """
 
-import json
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,8 +10,7 @@ from typing import Any, ClassVar
 import msgspec
 
 from bnrnn.errors import CheckpointError
-from bnrnn.runs.files import write_atomic
-from bnrnn.runs.record import Count, decode_json
+from bnrnn.runs.record import Count, decode_json, dump_json
 
 
 @dataclass(frozen=True)
@@ -126,9 +124,14 @@ KINDS: dict[str, type[Analysis]] = {
 
 
 def write_analysis(path: Path, found: Analysis) -> None:
+    """
+    Raises:
+        NonFiniteError: a number is not finite.
+        OutputError: see `write_atomic`.
+    """
     content = {"analysis": found.analysis} | msgspec.to_builtins(found)
     # Without indentation: indented JSON would put each number of a curve on its own line.
-    write_atomic(path, (json.dumps(content) + "\n").encode("utf-8", "backslashreplace"))
+    dump_json(path, content)
 
 
 def read_analysis(path: Path) -> Analysis | None:

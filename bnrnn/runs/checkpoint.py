@@ -20,9 +20,11 @@ from typing import Any, TypeVar
 
 import msgspec
 import torch
+from torch import Tensor
 
-from bnrnn.errors import CheckpointError
+from bnrnn.errors import CheckpointError, NonFiniteError
 from bnrnn.runs.files import write_atomic
+from bnrnn.runs.record import Count
 
 FORMAT = 1
 _KINDS: dict[str, Any] = {
@@ -74,6 +76,7 @@ def load(path: Path, device: torch.device) -> dict[str, Any]:
     for part, kind in _KINDS.items():
         if not isinstance(content[part], kind):
             raise damaged(path, f"its {part} is a {type(content[part]).__name__}")
+    typed(path, [content[part] or 0 for part in ("step", "calibrated")], list[Count])
     return content
 
 
@@ -122,6 +125,7 @@ def load_model(model: torch.nn.Module, content: dict[str, Any], path: Path) -> N
 
     Raises:
         CheckpointError: the checkpoint belongs to another model.
+        NonFiniteError: a weight or statistic is not finite.
     """
     try:
         model.load_state_dict(content["model"])
@@ -130,22 +134,51 @@ def load_model(model: torch.nn.Module, content: dict[str, Any], path: Path) -> N
         raise CheckpointError(f"{path} is of another model: {first}") from error
     except (AttributeError, TypeError, ValueError) as error:
         raise damaged(path, f"its model is not a state_dict ({error})") from error
+    for name, value in model.state_dict().items():
+        if not value.isfinite().all():
+            raise NonFiniteError(
+                f"{path} is not finite in {name}: restore it, or start the run again with a lower "
+                "optimizer.lr"
+            )
 
 
-def load_optimizer(optimizer: torch.optim.Optimizer, state: Any, path: Path) -> None:
-    """Load a saved state into an optimizer.
+def load_optimizer(optimizer: torch.optim.Optimizer, saved: Any, step: int, path: Path) -> None:
+    """Load the saved state of an optimizer at `step`; its options remain those of the settings.
 
     Raises:
         CheckpointError: the state does not fit this optimizer and its parameters.
     """
-    try:
-        optimizer.load_state_dict(state)
-    except Exception as error:  # a state that does not fit can raise almost any type in torch
-        raise damaged(path, f"its optimizer is of another kind ({error})") from error
-    for parameter, values in optimizer.state.items():
-        for value in values.values():
-            if torch.is_tensor(value) and value.shape not in (parameter.shape, torch.Size()):
-                raise damaged(path, "its optimizer is of another model")
+    state = saved.get("state") if isinstance(saved, dict) else None
+    options = optimizer.state_dict()["param_groups"]
+    parameters = dict(enumerate(p for group in optimizer.param_groups for p in group["params"]))
+    if not isinstance(state, dict) or not state.keys() <= parameters.keys():
+        raise damaged(path, "its optimizer is of another model")
+    # A model may have parameters without a gradient, and they have no state; but not all of them.
+    if step and not state and _after_a_step(optimizer, parameters[0]):
+        raise damaged(path, "its optimizer has lost its state")
+    for number, found in state.items():
+        expected = _after_a_step(optimizer, parameters[number])
+        if not isinstance(found, dict) or found.keys() != expected.keys():
+            raise damaged(path, "its optimizer is of another kind")
+        for name, value in found.items():
+            if not _alike(value, expected[name], parameters[number].shape):
+                raise damaged(path, f"{name} of its optimizer is not that of this model")
+    optimizer.load_state_dict({"state": state, "param_groups": options})
+
+
+def _after_a_step(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[str, Tensor]:
+    """Return the state that this kind of optimizer has of a vector after a step."""
+    vector = parameter.new_zeros(1, requires_grad=True)
+    vector.grad = torch.zeros_like(vector)
+    fresh = type(optimizer)([vector], **optimizer.defaults)
+    fresh.step()
+    return fresh.state[vector]
+
+
+def _alike(value: Any, expected: Tensor, shape: torch.Size) -> bool:
+    return isinstance(value, Tensor) and (value.dtype, value.layout, value.shape) == (
+        expected.dtype, expected.layout, shape if expected.ndim else expected.shape,
+    )  # fmt: skip
 
 
 def random_state(device: torch.device) -> dict[str, Any]:

@@ -5,7 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from bnrnn.errors import CheckpointError
+from bnrnn.runs import checkpoint
 from bnrnn.runs.analysis import Analysis, read_analysis
 from bnrnn.runs.directory import RunDirectory, is_held
 from bnrnn.runs.record import (
@@ -97,9 +100,9 @@ def _walk(folder: Path, unreadable: list[Unreadable]) -> Iterator[tuple[Path, se
 def find_matching(outputs: Path, config: Config) -> Path | None:
     """Return the run under `outputs` with these settings that is finished or can be resumed.
 
-    A run that finished with at least the requested steps comes first; the shortest, if there are
-    several. Otherwise it is the run with the most steps, but not beyond the requested ones. Ties go
-    to the newest.
+    A run that finished with at least the requested steps, or that this patience would have stopped
+    where it is, comes first; the shortest, if there are several. Otherwise it is the run with the
+    most steps, but not beyond the requested ones. Ties go to the newest.
 
     Raises:
         CheckpointError: a folder that may be this run is damaged. Training must not start again
@@ -114,15 +117,15 @@ def find_matching(outputs: Path, config: Config) -> Path | None:
             continue
         run = _sure(path)
         asked = config.total_steps(run.subject.steps_per_epoch)
-        if run.result is not None and run.result.max_steps >= asked:
+        if run.result is not None and run.suffices(asked, config.patience):
             finished.append((-run.result.max_steps, _changed(path), path))
         elif not run.resumable:
             raise CheckpointError(
                 f"{path} has these settings but has lost its last.pt: restore it, or move the "
                 "folder elsewhere to start the run again"
             )
-        elif run.step <= asked:
-            begun.append((run.step, _changed(path), path))
+        elif (step := _saved_step(files)) <= asked:
+            begun.append((step, _changed(path), path))
     return max(finished or begun)[-1] if finished or begun else None
 
 
@@ -205,6 +208,14 @@ def _is_another(path: Path, config: Config) -> bool:
 def _sure(path: Path) -> Run:
     try:
         return read_run(path)
+    except CheckpointError as error:
+        raise _unsure(error) from error
+
+
+def _saved_step(files: RunDirectory) -> int:
+    """Return the step of the last checkpoint; the records may end before or after it."""
+    try:
+        return checkpoint.load(files.last, torch.device("cpu"))["step"]
     except CheckpointError as error:
         raise _unsure(error) from error
 

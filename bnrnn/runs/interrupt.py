@@ -22,8 +22,8 @@ class Interrupted(Exception):  # noqa: N818 (it is no error)
 class Interruption:
     """Remembers a signal in a `with` block; a second signal of the same kind acts immediately.
 
-    The signals are SIGINT (Ctrl-C), SIGTERM, and the two by which cluster schedulers announce the
-    end of a job.
+    The signals are SIGINT (Ctrl-C), SIGTERM, SIGHUP (the terminal was closed), and the two by which
+    cluster schedulers announce the end of a job. An ignored SIGHUP, as under nohup, stays ignored.
 
     Args:
         agree: combines the signal numbers of all processes of the run to one, so that all stop at
@@ -36,7 +36,8 @@ class Interruption:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Interruption":
-        for signum in (signal.SIGINT, signal.SIGTERM, *SCHEDULERS):
+        hung_up = () if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else (signal.SIGHUP,)
+        for signum in (signal.SIGINT, signal.SIGTERM, *hung_up, *SCHEDULERS):
             # None: a handler that is not Python's, such as faulthandler's.
             self._before[signum] = signal.signal(signum, self._remember) or signal.SIG_DFL
         return self
@@ -47,7 +48,8 @@ class Interruption:
 
     def _remember(self, signum: int, frame: FrameType | None) -> None:
         self.signum = signum
-        signal.signal(signum, self._before[signum])
+        if signum != signal.SIGHUP:  # it comes twice: from the kernel and from the shell
+            signal.signal(signum, self._before[signum])
 
     def check(self) -> None:
         """Stop if a signal has arrived.

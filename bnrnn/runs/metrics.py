@@ -27,29 +27,17 @@ class MetricsWriter:
         run: RunDirectory,
         settings: Settings,
         metric: Metric,
-        first_step: int = 0,
-        validated: int = -1,
-        count: int = 0,
+        first_step: int,
+        kept: list[Record],
     ) -> None:
-        """Open the metrics of a run, and drop records that are newer than its checkpoint.
+        """Open the metrics of a run after `first_step`, with the records `kept` of it so far.
 
         Args:
             metric: the metric that selects the model.
-            first_step, validated, count: the checkpoint's step, the step of its last validation,
-                and its number of records. A killed process may have written records beyond them;
-                they are dropped, because training writes them again.
 
         Raises:
-            CheckpointError: there are fewer records than the checkpoint had.
             OutputError: the records cannot be written.
         """
-        kept = up_to(read_records(run.metrics), first_step, validated)
-        if len(kept) < count:
-            raise CheckpointError(
-                f"{run.metrics} has lost {count - len(kept)} of the {count} records that "
-                f"{run.last.name} was saved with: restore both from one copy, or "
-                "start the run again"
-            )
         self.count = len(kept)  # records written, of training and validation
         write_records(run.metrics, kept)
         with contextlib.ExitStack() as opened:
@@ -121,6 +109,27 @@ class NoMetrics:
         return self
 
     def __exit__(self, *exc: object) -> None: ...
+
+
+def kept_records(run: RunDirectory, step: int, validated: int, count: int) -> list[Record]:
+    """Return the records of a run up to its checkpoint.
+
+    A killed process may have written more, which training writes again.
+
+    Args:
+        step, validated, count: the checkpoint's step, the step of its last validation, and its
+            number of records.
+
+    Raises:
+        CheckpointError: there are fewer records than the checkpoint had.
+    """
+    kept = up_to(read_records(run.metrics), step, validated)
+    if len(kept) < count:
+        raise CheckpointError(
+            f"{run.metrics} has lost {count - len(kept)} of the {count} records that "
+            f"{run.last.name} was saved with: restore both from one copy, or start the run again"
+        )
+    return kept
 
 
 def up_to(records: list[Record], step: int, validated: int) -> list[Record]:

@@ -17,6 +17,7 @@ import copy
 import functools
 import json
 import math
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -25,8 +26,9 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 import yaml
 
-from bnrnn.errors import CheckpointError
+from bnrnn.errors import CheckpointError, NonFiniteError
 from bnrnn.runs.files import read_bounded, write_atomic
+from bnrnn.settings.schema import MOST
 
 FORMAT = 1
 MOST_BYTES = 16 << 20  # of a file that is read whole
@@ -34,7 +36,8 @@ _SHORT = 16 << 10  # characters of settings that are cached; a run's settings ha
 MOST_METRICS_BYTES = 256 << 20  # a million records
 
 _T = TypeVar("_T")
-Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=MOST)]
+Finite = Annotated[float, msgspec.Meta(ge=-sys.float_info.max, le=sys.float_info.max)]
 Scalar = str | bool | int | float | None
 Settings = dict[str, Any]
 
@@ -187,11 +190,24 @@ class Run:
         """running, finished, failed, stopped (can be resumed) or unfinished (cannot)."""
         if self.held:
             return "running"
-        if self.result is not None and self.result.max_steps >= self.subject.total_steps:
+        if self.is_finished:
             return "finished"
         if self.failure is not None:
             return "failed"
         return "stopped" if self.resumable else "unfinished"
+
+    @property
+    def is_finished(self) -> bool:
+        return self.suffices(self.subject.total_steps, self.settings.get("patience"))
+
+    def suffices(self, steps: int, patience: int | None) -> bool:
+        """Return whether a run of `steps` steps with this patience would end with the result."""
+        result = self.result
+        if result is None or result.max_steps < steps:
+            return False
+        validated = {r.step for r in self.records if r.split == "valid"}
+        stale = sum(step > result.best_step for step in validated)
+        return result.steps >= steps or (patience is not None and stale >= patience)
 
     @property
     def step(self) -> int:
@@ -243,10 +259,21 @@ def write_json(path: Path, content: Any) -> None:
     """Write a dataclass or plain data as indented JSON.
 
     Raises:
+        NonFiniteError: a number is not finite; JSON has no such numbers.
         OutputError: see `write_atomic`.
     """
     plain = content if isinstance(content, dict) else asdict(content)
-    text = json.dumps(plain, indent=2, ensure_ascii=False) + "\n"
+    dump_json(path, plain, indent=2, ensure_ascii=False)
+
+
+def dump_json(path: Path, plain: Any, **options: Any) -> None:
+    try:
+        text = json.dumps(plain, allow_nan=False, **options) + "\n"
+    except ValueError as error:
+        raise NonFiniteError(
+            f"{path} was not written, because a number in it is not finite: start the run again "
+            "with a lower optimizer.lr"
+        ) from error
     # Bytes of a path that are not UTF-8 are surrogates here; JSON escapes them as \udcff.
     write_atomic(path, text.encode("utf-8", "backslashreplace"))
 
@@ -338,6 +365,7 @@ class _Needed:
     task: _Named
     model: _Named
     scale: str | None = None
+    patience: Count | None = None
 
 
 def _check_plain(settings: Settings, depth: int = 0) -> None:

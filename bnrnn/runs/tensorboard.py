@@ -1,5 +1,6 @@
 """A run's TensorBoard page: settings, curves, statistics, gradients and figures."""
 
+import threading
 from typing import Any
 
 import yaml
@@ -81,6 +82,19 @@ class TensorBoard:
 
     def close(self) -> None:
         self._writer.close()
+
+
+_print_traceback = threading.excepthook
+
+
+def _except_of_the_writer(failed: threading.ExceptHookArgs) -> None:
+    # TensorBoard writes in a thread. It keeps an OSError for the next call, which raises it again.
+    of_the_writer = type(failed.thread).__module__.startswith("tensorboard.")
+    if not (of_the_writer and issubclass(failed.exc_type, OSError)):
+        _print_traceback(failed)
+
+
+threading.excepthook = _except_of_the_writer
 
 
 def _compared(settings: Settings) -> dict[str, bool | int | float | str]:

@@ -14,6 +14,7 @@ from omegaconf import MISSING
 from bnrnn.errors import ConfigError
 from bnrnn.nn.options import LSTMOptions, NoiseOptions, NormOptions, ReaderOptions, require
 
+MOST = 2**53  # the largest count in a run's files: JSON has larger integers only as floats
 # Key in a field's metadata: a resumed run may change this field and is still the same run.
 FREE = "free"
 _FREE = {FREE: True}
@@ -60,19 +61,21 @@ def _seed(key: str, value: int) -> None:
     _require(0 <= value < 2**32, key, value, "in 0..4294967295")
 
 
-def check_finite(config: Any, prefix: str = "") -> None:
-    """Check that float32 can hold all numbers and their differences, also those in lists.
+def check_numbers(config: Any, prefix: str = "") -> None:
+    """Check that float32 can hold all numbers and their differences, and JSON all counts.
 
     Raises:
-        ConfigError: a number is infinite, NaN or too large.
+        ConfigError: a number, also one in a list, is infinite, NaN or too large.
     """
     for key, value in vars(config).items():
         if dataclasses.is_dataclass(value):
-            check_finite(value, f"{prefix}{key}.")
+            check_numbers(value, f"{prefix}{key}.")
         for number in value if isinstance(value, list) else [value]:
             if isinstance(number, float):
                 _require(math.isfinite(number), prefix + key, number, "a finite number")
                 _require(abs(number) < _LARGEST, prefix + key, number, f"below {_LARGEST:g}")
+            elif isinstance(number, int):
+                _require(number <= MOST, prefix + key, number, f"{MOST} or less")
 
 
 @dataclass
@@ -500,12 +503,23 @@ class Config:
     checkpoint_minutes: float = free(10.0)
 
     def total_steps(self, steps_per_epoch: int) -> int:
-        """Return the number of training steps that the settings allow."""
-        total = (self.max_epochs or self.task.max_epochs) * steps_per_epoch
-        return total if self.max_steps is None else min(total, self.max_steps)
+        """Return the number of training steps that the settings allow.
+
+        Raises:
+            ConfigError: there are too many.
+        """
+        epochs = self.max_epochs or self.task.max_epochs
+        total = min(epochs * steps_per_epoch, self.max_steps or math.inf)
+        if total > MOST:
+            most = MOST // steps_per_epoch
+            raise ConfigError(
+                f"max_epochs must be {most} or less for epochs of {steps_per_epoch} steps, got "
+                f"{epochs}: lower it or set max_steps"
+            )
+        return int(total)
 
     def __post_init__(self) -> None:
-        check_finite(self)
+        check_numbers(self)
         if self.scale is not None:
             _choice("scale", self.scale, *SCALES)
         _choice("selection", self.selection, "population", "batch", "last")
