@@ -5,10 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
 from bnrnn.errors import CheckpointError
-from bnrnn.runs import checkpoint
 from bnrnn.runs.analysis import Analysis, read_analysis
 from bnrnn.runs.directory import RunDirectory, is_held
 from bnrnn.runs.record import (
@@ -214,6 +211,11 @@ def _sure(path: Path) -> Run:
 
 def _saved_step(files: RunDirectory) -> int:
     """Return the step of the last checkpoint; the records may end before or after it."""
+    # Imported here, because --help and wrong settings do not need torch.
+    import torch
+
+    from bnrnn.runs import checkpoint
+
     try:
         return checkpoint.load(files.last, torch.device("cpu"))["step"]
     except CheckpointError as error:
