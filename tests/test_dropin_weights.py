@@ -161,12 +161,15 @@ def test_frozen_weights_stay_frozen():
     ours = BNLSTM.from_lstm(lstm)
     frozen = {name for name, p in ours.named_parameters() if not p.requires_grad}
     assert frozen == {"weight_ih_l0", "bias_l1"}
+    plain = BNLSTM.from_lstm(lstm, **NONE)
+    back = {name for name, p in plain.to_lstm().named_parameters() if not p.requires_grad}
+    assert back == {"weight_ih_l0", "bias_ih_l1", "bias_hh_l1"}
 
 
 def test_a_conversion_draws_no_random_numbers():
     lstm = nn.LSTM(D, H)
     before = torch.get_rng_state()
-    BNLSTM.from_lstm(lstm)
+    BNLSTM.from_lstm(lstm, **NONE).to_lstm()
     assert torch.equal(torch.get_rng_state(), before)
 
 

@@ -631,6 +631,7 @@ def test_names_tell_settings_apart(tmp_path):
     make_run(outputs / "own1", "lstm", [3.0], task="pydocs")
     make_run(outputs / "own2", "lstm", [3.0], task="pydocs", model__dropout=0.5)
     make_run(outputs / "own3", "lstm", [3.0], task="pydocs", model__dropout=0.25)
+    make_run(outputs / "own4", "lstm", [3.0], task="pydocs", model__dropout=0.25, seed=1)
     results.collect(outputs, target)
     assert sorted(path.name for path in (target / "runs").iterdir()) == [
         "pmnist-bnlstm-seed0", "pmnist_official-bnlstm-seed0",
@@ -638,7 +639,8 @@ def test_names_tell_settings_apart(tmp_path):
         "ptb-bnlstm-dropout_0.5-variant_stripped-seed0",
         "ptb-bnlstm-gamma0.3-seed0", "ptb-bnlstm-gamma1-seed0", "ptb-bnlstm-hour-seed0",
         "ptb-bnlstm-seed0", "ptb-bnlstm-seed1",
-        "pydocs-lstm-dropout_0.25-seed0", "pydocs-lstm-dropout_0.5-seed0", "pydocs-lstm-seed0",
+        "pydocs-lstm-dropout_0.25-seed0", "pydocs-lstm-dropout_0.25-seed1",
+        "pydocs-lstm-dropout_0.5-seed0", "pydocs-lstm-seed0",
     ]  # fmt: skip
     before = {file: file.read_bytes() for file in target.rglob("*.*") if file.is_file()}
     results.collect(outputs, target)

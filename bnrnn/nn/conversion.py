@@ -5,6 +5,7 @@ statistics, this is one affine map of y. It is the identity if γ = sqrt(var + �
 added to b (or β_c). In the other direction, the map can be folded into the weights.
 """
 
+import contextlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -27,6 +28,11 @@ def check_source(lstm: nn.LSTM) -> None:
         raise TypeError(f"lstm must be a torch.nn.LSTM, got {type(lstm).__name__}")
     if lstm.proj_size != 0:
         raise ValueError("an LSTM with proj_size cannot be converted: only one without projections")
+
+
+def keeping_random_state(device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """A context for initial weights that are overwritten: it draws no random numbers."""
+    return torch.random.fork_rng([device] if device.type == "cuda" else [])
 
 
 @torch.no_grad()
@@ -128,18 +134,21 @@ def folded(module: Any) -> nn.LSTM:
     if module.options.learned_state or module.options.init_noise > 0:
         raise ValueError("torch.nn.LSTM starts from zeros: no learned_state, no init_noise")
     weight = module.weight_hh_l0
-    lstm = nn.LSTM(
-        module.input_size, module.hidden_size, module.num_layers,
-        bias=module.bias or not module.normalization.is_empty, batch_first=module.batch_first,
-        dropout=module.dropout, bidirectional=module.bidirectional,
-        device=weight.device, dtype=weight.dtype,
-    )  # fmt: skip
+    with keeping_random_state(weight.device):
+        lstm = nn.LSTM(
+            module.input_size, module.hidden_size, module.num_layers,
+            bias=module.bias or not module.normalization.is_empty, batch_first=module.batch_first,
+            dropout=module.dropout, bidirectional=module.bidirectional,
+            device=weight.device, dtype=weight.dtype,
+        )  # fmt: skip
     for name, parameter in lstm.named_parameters():
+        place = name.split("_", 2)[2]
         if name.startswith("bias"):
             parameter.zero_()
-        place = name.split("_", 2)[2]
-        if name.startswith("bias_ih") and module.bias:
-            parameter.copy_(getattr(module, f"bias_{place}"))
+            if module.bias:
+                bias = getattr(module, f"bias_{place}")
+                parameter.requires_grad_(bias.requires_grad)
+                parameter.add_(bias if name.startswith("bias_ih") else 0)
     for name, parameter in lstm.named_parameters():
         kind, term, place = name.split("_", 2)
         if kind != "weight":
@@ -147,7 +156,8 @@ def folded(module: Any) -> nn.LSTM:
         scale, shift = _affine(module, term, place)
         if term == "ih" and module.normalization.sums:
             scale, _ = _affine(module, "hh", place)  # the shift is added once, for "hh"
-        parameter.copy_(getattr(module, name) * scale[:, None])
+        weight = getattr(module, name)
+        parameter.copy_(weight * scale[:, None]).requires_grad_(weight.requires_grad)
         if lstm.bias:
             getattr(lstm, f"bias_ih_{place}").add_(shift)
         if term == "hh":

@@ -282,13 +282,14 @@ class BNLSTM(nn.Module):
             options: those of `BNLSTM`.
 
         Raises:
+            TypeError: `lstm` is not a `torch.nn.LSTM`, or `batches` is a single tensor.
             ValueError: `lstm` has projections; a normalised module has no bias to compensate with;
                 there are no batches to take moments from; or the options include layer
                 normalisation or zoneout, which cannot reproduce an LSTM.
         """
         conversion.check_source(lstm)
         weight = cast("Tensor", lstm.weight_hh_l0)  # no Parameter, if parametrised or pruned
-        with torch.random.fork_rng([weight.device] if weight.is_cuda else []):
+        with conversion.keeping_random_state(weight.device):
             module = cls(
                 lstm.input_size, lstm.hidden_size, lstm.num_layers, lstm.bias, lstm.batch_first,
                 lstm.dropout, lstm.bidirectional,

@@ -82,10 +82,18 @@ def folder_name(run: Run, kept: dict[str, Run]) -> str:
     Args:
         kept: the runs already copied, by folder. A repeated run gets the folder of the first.
     """
-    for name, other in kept.items():
-        same = (run.seed, run.scale) == (other.seed, other.scale)
-        if same and len(cluster([run, other])) == 1:
+    alike = {
+        name: other
+        for name, other in kept.items()
+        if run.scale == other.scale and len(cluster([run, other])) == 1
+    }
+    for name, other in alike.items():
+        if run.seed == other.seed:
             return name
+    for name, other in alike.items():  # the same settings, another seed: the same name but the seed
+        head, _, seed = name.rpartition("seed")
+        if seed == str(other.seed) and f"{head}seed{run.seed}" not in kept:
+            return f"{head}seed{run.seed}"
     keys = unlike_the_paper(run) - MEASURED
     while True:
         changes = [part(key, comparable(run).get(key)) for key in sorted(keys)]
