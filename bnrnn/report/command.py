@@ -20,8 +20,9 @@ def command(run: Run) -> str:
     """The command of a finished run, made from its settings.
 
     It contains the settings that differ from those of its task and model, or from those of
-    `experiment=official_code` or `reproduce=` if the run used them. The steps are those that were
-    run. If `conf/` has no such task, model or setting, this is the recorded command.
+    `experiment=official_code` or `reproduce=` if the run used them, or most of them. The steps are
+    those that were run. If `conf/` has no such task, model or setting, this is the recorded
+    command.
     """
     result = run.result
     assert result is not None
@@ -45,7 +46,8 @@ def _choices(run: Run) -> tuple[list[str], dict[str, Any]]:
         named = [f"reproduce={paper.family(run.data)}", f"scale={run.scale}"]
         return [*named, *words], paper.usual(task, model, *named)
     official = paper.official_code(task, model)
-    if len(official) > 1 and official.items() <= values.items():
+    agreeing = sum(values.get(key) == value for key, value in official.items())
+    if len(official) > 1 and agreeing > len(official) / 2:
         words.append("experiment=official_code")
     optimizer = values.get("optimizer.name")
     if optimizer != paper.usual(task, model, *words[2:]).get("optimizer.name"):
