@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from bnrnn.command import arguments, launch, terminal
 from bnrnn.command.explain import explain
 from bnrnn.errors import BnrnnError, ConfigError, MemoryLimitError, OutputError, printable
+from bnrnn.runs.files import not_writable
 from bnrnn.runs.interrupt import SCHEDULERS, Interrupted
 from bnrnn.settings import compose
 from bnrnn.settings.schema import Config
@@ -86,9 +87,7 @@ def _explained(error: BaseException) -> BnrnnError | None:
         return None if sys.stdout is None else _closed_pipe(error)
     if isinstance(error, OSError) and (error.filename is not None or error.errno == errno.ENOSPC):
         place = "standard output" if error.filename is None else error.filename
-        return OutputError(
-            f"cannot write to {place}: {error.strerror}; choose another place with outputs=DIR"
-        )
+        return not_writable(place, error)
     if (memory := out_of_memory(error)) is not None:
         return memory
     if _jobs == 0:

@@ -7,8 +7,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from bnrnn.errors import CheckpointError, OutputError
+from bnrnn.errors import CheckpointError
 from bnrnn.runs.directory import RunDirectory, claim, clean, refuse_links
+from bnrnn.runs.files import not_writable
 from bnrnn.runs.find import find_finished, find_matching
 from bnrnn.runs.record import write_settings
 from bnrnn.settings.same import to_dict
@@ -88,9 +89,7 @@ def make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(
-            f"cannot write to {path}: {error.strerror}; choose another place with outputs=DIR"
-        ) from error
+        raise not_writable(path, error) from error
 
 
 def stamp() -> str:

@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 from bnrnn.errors import CheckpointError, OutputError
-from bnrnn.runs.files import remove_temporaries
+from bnrnn.runs.files import not_writable, remove_temporaries
 
 # Files of a run before its first step. A folder with only these has nothing worth keeping.
 _NOT_BEGUN = {"config.yaml", "run.json", "bnrnn.log"}
@@ -72,10 +72,7 @@ class RunDirectory:
         except (BlockingIOError, FileNotFoundError):
             return False
         except OSError as error:
-            raise OutputError(
-                f"cannot write to {self.path}: {error.strerror}; choose another place with "
-                "outputs=DIR"
-            ) from error
+            raise not_writable(self.path, error) from error
         if not same:
             os.close(descriptor)
             return False
@@ -123,13 +120,10 @@ def claim(parent: Path, stamp: str) -> RunDirectory:
             continue
         except OSError as error:
             taken = isinstance(error, FileExistsError)
-            # A parent that is a link to nowhere exists too, whatever the stamp.
+            # A parent that is a link to nowhere exists too, regardless of the stamp.
             if taken and (error.filename == str(run.path) or not os.path.islink(error.filename)):
                 continue
-            raise OutputError(
-                f"cannot write to {run.path}: {error.strerror}; choose another place with "
-                "outputs=DIR"
-            ) from error
+            raise not_writable(run.path, error) from error
         if run._try_lock():
             return run
     raise AssertionError

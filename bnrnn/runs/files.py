@@ -51,6 +51,12 @@ def cannot_write(path: Path, error: OSError) -> str:
     )
 
 
+def not_writable(place: Path | str, error: OSError) -> OutputError:
+    return OutputError(
+        f"cannot write to {place}: {error.strerror}; choose another place with outputs=DIR"
+    )
+
+
 def remove_temporaries(folder: Path) -> None:
     """Delete the temporary files that `write_atomic` left in `folder` when its process was killed.
 
