@@ -1,7 +1,7 @@
 // The backward pass of one time step, unit by unit. The equations are at the head of recurrence.cpp.
 #pragma once
 
-#include <vector>
+#include <array>
 
 #include "bf16_gradient.h"
 #include "step.h"
@@ -14,8 +14,8 @@ class BackwardStep : public Step<T, kGeneral> {
   using Base = Step<T, kGeneral>;
   using Base::p, Base::H, Base::W, Base::units, Base::inputs, Base::cell_at, Base::live_at;
   using Base::counted_at, Base::panel_at, Base::input_panel_at, Base::is_lone, Base::row_of;
-  using Base::layout, Base::input_layout, Base::drops_hidden, Base::input_term;
-  using Base::layer_ih, Base::layer_hh, Base::layer_c;
+  using Base::layout, Base::input_layout, Base::drops_hidden, Base::input_term, Base::apart;
+  using Base::scalar_input, Base::layer_ih, Base::layer_hh, Base::layer_c;
 
   BackwardStep(const Problem<T>& problem, int thread, int threads)
       : Base(problem, thread, threads),
@@ -23,8 +23,25 @@ class BackwardStep : public Step<T, kGeneral> {
         bf16_of_input(*this, p.bf16_input() && p.dense != nullptr && !p.sums &&
                                  p.grad_weight_ih != nullptr),
         grad_out(at_hand * W),
-        unit_sums(units_held * kUnitSums),
-        unit_constants(units_held) {}
+        units_per_run(units_of_run(W)),
+        units_held(apart ? units.size() : units_per_run),
+        unit(units_held * kUnitArrays * W),
+        unit_sums(units_held * kUnitSums) {}
+
+  // Visit the runs of a group: few enough units that the rows that they keep between the parts of a
+  // step stay in the first-level cache.
+  template <typename Visit>
+  void for_runs(Range group, Visit&& visit) const {
+    for (ptrdiff_t first = group.begin; first < group.end; first += units_per_run) {
+      visit(Range{first, std::min(first + units_per_run, group.end)});
+    }
+  }
+
+  // Find how the group's terms and cell states were normalised at step t.
+  void find_all_standards(ptrdiff_t t, Range group) {
+    find_standards(t, group);
+    of_c.find(p.c, t, group, H);
+  }
 
   // Prepare `input` for the backward pass. If the sum is normalised, `recurrent` contains the term
   // already, and `input` must be zero.
@@ -52,9 +69,7 @@ class BackwardStep : public Step<T, kGeneral> {
   // The gradients of unit j at step t follow the equations at the head of recurrence.cpp. This is
   // the first part, from h_t to the normalised cell state.
   void backward_state(ptrdiff_t t, Range group, ptrdiff_t j) {
-    const ptrdiff_t W = this->W;
-    Constants& of = constants_of(j) = Constants(*this, t, j);
-    of.c = standard_at(p.c, t, j, H);
+    const ptrdiff_t W = this->W, u = j - group.begin;
     const T beta = beta_of(j);
     T *x[kGates], *h[kGates];
     terms(t, group, j, x, h);
@@ -72,17 +87,17 @@ class BackwardStep : public Step<T, kGeneral> {
     T* const dz_o = array(j, kOfZ) + kOutput * W;
     const FactorRow<T> candidate_factor = row_of(p.candidate_factor, t, j);
     const FactorRow<T> hold = row_of(p.hold_hidden, t, j);
-    const bool layer = kGeneral && p.c.layer;
+    const bool layer = kGeneral && p.c.layer, scalar = scalar_input.is_given();
     // Recompute the gates and c_t.
     for (ptrdiff_t b = 0; b < W; b += kLanes<T>) {
       Vector<T> gate_of[kGates];
 #pragma GCC unroll 4
       for (int gate = 0; gate < kGates; ++gate) {
-        const Vector<T> x_hat = (load(x[gate] + b) - of.x[gate].mean) * of.x[gate].rstd;
-        const Vector<T> h_hat = (load(h[gate] + b) - of.h[gate].mean) * of.h[gate].rstd;
-        store(x_hats[gate] + b, x_hat);
+        const Vector<T> x_hat = of_x.hat(gate, u, load(x[gate] + b));
+        const Vector<T> h_hat = of_h.hat(gate, u, load(h[gate] + b));
+        if (!scalar) store(x_hats[gate] + b, x_hat);
         store(h_hats + gate * W + b, h_hat);
-        gate_of[gate] = x_hat * of.x[gate].gamma + h_hat * of.h[gate].gamma + of.bias[gate];
+        gate_of[gate] = x_hat * of_x.gamma[gate][u] + (h_hat * of_h.gamma[gate][u] + bias[gate][u]);
       }
       activate(gate_of);
 #pragma GCC unroll 4
@@ -92,7 +107,7 @@ class BackwardStep : public Step<T, kGeneral> {
       const Integers<T> runs = load(live + b) != 0;
       const Vector<T> before = load(c_before + b);
       const Vector<T> c = runs ? gate_of[kForget] * before + gate_of[kInput] * g : before;
-      const Vector<T> hat = layer ? layer_c.normalized(c, b) : (c - of.c.mean) * of.c.rstd;
+      const Vector<T> hat = layer ? layer_c.normalized(c, b) : of_c.hat(0, u, c);
       store(c_hat + b, hat);
     }
 
@@ -101,7 +116,7 @@ class BackwardStep : public Step<T, kGeneral> {
     for_blocks<T>(W, [&](ptrdiff_t first, auto vectors) {
       Vector<T> squashed[vectors];
       for (int i = 0; i < vectors; ++i) {
-        squashed[i] = load(c_hat + first + i * kLanes<T>) * of.c.gamma + beta;
+        squashed[i] = load(c_hat + first + i * kLanes<T>) * of_c.gamma[0][u] + beta;
       }
       tanh<T>(squashed);
       for (int i = 0; i < vectors; ++i) {
@@ -129,15 +144,14 @@ class BackwardStep : public Step<T, kGeneral> {
     sums[0] = sum<T>(sum_y), sums[1] = sum<T>(sum_y_hat);
     if (p.grad_beta_c != nullptr) p.grad_beta_c[j] += sums[0];
     if (p.c.grad_gamma != nullptr) p.c.grad_gamma[j] += sums[1];
-    if (layer) layer_c.put_gradient(j, {dy}, {c_hat}, {of.c});
+    if (layer) layer_c.put_gradient(j, {dy}, {c_hat}, {of_c.gamma[0][u]});
   }
 
   // From c̃_t = f c_{t-1} + i g to the gradients of the gates' arguments. In a finished sequence
   // c_t is c_{t-1}, so its gates have no gradient; but if it counts in the statistics, its c has
   // the gradient that comes through them.
   void backward_cell(ptrdiff_t t, Range group, ptrdiff_t j) {
-    const ptrdiff_t W = this->W;
-    const Constants& of = constants_of(j);
+    const ptrdiff_t W = this->W, u = j - group.begin;
     const T *c_before = cell_at(t) + j * W, *live = live_at(t), *counted = counted_at(t);
     const T *const dy = array(j, kOfY), *const c_hat = array(j, kCellHat);
     T* const sums = sums_of(j);
@@ -148,7 +162,7 @@ class BackwardStep : public Step<T, kGeneral> {
     const T *x[kGates], *h[kGates];
     T* dz[kGates];
     for (int gate = 0; gate < kGates; ++gate) {
-      x[gate] = input_row(gate, j, group);
+      x[gate] = scalar_input.is_given() ? scalar_input.row() : input_row(gate, j, group);
       h[gate] = array(j, kHiddenHat + gate);
       dz[gate] = array(j, kOfZ + gate);
     }
@@ -160,8 +174,8 @@ class BackwardStep : public Step<T, kGeneral> {
       const Vector<T> m = load(counted + b);
       const Integers<T> runs = load(live + b) != 0;
       const Vector<T> through =
-          layer ? layer_c.gradient(load(dy + b), load(c_hat + b), of.c.gamma, b)
-                : (load(dy + b) - m * (mean_y + load(c_hat + b) * mean_y_hat)) * of.c.scale();
+          layer ? layer_c.gradient(load(dy + b), load(c_hat + b), of_c.gamma[0][u], b)
+                : (load(dy + b) - m * (mean_y + load(c_hat + b) * mean_y_hat)) * of_c.scale[0][u];
       Vector<T> of_c_t = load(dc + b), kept = zero<T>();
       if (kGeneral) {
         kept = runs ? of_c_t * hold(b) : kept;
@@ -192,46 +206,53 @@ class BackwardStep : public Step<T, kGeneral> {
     for (int gate = 0; gate < kGates; ++gate) {
       const ptrdiff_t k = gate * H + j;
       p.grad_bias[k] += totals[gate];
-      if (p.ih.grad_gamma != nullptr) p.ih.grad_gamma[k] += totals_x[gate];
+      if (scalar_input.is_given()) {
+        scalar_input.add_gradients(gate, group, u, totals[gate], totals_x[gate]);
+      } else if (p.ih.grad_gamma != nullptr) {
+        p.ih.grad_gamma[k] += totals_x[gate];
+      }
       if (p.hh.grad_gamma != nullptr) p.hh.grad_gamma[k] += totals_h[gate];
       T* const to = sums + 3 * gate;
       to[0] = totals[gate], to[1] = totals_x[gate], to[2] = totals_h[gate];
     }
-    if (kGeneral && p.ih.layer) layer_ih.put_gradient(j, {dz[0], dz[1], dz[2], dz[3]}, x, of.x);
-    if (kGeneral && p.hh.layer) layer_hh.put_gradient(j, {dz[0], dz[1], dz[2], dz[3]}, h, of.h);
+    const auto of_unit = [&](const Standards<T, kGates>& of) { return std::array{
+        of.gamma[0][u], of.gamma[1][u], of.gamma[2][u], of.gamma[3][u]}; };
+    if (kGeneral && p.ih.layer) layer_ih.put_gradient(j, {dz[0], dz[1], dz[2], dz[3]}, x, of_unit(of_x));
+    if (kGeneral && p.hh.layer) layer_hh.put_gradient(j, {dz[0], dz[1], dz[2], dz[3]}, h, of_unit(of_h));
   }
 
   // From z = BN(W_x x_t) + BN(W_h h_{t-1}) + b to the gradients of the two products. That of the
   // input term goes to its panel if the input is dense, and else replaces the normalised values.
   void backward_terms(ptrdiff_t t, Range group, ptrdiff_t j) {
-    const ptrdiff_t W = this->W;
-    const Constants& of = constants_of(j);
+    const ptrdiff_t W = this->W, u = j - group.begin;
     const T inverse = inverse_count(t), *counted = counted_at(t), *sums = sums_of(j);
     T* const panel = panel_at(t, kGates * H);
     const bool layer_x = kGeneral && p.ih.layer, layer_h = kGeneral && p.hh.layer, is_sum = p.sums;
+    const bool scalar = scalar_input.is_given();
     const T x_inverse = p.ih.per_step ? inverse : 0, h_inverse = p.hh.per_step ? inverse : 0;
     for (int gate = 0; gate < kGates; ++gate) {
       const ptrdiff_t k = gate * H + j;
-      const Standard<T> of_x = of.x[gate], of_h = of.h[gate];
       const T total = sums[3 * gate];
       const T mean_x = total * x_inverse, mean_x_hat = sums[3 * gate + 1] * x_inverse;
       const T mean_h = total * h_inverse, mean_h_hat = sums[3 * gate + 2] * h_inverse;
       // The gradient through whole-sequence statistics needs sums over all steps: see sequence.h.
-      const T x_scale = p.whole_sequence ? 1 : of_x.scale();
-      const T h_scale = of_h.scale();
+      const T x_scale = p.whole_sequence ? 1 : of_x.scale[gate][u];
+      const T h_scale = of_h.scale[gate][u];
       T* const x = input_row(gate, j, group);
       T* const of_dense = p.dense != nullptr && !is_sum ? input_panel_at(t, kGates * H) : nullptr;
       const T* h = array(j, kHiddenHat + gate);
       T* const dz = array(j, kOfZ + gate);
       for (ptrdiff_t b = 0; b < W; b += kLanes<T>) {
         const Vector<T> m = load(counted + b), of_z = load(dz + b);
-        const Vector<T> x_hat = load(x + b), h_hat = load(h + b);
+        const Vector<T> h_hat = load(h + b);
         const Vector<T> of_product =
-            layer_h ? layer_hh.gradient(of_z, h_hat, of_h.gamma, b)
+            layer_h ? layer_hh.gradient(of_z, h_hat, of_h.gamma[gate][u], b)
                     : (of_z - m * (mean_h + h_hat * mean_h_hat)) * h_scale;
         store(p.bf16 ? dz + b : layout.at(panel, kGates * H, k, b), of_product);
+        if (scalar) continue;
+        const Vector<T> x_hat = load(x + b);
         const Vector<T> of_input =
-            layer_x ? layer_ih.gradient(of_z, x_hat, of_x.gamma, b)
+            layer_x ? layer_ih.gradient(of_z, x_hat, of_x.gamma[gate][u], b)
                     : (of_z - m * (mean_x + x_hat * mean_x_hat)) * x_scale;
         store(of_dense == nullptr || input_layout.bf16 ? x + b
                                                        : input_layout.at(of_dense, kGates * H, k, b),
@@ -259,7 +280,7 @@ class BackwardStep : public Step<T, kGeneral> {
   // Add the gradient of W_x x_t, or of the sum, from `input` to that of W_x; not if the input is
   // dense.
   void put_grad_input(ptrdiff_t t, Range group) {
-    if (p.dense != nullptr) return;
+    if (p.dense != nullptr || scalar_input.is_given()) return;
     for (int gate = 0; gate < kGates; ++gate) {
       const ptrdiff_t first = gate * H + group.begin;
       const T* const rows = input_row(gate, group.begin, group);
@@ -310,16 +331,30 @@ class BackwardStep : public Step<T, kGeneral> {
   Bf16Gradient<T> bf16_of_recurrent, bf16_of_input;
 
  private:
-  using typename Base::Constants;
-  using Base::array, Base::terms, Base::rows_at, Base::activate, Base::beta_of, Base::place;
-  using Base::input_row, Base::row, Base::input, Base::at_hand, Base::units_held;
-  using Base::kOfZ, Base::kHiddenHat, Base::kOfY, Base::kCellHat;
+  using Base::terms, Base::rows_at, Base::activate, Base::beta_of;
+  using Base::input_row, Base::row, Base::input, Base::at_hand;
+  using Base::find_standards, Base::of_x, Base::of_h, Base::of_c, Base::bias;
 
+  // The rows (W,) that a unit keeps between the parts of a step; the gates come first.
+  enum { kOfZ = kGates, kHiddenHat = kOfZ + kGates, kOfY = kHiddenHat + kGates, kCellHat,
+         kUnitArrays };
   // A unit's sums over the batch: first those of the cell, later those of its gates' arguments.
   static constexpr int kUnitSums = 3 * kGates;
 
+  // A power of two, of which kGroup is a multiple.
+  static ptrdiff_t units_of_run(ptrdiff_t width) {
+    ptrdiff_t units = kGroup;
+    while (units > 1 && units * kUnitArrays * width * sizeof(T) > (1 << 14)) units /= 2;
+    return units;
+  }
+
+  // The place of unit j among those that keep their rows: all of the thread if `apart`, else a run.
+  ptrdiff_t place(ptrdiff_t j) const {
+    return apart ? j - units.begin : (j - units.begin) & (units_per_run - 1);
+  }
+
+  T* array(ptrdiff_t j, int i) { return unit.data() + (place(j) * kUnitArrays + i) * W; }
   T* sums_of(ptrdiff_t j) { return unit_sums.data() + place(j) * kUnitSums; }
-  Constants& constants_of(ptrdiff_t j) { return unit_constants[place(j)]; }
 
   T* grad_out_row(ptrdiff_t j, Range group) { return grad_out.data() + row(j, group) * W; }
 
@@ -354,9 +389,10 @@ class BackwardStep : public Step<T, kGeneral> {
 
   Rows<T> grad_out;    // [unit][W]
   Rows<T> grad_dense;  // [input][W]
+  const ptrdiff_t units_per_run, units_held;
   // Of each unit that keeps its rows.
+  Rows<T> unit;  // [unit][kUnitArrays][W]
   Rows<T> unit_sums;
-  std::vector<Constants> unit_constants;
 };
 
 }  // namespace bnrnn

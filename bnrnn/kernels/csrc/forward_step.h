@@ -9,46 +9,94 @@ template <typename T, bool kGeneral>
 class ForwardStep : public Step<T, kGeneral> {
  public:
   using Base = Step<T, kGeneral>;
-  using Base::Base;
   using Base::p, Base::H, Base::W, Base::state_at, Base::cell_at, Base::live_at, Base::counted_at;
   using Base::is_lone, Base::put_state, Base::row_of;
-  using Base::layer_ih, Base::layer_hh, Base::layer_c;
+  using Base::scalar_input, Base::layer_ih, Base::layer_hh, Base::layer_c;
 
-  // Unit j's part of the layer statistics of the two terms.
-  void forward_parts(ptrdiff_t t, Range group, ptrdiff_t j) {
-    T *x[kGates], *h[kGates];
-    terms(t, group, j, x, h);
-    if (p.ih.layer) layer_ih.put(j, {x[0], x[1], x[2], x[3]});
-    if (p.hh.layer) layer_hh.put(j, {h[0], h[1], h[2], h[3]});
-  }
+  ForwardStep(const Problem<T>& problem, int thread, int threads)
+      : Base(problem, thread, threads),
+        output_gates(at_hand * W),
+        new_cells(p.hold_cell.is_constant(0) ? 0 : at_hand * W) {}
 
-  // Compute the moments of the two terms of unit j.
-  void forward_moments(ptrdiff_t t, Range group, ptrdiff_t j) {
-    T *x[kGates], *h[kGates];
-    terms(t, group, j, x, h);
-    for (int gate = 0; gate < kGates; ++gate) {
-      if (kGeneral && p.ih.layer) layer_ih.normalize(x[gate]);
-      if (kGeneral && p.hh.layer) layer_hh.normalize(h[gate]);
+  // The group's part of the layer statistics of the two terms.
+  void forward_parts(ptrdiff_t t, Range group) {
+    for (ptrdiff_t j = group.begin; j < group.end; ++j) {
+      T *x[kGates], *h[kGates];
+      terms(t, group, j, x, h);
+      if (p.ih.layer) layer_ih.put(j, {x[0], x[1], x[2], x[3]});
+      if (p.hh.layer) layer_hh.put(j, {h[0], h[1], h[2], h[3]});
     }
-    find_moments(t, j, x, h);
   }
 
-  // Compute the gates and c_t of unit j.
+  // Compute the moments of the two terms.
+  void forward_moments(ptrdiff_t t, Range group) {
+    T *x[kGates], *h[kGates];
+    for (ptrdiff_t j = group.begin; kGeneral && j < group.end; ++j) {
+      terms(t, group, j, x, h);
+      for (int gate = 0; gate < kGates; ++gate) {
+        if (p.ih.layer) layer_ih.normalize(x[gate]);
+        if (p.hh.layer) layer_hh.normalize(h[gate]);
+      }
+    }
+    terms(t, group, group.begin, x, h);
+    if (scalar_input.has_moments()) {
+      for (int gate = 0; gate < kGates; ++gate) {
+        for (ptrdiff_t k = gate * H + group.begin; k < gate * H + group.end; ++k) {
+          p.ih.mean[t * kGates * H + k] = scalar_input.mean_of(k);
+          p.ih.var[t * kGates * H + k] = scalar_input.var_of(k);
+        }
+      }
+    } else {
+      find_moments<kGates>(p.ih, t, group, {x[0], x[1], x[2], x[3]});
+    }
+    find_moments<kGates>(p.hh, t, group, {h[0], h[1], h[2], h[3]});
+    find_standards(t, group);
+  }
+
+  // Compute the gates and c_t.
+  void forward_cell(ptrdiff_t t, Range group) {
+    for (ptrdiff_t j = group.begin; j < group.end; ++j) forward_cell(t, group, j);
+  }
+
+  // Compute the moments of the cell state.
+  void forward_cell_moments(ptrdiff_t t, Range group) {
+    find_moments<1>(p.c, t, group, {new_cell(t, group.begin, group)});
+    of_c.find(p.c, t, group, H);
+  }
+
+  // Compute h_t.
+  void forward_state(ptrdiff_t t, Range group) {
+    for (ptrdiff_t j = group.begin; j < group.end; ++j) forward_state(t, group, j);
+  }
+
+  // Write h_t of the group to the output.
+  void put_output(ptrdiff_t t, Range group) {
+    const T* live = live_at(t);
+    transpose_out<T>(group.size(), p.batch, rows_at(state_at(t + 1) + group.begin * W),
+              [&](ptrdiff_t b, ptrdiff_t u0, int n, Vector<T> h) {
+                T* to = p.output + (t * p.batch + b) * H + group.begin + u0;
+                store_first(to, live[b] != 0 ? h : zero<T>(), n);
+              });
+  }
+
+ private:
+  using Base::terms, Base::rows_at, Base::activate, Base::beta_of, Base::row, Base::at_hand;
+  using Base::find_standards, Base::of_x, Base::of_h, Base::of_c, Base::offset;
+
   void forward_cell(ptrdiff_t t, Range group, ptrdiff_t j) {
-    const ptrdiff_t W = this->W;
+    const ptrdiff_t W = this->W, u = j - group.begin;
     T *x[kGates], *h[kGates];
     terms(t, group, j, x, h);
-    const Constants of(*this, t, j);
     const T *c_before = cell_at(t) + j * W, *live = live_at(t);
-    T *const c_new = new_cell(t, j), *const c_after = cell_at(t + 1) + j * W;
-    T* const output_gate = array(j, kOutput);
+    T *const c_new = new_cell(t, j, group), *const c_after = cell_at(t + 1) + j * W;
+    T* const output_gate = output_gate_row(j, group);
     const FactorRow<T> candidate_factor = row_of(p.candidate_factor, t, j);
     for (ptrdiff_t b = 0; b < W; b += kLanes<T>) {
       Vector<T> gates[kGates];
 #pragma GCC unroll 4
       for (int gate = 0; gate < kGates; ++gate) {
-        gates[gate] = (load(x[gate] + b) - of.x[gate].mean) * of.x[gate].scale() +
-                      (load(h[gate] + b) - of.h[gate].mean) * of.h[gate].scale() + of.bias[gate];
+        gates[gate] = load(x[gate] + b) * of_x.scale[gate][u] +
+                      (load(h[gate] + b) * of_h.scale[gate][u] + offset[gate][u]);
       }
       activate(gates);
       store(output_gate + b, gates[kOutput]);
@@ -69,17 +117,10 @@ class ForwardStep : public Step<T, kGeneral> {
     }
   }
 
-  // Compute the moments of the cell state of unit j.
-  void forward_cell_moments(ptrdiff_t t, ptrdiff_t j) {
-    find_moments<1>(p.c, t, j, {new_cell(t, j)});
-  }
-
-  // Compute h_t of unit j.
-  void forward_state(ptrdiff_t t, ptrdiff_t j) {
-    const ptrdiff_t W = this->W;
-    const T *c_new = new_cell(t, j), *o = array(j, kOutput), *live = live_at(t);
-    const Standard<T> of_c = standard_at(p.c, t, j, H);
-    const T beta = beta_of(j);
+  void forward_state(ptrdiff_t t, Range group, ptrdiff_t j) {
+    const ptrdiff_t W = this->W, u = j - group.begin;
+    const T *c_new = new_cell(t, j, group), *o = output_gate_row(j, group), *live = live_at(t);
+    const T scale = of_c.scale[0][u], added = of_c.offset[0][u] + beta_of(j);
     const T* h_before = state_at(t) + j * W;
     T* h_after = state_at(t + 1) + j * W;
     const FactorRow<T> hold = row_of(p.hold_hidden, t, j);
@@ -89,7 +130,7 @@ class ForwardStep : public Step<T, kGeneral> {
       for (int i = 0; i < vectors; ++i) {
         const ptrdiff_t b = first + i * kLanes<T>;
         const Vector<T> c = layer ? layer_c.normalized(load(c_new + b), b) : load(c_new + b);
-        squashed[i] = (c - of_c.mean) * of_c.scale() + beta;
+        squashed[i] = c * scale + added;
       }
       tanh<T>(squashed);
       for (int i = 0; i < vectors; ++i) {
@@ -107,91 +148,59 @@ class ForwardStep : public Step<T, kGeneral> {
     put_state(t + 1, j);
   }
 
-  // Write h_t of the group to the output.
-  void put_output(ptrdiff_t t, Range group) {
-    const T* live = live_at(t);
-    transpose_out<T>(group.size(), p.batch, rows_at(state_at(t + 1) + group.begin * W),
-              [&](ptrdiff_t b, ptrdiff_t u0, int n, Vector<T> h) {
-                T* to = p.output + (t * p.batch + b) * H + group.begin + u0;
-                store_first(to, live[b] != 0 ? h : zero<T>(), n);
-              });
-  }
-
- private:
-  using typename Base::Constants;
-  using Base::array, Base::terms, Base::rows_at, Base::activate, Base::beta_of, Base::kNewCell;
-
   // The row of c̃_t; without zoneout it is that of c_t.
-  T* new_cell(ptrdiff_t t, ptrdiff_t j) {
-    return !kGeneral || p.hold_cell.is_constant(0) ? cell_at(t + 1) + j * W : array(j, kNewCell);
+  T* new_cell(ptrdiff_t t, ptrdiff_t j, Range group) {
+    if (!kGeneral || p.hold_cell.is_constant(0)) return cell_at(t + 1) + j * W;
+    return new_cells.data() + row(j, group) * W;
   }
 
-  // Whether this pass computes the slot's statistics.
-  bool finds(const Slot<T>& slot) const { return slot.gamma != nullptr && slot.per_step; }
-
-  // The moments of the two terms of unit j.
-  void find_moments(ptrdiff_t t, ptrdiff_t j, T* const (&x)[kGates], T* const (&h)[kGates]) const {
-    constexpr int N = 2 * kGates;
-    if (finds(p.ih) && finds(p.hh) && !is_lone(t)) {
-      T mean[N], var[N];
-      moments<N>(t, {x[0], x[1], x[2], x[3], h[0], h[1], h[2], h[3]}, mean, var);
-      put_moments<kGates>(p.ih, t, j, mean, var);
-      put_moments<kGates>(p.hh, t, j, mean + kGates, var + kGates);
-    } else {
-      find_moments<kGates>(p.ih, t, j, {x[0], x[1], x[2], x[3]});
-      find_moments<kGates>(p.hh, t, j, {h[0], h[1], h[2], h[3]});
-    }
+  T* output_gate_row(ptrdiff_t j, Range group) {
+    return output_gates.data() + row(j, group) * W;
   }
 
-  // The moments of the N rows of unit j in a slot (one per gate, or one for the cell), if this pass
-  // computes them.
+  // Compute the moments of a slot's N rows per unit, one per gate or one for the cell, if this pass
+  // finds them. y[n] is the first unit's; the rows of the next units follow it.
   template <int N>
-  void find_moments(const Slot<T>& slot, ptrdiff_t t, ptrdiff_t j, const T* const (&y)[N]) const {
-    if (!finds(slot)) return;
-    if (is_lone(t)) {
-      for (int n = 0; n < N; ++n) {
-        const ptrdiff_t i = (t * N + n) * H + j;
-        slot.mean[i] = slot.mean[i - N * H];
-        slot.var[i] = slot.var[i - N * H];
-      }
-      return;
-    }
-    T mean[N], var[N];
-    moments<N>(t, y, mean, var);
-    put_moments<N>(slot, t, j, mean, var);
-  }
-
-  template <int N>
-  void put_moments(const Slot<T>& slot, ptrdiff_t t, ptrdiff_t j, const T* mean, const T* var) const {
+  void find_moments(
+      const Slot<T>& slot, ptrdiff_t t, Range group, const T* const (&y)[N]) const {
+    if (slot.gamma == nullptr || !slot.per_step) return;
     for (int n = 0; n < N; ++n) {
-      slot.mean[(t * N + n) * H + j] = mean[n];
-      slot.var[(t * N + n) * H + j] = var[n];
+      const ptrdiff_t i = (t * N + n) * H + group.begin;
+      if (is_lone(t)) {
+        std::copy_n(slot.mean + i - N * H, group.size(), slot.mean + i);
+        std::copy_n(slot.var + i - N * H, group.size(), slot.var + i);
+      } else {
+        moments(t, y[n], group.size(), slot.mean + i, slot.var + i);
+      }
     }
   }
 
-  // Mean and variance of rows y (W,) over the counted sequences. One loop handles all rows, because
-  // a single sum would be limited by the latency of its additions.
-  template <int N>
-  void moments(ptrdiff_t t, const T* const (&y)[N], T (&mean)[N], T (&var)[N]) const {
+  // Mean and variance of `count` rows (W,), one after another, over the counted sequences.
+  void moments(ptrdiff_t t, const T* rows, ptrdiff_t count, T* mean, T* var) const {
     const T* const counted = counted_at(t);
     const T inverse = p.inverse_count[t * p.count_stride];
-    Vector<T> totals[N] = {}, squares[N] = {};
-    for (ptrdiff_t b = 0; b < W; b += kLanes<T>) {
-#pragma GCC unroll 8
-      for (int n = 0; n < N; ++n) totals[n] += load(y[n] + b) * load(counted + b);
-    }
-    sum<T>(totals, mean);
-    for (int n = 0; n < N; ++n) mean[n] *= inverse;
-    for (ptrdiff_t b = 0; b < W; b += kLanes<T>) {
-#pragma GCC unroll 8
-      for (int n = 0; n < N; ++n) {
-        const Vector<T> off = (load(y[n] + b) - mean[n]) * load(counted + b);
-        squares[n] += off * off;
+    // The vectors all of whose sequences count at every step.
+    const ptrdiff_t whole = p.mask_stride == 0 ? p.batch / kLanes<T> * kLanes<T> : 0;
+    const auto put_means = [&](T* to, auto&& of) {
+      Vector<T> totals[kGroup] = {};
+      for (ptrdiff_t u = 0; u < count; ++u) {
+        const T* const y = rows + u * W;
+        Vector<T> total = zero<T>();
+        for (ptrdiff_t b = 0; b < whole; b += kLanes<T>) total += of(load(y + b), u);
+        for (ptrdiff_t b = whole; b < W; b += kLanes<T>) {
+          total += of(load(y + b), u) * load(counted + b);
+        }
+        totals[u] = total;
       }
-    }
-    sum<T>(squares, var);
-    for (int n = 0; n < N; ++n) var[n] *= inverse;
+      T sums[kGroup];
+      sum<T>(totals, sums);
+      for (ptrdiff_t u = 0; u < count; ++u) to[u] = sums[u] * inverse;
+    };
+    put_means(mean, [](Vector<T> y, ptrdiff_t) { return y; });
+    put_means(var, [mean](Vector<T> y, ptrdiff_t u) { return (y - mean[u]) * (y - mean[u]); });
   }
+
+  Rows<T> output_gates, new_cells;  // [unit][W]
 };
 
 }  // namespace bnrnn

@@ -88,11 +88,11 @@ class LayerNorm {
 
   // Backward: a unit's part of the sums of γ ∂ and γ ∂ ŷ, over its rows.
   void put_gradient(ptrdiff_t j, const T* const (&grad)[N], const T* const (&hat)[N],
-                    const Standard<T> (&of)[N]) {
+                    const std::array<T, N>& gamma) {
     for (ptrdiff_t b = 0; b < W; b += kLanes<T>) {
       Vector<T> total = zero<T>(), with_hat = zero<T>();
       for (int n = 0; n < N; ++n) {
-        const Vector<T> scaled = load(grad[n] + b) * of[n].gamma;
+        const Vector<T> scaled = load(grad[n] + b) * gamma[n];
         total += scaled;
         with_hat += scaled * load(hat[n] + b);
       }

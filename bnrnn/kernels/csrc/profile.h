@@ -11,7 +11,7 @@
 namespace bnrnn {
 
 enum class Part : size_t {
-  kPacking, kInputTerm, kProduct, kCell, kState, kOutput, kBackwardState, kBackwardCell,
+  kPacking, kInputTerm, kProduct, kMoments, kCell, kState, kOutput, kBackwardState, kBackwardCell,
   kBackwardTerms, kGradInput, kBackwardProduct, kWeightGradient, kBarrier, kCount
 };
 constexpr auto kParts = static_cast<size_t>(Part::kCount);
@@ -20,7 +20,8 @@ constexpr std::array<const char*, kParts> kPartNames = {
     "packing the weights",
     "forward and backward: the input term",
     "forward: W_h h_{t-1}",
-    "forward: moments, gates, c_t",
+    "forward: moments",
+    "forward: gates, c_t",
     "forward: BN(c_t), h_t",
     "layout of the output and its gradient",
     "backward: the gates again, to the gradient of BN(c_t)",

@@ -96,14 +96,13 @@ template <typename T, bool kGeneral>
 void forward_step(ForwardStep<T, kGeneral>& step, ptrdiff_t t) {
   step.for_groups([&](Range group) {
     forward_products(step, t, group);
-    step.for_runs(group, [&](Range run) {
-      for (ptrdiff_t j = run.begin; j < run.end; ++j) step.forward_moments(t, group, j);
-      for (ptrdiff_t j = run.begin; j < run.end; ++j) step.forward_cell(t, group, j);
-      step.laps.lap(Part::kCell);
-      for (ptrdiff_t j = run.begin; j < run.end; ++j) step.forward_cell_moments(t, j);
-      for (ptrdiff_t j = run.begin; j < run.end; ++j) step.forward_state(t, j);
-      step.laps.lap(Part::kState);
-    });
+    step.forward_moments(t, group);
+    step.laps.lap(Part::kMoments);
+    step.forward_cell(t, group);
+    step.laps.lap(Part::kCell);
+    step.forward_cell_moments(t, group);
+    step.forward_state(t, group);
+    step.laps.lap(Part::kState);
     step.put_output(t, group);
     step.laps.lap(Part::kOutput);
   });
@@ -115,21 +114,19 @@ void forward_step_apart(ForwardStep<T, true>& step, ptrdiff_t t, Barrier& barrie
   const Problem<T>& p = step.p;
   step.for_groups([&](Range group) {
     forward_products(step, t, group);
-    for (ptrdiff_t j = group.begin; j < group.end; ++j) step.forward_parts(t, group, j);
+    step.forward_parts(t, group);
   });
   if (p.ih.layer || p.hh.layer) barrier.wait();
   step.layer_ih.find(t), step.layer_hh.find(t);
-  step.for_units([&](Range group, ptrdiff_t j) {
-    step.forward_moments(t, group, j);
-    step.forward_cell(t, group, j);
+  step.for_groups([&](Range group) {
+    step.forward_moments(t, group);
+    step.forward_cell(t, group);
   });
   if (p.c.layer) barrier.wait();
   step.layer_c.find(t);
   step.for_groups([&](Range group) {
-    for (ptrdiff_t j = group.begin; j < group.end; ++j) {
-      step.forward_cell_moments(t, j);
-      step.forward_state(t, j);
-    }
+    step.forward_cell_moments(t, group);
+    step.forward_state(t, group);
     step.put_output(t, group);
   });
 }
@@ -148,6 +145,7 @@ void forward_steps(ForwardStep<T, kGeneral>& step, Barrier& barrier) {
   for (ptrdiff_t t = 0; t < p.steps; ++t) {
     barrier.wait();  // h_{t-1} is complete
     step.laps.lap(Part::kBarrier);
+    step.scalar_input.find(t);
     if constexpr (kGeneral) {
       step.apart ? forward_step_apart(step, t, barrier) : forward_step(step, t);
     } else {
@@ -164,6 +162,7 @@ void backward_step(BackwardStep<T, kGeneral>& step, ptrdiff_t t) {
     step.get_grad_output(t, group);
     step.laps.lap(Part::kOutput);
     step.input_term_again(t, group);
+    step.find_all_standards(t, group);
     step.laps.lap(Part::kInputTerm);
     step.for_runs(group, [&](Range run) {
       for (ptrdiff_t j = run.begin; j < run.end; ++j) step.backward_state(t, group, j);
@@ -184,14 +183,19 @@ void backward_step_apart(BackwardStep<T, true>& step, ptrdiff_t t, Barrier& barr
   step.for_groups([&](Range group) {
     step.get_grad_output(t, group);
     step.input_term_again(t, group);
+    step.find_all_standards(t, group);
     for (ptrdiff_t j = group.begin; j < group.end; ++j) step.backward_state(t, group, j);
   });
   if (p.c.layer) barrier.wait();
   step.layer_c.find_gradient();
-  step.for_units([&](Range group, ptrdiff_t j) { step.backward_cell(t, group, j); });
+  step.for_groups([&](Range group) {
+    step.find_all_standards(t, group);
+    for (ptrdiff_t j = group.begin; j < group.end; ++j) step.backward_cell(t, group, j);
+  });
   if (p.ih.layer || p.hh.layer) barrier.wait();
   step.layer_ih.find_gradient(), step.layer_hh.find_gradient();
   step.for_groups([&](Range group) {
+    step.find_all_standards(t, group);
     for (ptrdiff_t j = group.begin; j < group.end; ++j) step.backward_terms(t, group, j);
     step.put_grad_input(t, group);
   });
@@ -217,6 +221,7 @@ void backward_steps(BackwardStep<T, kGeneral>& step, Barrier& barrier) {
   };
   step.laps.lap(Part::kPacking);
   for (ptrdiff_t t = p.steps - 1; t >= 0; --t) {
+    step.scalar_input.find(t);
     if constexpr (kGeneral) {
       step.layer_ih.recall(t), step.layer_hh.recall(t), step.layer_c.recall(t);
       step.apart ? backward_step_apart(step, t, barrier) : backward_step(step, t);

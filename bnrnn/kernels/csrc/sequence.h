@@ -73,10 +73,10 @@ void sequence_gradient(const Share<T>& share) {
   const Problem<T>& p = share.p;
   const ptrdiff_t features = kGates * share.H;
   const auto through = [&](ptrdiff_t feature, Vector<T> y, Vector<T> grad, Vector<T> weight) {
-    const Standard<T> of = standard_at(p.ih, 0, feature, features);
-    const Vector<T> hat = (y - of.mean) * of.rstd;
+    const T rstd = 1 / std::sqrt(p.ih.var[feature] + p.ih.eps);
+    const Vector<T> hat = (y - p.ih.mean[feature]) * rstd;
     const Vector<T> off = p.grad_bias[feature] + hat * p.ih.grad_gamma[feature];
-    return (grad - weight / p.sequence_total * off) * of.scale();
+    return (grad - weight / p.sequence_total * off) * (rstd * p.ih.gamma[feature]);
   };
   if (p.index != nullptr) {
     if (p.grad_columns == nullptr) return;

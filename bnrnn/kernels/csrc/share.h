@@ -22,22 +22,6 @@ inline ptrdiff_t steps_per_block(ptrdiff_t batch) {
   return std::max<ptrdiff_t>(1, kRows / batch);
 }
 
-// BN(y; gamma, 0) = (y - mean) * rstd * gamma.
-template <typename T>
-struct Standard {
-  T mean = 0, rstd = 1, gamma = 1;
-  T scale() const { return rstd * gamma; }
-};
-
-template <typename T>
-BNRNN_INLINE Standard<T> standard_at(const Slot<T>& slot, ptrdiff_t t, ptrdiff_t feature,
-                        ptrdiff_t features) {
-  if (slot.gamma == nullptr) return {};
-  if (slot.layer) return {0, 1, slot.gamma[feature]};  // the term is normalised already
-  const ptrdiff_t i = std::min(t, slot.rows - 1) * features + feature;
-  return {slot.mean[i], 1 / std::sqrt(slot.var[i] + slot.eps), slot.gamma[feature]};
-}
-
 // The number of elements that a thread with `units` units needs for its packed rows (depth,) of a
 // weight: four for each unit in the forward pass, one in the backward pass. Tiles are padded at the
 // end of each group in the forward pass, and at the end of the thread's units in the backward pass.

@@ -1,15 +1,17 @@
 // What both passes need in a time step: the input term, and the memory of the units.
 #pragma once
 
+#include "functions.h"
 #include "layer_norm.h"
+#include "scalar_input.h"
 #include "share.h"
 
 namespace bnrnn {
 
-// A step processes a unit in several parts. A run of a few units completes each part before the next,
-// so that they stay in the first-level cache, and while one unit waits for its sums over the batch,
-// the processor computes another. Layer normalisation needs statistics over all units of all threads,
-// so the thread then completes each part for all its units before the next (`apart`).
+// A step processes a group of units in several parts, each for all its units before the next, so that
+// while one unit waits for its sums over the batch, the processor computes another. Layer
+// normalisation needs statistics over all units of all threads, so the thread then completes each part
+// for all its groups before the next (`apart`).
 //
 // kGeneral: whether there may be layer normalisation or noise; otherwise their code is not compiled in.
 template <typename T, bool kGeneral>
@@ -21,21 +23,19 @@ class Step : public Share<T> {
   Step(const Problem<T>& problem, int thread, int threads)
       : Share<T>(problem, thread, threads),
         apart(has_layer(p)),
-        units_per_run(units_of_run(W)),
+        scalar_input(*this),
         layer_ih(p.ih, *this),
         layer_hh(p.hh, *this),
         layer_c(p.c, *this),
-        at_hand(apart ? units.size() : kGroup),
-        units_held(apart ? units.size() : units_per_run) {
+        at_hand(apart ? units.size() : kGroup) {
     input.resize(kGates * at_hand * W);
-    unit.resize(units_held * kUnitArrays * W);
   }
 
-  // Write the group's rows of W_x x_t to `input`, unless `input_product` computes them. If the sum
-  // is normalised, write them to `recurrent` instead, where the product will be added; `input` stays
+  // Write the group's rows of W_x x_t to `input`, unless they are not needed or `input_product`
+  // computes them. If the sum is normalised, write them to `recurrent` instead, where the product will be added; `input` stays
   // zero.
   void input_term(ptrdiff_t t, Range group) {
-    if (this->has_input_product()) return;
+    if (this->has_input_product() || scalar_input.is_given()) return;
     for (int gate = 0; gate < kGates; ++gate) {
       const ptrdiff_t first = gate * H + group.begin;
       T* const rows =
@@ -77,66 +77,35 @@ class Step : public Share<T> {
     }
   }
 
-  // Visit the runs of a group.
-  template <typename Visit>
-  void for_runs(Range group, Visit&& visit) const {
-    for (ptrdiff_t first = group.begin; first < group.end; first += units_per_run) {
-      visit(Range{first, std::min(first + units_per_run, group.end)});
-    }
-  }
-
   // Whether there is dropout of h_{t-1} within the product.
   bool drops_hidden() const { return kGeneral && Share<T>::drops_hidden(); }
 
   const bool apart;
-  const ptrdiff_t units_per_run;  // a power of two, of which kGroup is a multiple
+  ScalarInput<T> scalar_input;
   LayerNorm<T, kGates> layer_ih, layer_hh;
   LayerNorm<T, 1> layer_c;
 
  protected:
-  // The rows (W,) that a unit keeps between the parts of a step; the gates come first.
-  enum { kOfZ = kGates, kHiddenHat = kOfZ + kGates, kOfY = kHiddenHat + kGates, kCellHat,
-         kNewCell = kOfY, kUnitArrays = kCellHat + 1 };
-  // What is the same for all sequences of unit j at step t.
-  struct Constants {
-    Constants() = default;
-    Constants(const Step& step, ptrdiff_t t, ptrdiff_t j) {
-      for (int gate = 0; gate < kGates; ++gate) {
-        const ptrdiff_t k = gate * step.H + j;
-        x[gate] = standard_at(step.p.ih, t, k, kGates * step.H);
-        h[gate] = standard_at(step.p.hh, t, k, kGates * step.H);
-        bias[gate] = step.p.bias == nullptr ? 0 : step.p.bias[k];
-      }
+  // Find how the two terms of a group's units are normalised at step t, once their moments are known.
+  void find_standards(ptrdiff_t t, Range group) {
+    of_x.find(p.ih, t, group, H);
+    of_h.find(p.hh, t, group, H);
+    if (scalar_input.is_given()) scalar_input.apply_to(of_x, group);
+    for (int gate = 0; gate < kGates; ++gate) {
+      of_x.for_vectors(group, [&](ptrdiff_t u, int count) {
+        const ptrdiff_t k = gate * H + group.begin + u;
+        const Vector<T> b = p.bias == nullptr ? zero<T>() : load_first(p.bias + k, count);
+        store(bias[gate] + u, b);
+        store(offset[gate] + u, load(of_x.offset[gate] + u) + load(of_h.offset[gate] + u) + b);
+      });
     }
-    Standard<T> x[kGates], h[kGates];
-    Standard<T> c;  // in the backward pass: the forward pass finds its moments after the gates
-    T bias[kGates];
-  };
-
-  // As many units as keep their rows within half of a first-level cache of 32 KB.
-  static ptrdiff_t units_of_run(ptrdiff_t width) {
-    ptrdiff_t units = kGroup;
-    while (units > 1 && units * kUnitArrays * width * sizeof(T) > (1 << 14)) units /= 2;
-    return units;
   }
-
-  // The place of unit j among those that keep their rows: all of the thread if `apart`, else a run.
-  ptrdiff_t place(ptrdiff_t j) const {
-    return apart ? j - units.begin : (j - units.begin) & (units_per_run - 1);
-  }
-
-  T* array(ptrdiff_t j, int i) { return unit.data() + (place(j) * kUnitArrays + i) * W; }
 
   T beta_of(ptrdiff_t j) const { return p.beta_c == nullptr ? 0 : p.beta_c[j]; }
 
   // Replace the arguments of the gates by the gates: tanh(z_g), and sigmoid of the others.
   static BNRNN_INLINE void activate(Vector<T> (&z)[kGates]) {
-    z[kCandidate] = twice_for_tanh<T>(z[kCandidate]);
-    exp_minus_1<T>(z);
-#pragma GCC unroll 4
-    for (int gate = 0; gate < kGates; ++gate) {
-      z[gate] = (gate == kCandidate ? z[gate] : z[gate] + 1) / (z[gate] + 2);
-    }
+    sigmoid_and_tanh<T, kCandidate>(z);
   }
 
   // The index of unit j among the units held: those of the thread if `apart`, else of the group.
@@ -149,7 +118,9 @@ class Step : public Share<T> {
   // The rows of the two terms of unit j, one per gate.
   void terms(ptrdiff_t t, Range group, ptrdiff_t j, T* (&x)[kGates], T* (&h)[kGates]) {
     for (int gate = 0; gate < kGates; ++gate) {
-      x[gate] = p.term != nullptr ? term_at(t, gate * H + j) : input_row(gate, j, group);
+      x[gate] = p.term != nullptr         ? term_at(t, gate * H + j)
+                : scalar_input.is_given() ? scalar_input.row()
+                                          : input_row(gate, j, group);
       h[gate] = recurrent_at(t) + (gate * H + j) * W;
     }
   }
@@ -159,13 +130,13 @@ class Step : public Share<T> {
     return [rows, W = W](ptrdiff_t u, ptrdiff_t b) { return load(rows + u * W + b); };
   }
 
-  const ptrdiff_t at_hand;     // number of units that have a row of `input`: see `row`
-  const ptrdiff_t units_held;  // number of units that keep their rows: see `place`
+  const ptrdiff_t at_hand;  // number of units that have a row of `input`: see `row`
   // W_x x_t, in the backward pass then its normalised values, and then their gradient.
   Rows<T> input;  // [gate][unit][W]
-
- private:
-  Rows<T> unit;  // [unit][kUnitArrays][W]
+  // Of a group's units: `offset` is that of the sum of both terms.
+  Standards<T, kGates> of_x, of_h;
+  Standards<T, 1> of_c;
+  T bias[kGates][kGroup], offset[kGates][kGroup];
 };
 
 }  // namespace bnrnn

@@ -35,12 +35,6 @@ struct Types<float> {
   typedef float Unaligned __attribute__((vector_size(kVectorBytes), aligned(4), may_alias));
   typedef int32_t Integers __attribute__((vector_size(kVectorBytes)));
   typedef uint8_t Bytes __attribute__((vector_size(kVectorBytes / 4)));
-  static constexpr int mantissa_bits = 23, exponent_bias = 127;
-  static constexpr float max_exponent = 87.0f;
-  // Adding it rounds to an integer, which is then in the low bits.
-  static constexpr float rounder = 12582912.0f;  // 1.5 * 2^23
-  static constexpr float ln2_high = 0.693359375f, ln2_low = -2.12194440054690583e-4f;
-  static constexpr int taylor_degree = 8;
 };
 
 template <>
@@ -49,11 +43,6 @@ struct Types<double> {
   typedef double Unaligned __attribute__((vector_size(kVectorBytes), aligned(8), may_alias));
   typedef int64_t Integers __attribute__((vector_size(kVectorBytes)));
   typedef uint8_t Bytes __attribute__((vector_size(kVectorBytes / 8)));
-  static constexpr int mantissa_bits = 52, exponent_bias = 1023;
-  static constexpr double max_exponent = 708.0;
-  static constexpr double rounder = 6755399441055744.0;  // 1.5 * 2^52
-  static constexpr double ln2_high = 0.693145751953125, ln2_low = 1.42860682030941723e-6;
-  static constexpr int taylor_degree = 14;
 };
 
 template <typename T>
@@ -259,63 +248,25 @@ BNRNN_INLINE Vector<T> maximum(Vector<T> a, Vector<T> b) {
 #endif
 }
 
+// Square roots.
+template <typename T>
+BNRNN_INLINE Vector<T> root(Vector<T> x) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) return (Vector<T>)_mm512_sqrt_ps((__m512)x);
+  if constexpr (sizeof(T) == 8) return (Vector<T>)_mm512_sqrt_pd((__m512d)x);
+#elif defined(__AVX2__)
+  if constexpr (sizeof(T) == 4) return (Vector<T>)_mm256_sqrt_ps((__m256)x);
+  if constexpr (sizeof(T) == 8) return (Vector<T>)_mm256_sqrt_pd((__m256d)x);
+#else
+  for (int i = 0; i < kLanes<T>; ++i) x[i] = std::sqrt(x[i]);
+  return x;
+#endif
+}
+
 // x within [-most, most]; a lane that is not a number stays so.
 template <typename T>
 BNRNN_INLINE Vector<T> clamp(Vector<T> x, T most) {
   return maximum<T>(broadcast<T>(-most), minimum<T>(broadcast<T>(most), x));
-}
-
-// Replace each x by exp(x) - 1, accurate to the last bit or two even near zero; x is clamped to avoid
-// overflow. Each is a long chain of dependent instructions, so each step is done for all N before
-// the next: a processor looks only a few dozen instructions ahead.
-template <typename T, int N>
-BNRNN_INLINE void exp_minus_1(Vector<T> (&x)[N]) {
-  using Of = Types<T>;
-  Vector<T> rounded[N], r[N], series[N];
-#pragma GCC unroll 8
-  for (int i = 0; i < N; ++i) {
-    x[i] = clamp<T>(x[i], Of::max_exponent);
-    rounded[i] = x[i] * static_cast<T>(1.4426950408889634) + Of::rounder;
-  }
-#pragma GCC unroll 8
-  for (int i = 0; i < N; ++i) {
-    const Vector<T> n = rounded[i] - Of::rounder;
-    r[i] = x[i] - n * Of::ln2_high - n * Of::ln2_low;  // |r| <= ln(2) / 2
-    series[i] = zero<T>();
-  }
-  // The Taylor series of exp(r) - 1, starting from its last term.
-  T factorial = 1;
-  for (int k = 2; k <= Of::taylor_degree; ++k) factorial *= static_cast<T>(k);
-#pragma GCC unroll 16
-  for (int k = Of::taylor_degree; k >= 2; --k) {
-#pragma GCC unroll 8
-    for (int i = 0; i < N; ++i) series[i] = series[i] * r[i] + 1 / factorial;
-    factorial /= static_cast<T>(k);
-  }
-#pragma GCC unroll 8
-  for (int i = 0; i < N; ++i) {
-    series[i] = series[i] * r[i] * r[i] + r[i];
-    const Integers<T> shifted = ((Integers<T>)rounded[i] + Of::exponent_bias) << Of::mantissa_bits;
-    const Vector<T> power = (Vector<T>)shifted;  // 2^n
-    x[i] = power * series[i] + (power - 1);
-  }
-}
-
-// tanh(x) = (exp(2x) - 1) / (exp(2x) + 1). It is 1 beyond 20 in both types; the square of exp must
-// not overflow.
-template <typename T>
-BNRNN_INLINE Vector<T> twice_for_tanh(Vector<T> x) {
-  x = clamp<T>(x, 20);
-  return x + x;
-}
-
-template <typename T, int N>
-BNRNN_INLINE void tanh(Vector<T> (&x)[N]) {
-#pragma GCC unroll 8
-  for (int i = 0; i < N; ++i) x[i] = twice_for_tanh<T>(x[i]);
-  exp_minus_1<T>(x);
-#pragma GCC unroll 8
-  for (int i = 0; i < N; ++i) x[i] = x[i] / (x[i] + 2);
 }
 
 // visit(b, vectors) for blocks of vectors from column b on: blocks of 4, and single ones at the end.
