@@ -1,8 +1,6 @@
 // The backward pass of one time step, unit by unit. The equations are at the head of recurrence.cpp.
 #pragma once
 
-#include <array>
-
 #include "bf16_gradient.h"
 #include "step.h"
 
@@ -23,19 +21,8 @@ class BackwardStep : public Step<T, kGeneral> {
         bf16_of_input(*this, p.bf16_input() && p.dense != nullptr && !p.sums &&
                                  p.grad_weight_ih != nullptr),
         grad_out(at_hand * W),
-        units_per_run(units_of_run(W)),
-        units_held(apart ? units.size() : units_per_run),
-        unit(units_held * kUnitArrays * W),
-        unit_sums(units_held * kUnitSums) {}
-
-  // Visit the runs of a group: few enough units that the rows that they keep between the parts of a
-  // step stay in the first-level cache.
-  template <typename Visit>
-  void for_runs(Range group, Visit&& visit) const {
-    for (ptrdiff_t first = group.begin; first < group.end; first += units_per_run) {
-      visit(Range{first, std::min(first + units_per_run, group.end)});
-    }
-  }
+        kept_rows(at_hand * kRowsKept * W),
+        kept_sums((at_hand + kGroup) * kSumsKept) {}
 
   // Find how the group's terms and cell states were normalised at step t.
   void find_all_standards(ptrdiff_t t, Range group) {
@@ -66,205 +53,48 @@ class BackwardStep : public Step<T, kGeneral> {
         [&](ptrdiff_t u, ptrdiff_t b, Vector<T> grad) { store(rows + u * W + b, grad); });
   }
 
-  // The gradients of unit j at step t follow the equations at the head of recurrence.cpp. This is
-  // the first part, from h_t to the normalised cell state.
-  void backward_state(ptrdiff_t t, Range group, ptrdiff_t j) {
-    const ptrdiff_t W = this->W, u = j - group.begin;
-    const T beta = beta_of(j);
-    T *x[kGates], *h[kGates];
-    terms(t, group, j, x, h);
-    if (kGeneral && p.ih.layer && p.term == nullptr) {  // a kept term is normalised already
-      for (int gate = 0; gate < kGates; ++gate) layer_ih.normalize(x[gate]);
+  // The gradients at step t follow the equations at the head of recurrence.cpp. This is the first part,
+  // from h_t to the normalised cell state.
+  void backward_state(ptrdiff_t t, Range group) {
+    Vector<T> of_y[kGroup] = {}, of_y_hat[kGroup] = {};
+    for (ptrdiff_t j = group.begin; j < group.end; ++j) {
+      const ptrdiff_t u = j - group.begin;
+      backward_state(t, group, j, of_y[u], of_y_hat[u]);
     }
-    T* x_hats[kGates];
-    for (int gate = 0; gate < kGates; ++gate) x_hats[gate] = input_row(gate, j, group);
-    T* const h_hats = array(j, kHiddenHat);
-    T* const gates = array(j, 0);
-    const T *c_before = cell_at(t) + j * W, *live = live_at(t);
-    T* const around = (drops_hidden() ? p.grad_around : p.grad_state) + j * W;
-    const T* const out = grad_out_row(j, group);
-    T *const dy = array(j, kOfY), *const c_hat = array(j, kCellHat);
-    T* const dz_o = array(j, kOfZ) + kOutput * W;
-    const FactorRow<T> candidate_factor = row_of(p.candidate_factor, t, j);
-    const FactorRow<T> hold = row_of(p.hold_hidden, t, j);
-    const bool layer = kGeneral && p.c.layer, scalar = scalar_input.is_given();
-    // Recompute the gates and c_t.
-    for (ptrdiff_t b = 0; b < W; b += kLanes<T>) {
-      Vector<T> gate_of[kGates];
-#pragma GCC unroll 4
-      for (int gate = 0; gate < kGates; ++gate) {
-        const Vector<T> x_hat = of_x.hat(gate, u, load(x[gate] + b));
-        const Vector<T> h_hat = of_h.hat(gate, u, load(h[gate] + b));
-        if (!scalar) store(x_hats[gate] + b, x_hat);
-        store(h_hats + gate * W + b, h_hat);
-        gate_of[gate] = x_hat * of_x.gamma[gate][u] + (h_hat * of_h.gamma[gate][u] + bias[gate][u]);
-      }
-      activate(gate_of);
-#pragma GCC unroll 4
-      for (int gate = 0; gate < kGates; ++gate) store(gates + gate * W + b, gate_of[gate]);
-      Vector<T> g = gate_of[kCandidate];
-      if (kGeneral) g *= candidate_factor(b);
-      const Integers<T> runs = load(live + b) != 0;
-      const Vector<T> before = load(c_before + b);
-      const Vector<T> c = runs ? gate_of[kForget] * before + gate_of[kInput] * g : before;
-      const Vector<T> hat = layer ? layer_c.normalized(c, b) : of_c.hat(0, u, c);
-      store(c_hat + b, hat);
+    T *const sums = sums_of(kSumOfY, group), *const sums_hat = sums_of(kSumOfYHat, group);
+    sum<T>(of_y, sums), sum<T>(of_y_hat, sums_hat);
+    for (ptrdiff_t j = group.begin; j < group.end; ++j) {
+      const ptrdiff_t u = j - group.begin;
+      if (p.grad_beta_c != nullptr) p.grad_beta_c[j] += sums[u];
+      if (p.c.grad_gamma != nullptr) p.c.grad_gamma[j] += sums_hat[u];
     }
+  }
 
-    // From h̃_t = o tanh(y), y = gamma_c c_hat + beta_c, to the gradients of y and o.
-    Vector<T> sum_y = zero<T>(), sum_y_hat = zero<T>();
-    for_blocks<T>(W, [&](ptrdiff_t first, auto vectors) {
-      Vector<T> squashed[vectors];
-      for (int i = 0; i < vectors; ++i) {
-        squashed[i] = load(c_hat + first + i * kLanes<T>) * of_c.gamma[0][u] + beta;
-      }
-      tanh<T>(squashed);
-      for (int i = 0; i < vectors; ++i) {
-        const ptrdiff_t b = first + i * kLanes<T>;
-        const Vector<T> o = load(gates + kOutput * W + b);
-        const Integers<T> runs = load(live + b) != 0;
-        Vector<T> grad = grad_of_state(j, b);
-        const Vector<T> of_finished = grad;  // a finished sequence passes its gradient on
-        if (p.grad_output != nullptr) grad += load(out + b);
-        Vector<T> kept = zero<T>();
-        if (kGeneral) {
-          kept = grad * hold(b);
-          grad -= kept;
+  // The second part: from the cell state to the gradients of the gates' arguments.
+  void backward_cell(ptrdiff_t t, Range group) {
+    Vector<T> totals[kSumOfY][kGroup] = {};
+    for (ptrdiff_t j = group.begin; j < group.end; ++j) backward_cell(t, group, j, totals);
+    for (int k = 0; k < kSumOfY; ++k) sum<T>(totals[k], sums_of(k, group));
+    for (int gate = 0; gate < kGates; ++gate) {
+      const T *const of_z = sums_of(kSumOfZ + gate, group);
+      const T *const of_x_hat = sums_of(kSumOfXHat + gate, group);
+      const T *const of_h_hat = sums_of(kSumOfHHat + gate, group);
+      for (ptrdiff_t j = group.begin; j < group.end; ++j) {
+        const ptrdiff_t k = gate * H + j, u = j - group.begin;
+        p.grad_bias[k] += of_z[u];
+        if (scalar_input.is_given()) {
+          scalar_input.add_gradients(gate, group, u, of_z[u], of_x_hat[u]);
+        } else if (p.ih.grad_gamma != nullptr) {
+          p.ih.grad_gamma[k] += of_x_hat[u];
         }
-        store(around + b, runs ? kept : of_finished);
-        grad = runs ? grad : zero<T>();
-        const Vector<T> of_y = grad * o * (1 - squashed[i] * squashed[i]);
-        sum_y += of_y;
-        sum_y_hat += of_y * load(c_hat + b);
-        store(dz_o + b, grad * squashed[i] * o * (1 - o));
-        store(dy + b, of_y);
+        if (p.hh.grad_gamma != nullptr) p.hh.grad_gamma[k] += of_h_hat[u];
       }
-    });
-    T* const sums = sums_of(j);
-    sums[0] = sum<T>(sum_y), sums[1] = sum<T>(sum_y_hat);
-    if (p.grad_beta_c != nullptr) p.grad_beta_c[j] += sums[0];
-    if (p.c.grad_gamma != nullptr) p.c.grad_gamma[j] += sums[1];
-    if (layer) layer_c.put_gradient(j, {dy}, {c_hat}, {of_c.gamma[0][u]});
+    }
   }
 
-  // From c̃_t = f c_{t-1} + i g to the gradients of the gates' arguments. In a finished sequence
-  // c_t is c_{t-1}, so its gates have no gradient; but if it counts in the statistics, its c has
-  // the gradient that comes through them.
-  void backward_cell(ptrdiff_t t, Range group, ptrdiff_t j) {
-    const ptrdiff_t W = this->W, u = j - group.begin;
-    const T *c_before = cell_at(t) + j * W, *live = live_at(t), *counted = counted_at(t);
-    const T *const dy = array(j, kOfY), *const c_hat = array(j, kCellHat);
-    T* const sums = sums_of(j);
-    T* const dc = p.grad_cell + j * W;
-    const T c_inverse = p.c.per_step ? inverse_count(t) : 0;
-    const T mean_y = sums[0] * c_inverse, mean_y_hat = sums[1] * c_inverse;
-    const T* const gates = array(j, 0);
-    const T *x[kGates], *h[kGates];
-    T* dz[kGates];
-    for (int gate = 0; gate < kGates; ++gate) {
-      x[gate] = scalar_input.is_given() ? scalar_input.row() : input_row(gate, j, group);
-      h[gate] = array(j, kHiddenHat + gate);
-      dz[gate] = array(j, kOfZ + gate);
-    }
-    const FactorRow<T> candidate_factor = row_of(p.candidate_factor, t, j);
-    const FactorRow<T> hold = row_of(p.hold_cell, t, j);
-    const bool layer = kGeneral && p.c.layer;
-    Vector<T> sum_z[kGates] = {}, sum_x[kGates] = {}, sum_h[kGates] = {};
-    for (ptrdiff_t b = 0; b < W; b += kLanes<T>) {
-      const Vector<T> m = load(counted + b);
-      const Integers<T> runs = load(live + b) != 0;
-      const Vector<T> through =
-          layer ? layer_c.gradient(load(dy + b), load(c_hat + b), of_c.gamma[0][u], b)
-                : (load(dy + b) - m * (mean_y + load(c_hat + b) * mean_y_hat)) * of_c.scale[0][u];
-      Vector<T> of_c_t = load(dc + b), kept = zero<T>();
-      if (kGeneral) {
-        kept = runs ? of_c_t * hold(b) : kept;
-        of_c_t -= kept;
-      }
-      of_c_t += through;
-      const Vector<T> grad = runs ? of_c_t : zero<T>();
-      const Vector<T> i = load(gates + kInput * W + b), f = load(gates + kForget * W + b);
-      const Vector<T> g = load(gates + kCandidate * W + b);
-      const Vector<T> factor = kGeneral ? candidate_factor(b) : broadcast<T>(1);
-      const Vector<T> onward = of_c_t * f;
-      store(dc + b, runs ? (kGeneral ? onward + kept : onward) : of_c_t);
-      const Vector<T> of_g = kGeneral ? grad * (g * factor) : grad * g;
-      const Vector<T> of_i = kGeneral ? grad * i * factor : grad * i;
-      const Vector<T> of_z[kGates] = {
-          of_g * i * (1 - i), grad * load(c_before + b) * f * (1 - f), of_i * (1 - g * g),
-          load(dz[kOutput] + b)};
-#pragma GCC unroll 4
-      for (int gate = 0; gate < kGates; ++gate) {
-        store(dz[gate] + b, of_z[gate]);
-        sum_z[gate] += of_z[gate];
-        sum_x[gate] += of_z[gate] * load(x[gate] + b);
-        sum_h[gate] += of_z[gate] * load(h[gate] + b);
-      }
-    }
-    T totals[kGates], totals_x[kGates], totals_h[kGates];
-    sum<T>(sum_z, totals), sum<T>(sum_x, totals_x), sum<T>(sum_h, totals_h);
-    for (int gate = 0; gate < kGates; ++gate) {
-      const ptrdiff_t k = gate * H + j;
-      p.grad_bias[k] += totals[gate];
-      if (scalar_input.is_given()) {
-        scalar_input.add_gradients(gate, group, u, totals[gate], totals_x[gate]);
-      } else if (p.ih.grad_gamma != nullptr) {
-        p.ih.grad_gamma[k] += totals_x[gate];
-      }
-      if (p.hh.grad_gamma != nullptr) p.hh.grad_gamma[k] += totals_h[gate];
-      T* const to = sums + 3 * gate;
-      to[0] = totals[gate], to[1] = totals_x[gate], to[2] = totals_h[gate];
-    }
-    const auto of_unit = [&](const Standards<T, kGates>& of) { return std::array{
-        of.gamma[0][u], of.gamma[1][u], of.gamma[2][u], of.gamma[3][u]}; };
-    if (kGeneral && p.ih.layer) layer_ih.put_gradient(j, {dz[0], dz[1], dz[2], dz[3]}, x, of_unit(of_x));
-    if (kGeneral && p.hh.layer) layer_hh.put_gradient(j, {dz[0], dz[1], dz[2], dz[3]}, h, of_unit(of_h));
-  }
-
-  // From z = BN(W_x x_t) + BN(W_h h_{t-1}) + b to the gradients of the two products. That of the
-  // input term goes to its panel if the input is dense, and else replaces the normalised values.
-  void backward_terms(ptrdiff_t t, Range group, ptrdiff_t j) {
-    const ptrdiff_t W = this->W, u = j - group.begin;
-    const T inverse = inverse_count(t), *counted = counted_at(t), *sums = sums_of(j);
-    T* const panel = panel_at(t, kGates * H);
-    const bool layer_x = kGeneral && p.ih.layer, layer_h = kGeneral && p.hh.layer, is_sum = p.sums;
-    const bool scalar = scalar_input.is_given();
-    const T x_inverse = p.ih.per_step ? inverse : 0, h_inverse = p.hh.per_step ? inverse : 0;
-    for (int gate = 0; gate < kGates; ++gate) {
-      const ptrdiff_t k = gate * H + j;
-      const T total = sums[3 * gate];
-      const T mean_x = total * x_inverse, mean_x_hat = sums[3 * gate + 1] * x_inverse;
-      const T mean_h = total * h_inverse, mean_h_hat = sums[3 * gate + 2] * h_inverse;
-      // The gradient through whole-sequence statistics needs sums over all steps: see sequence.h.
-      const T x_scale = p.whole_sequence ? 1 : of_x.scale[gate][u];
-      const T h_scale = of_h.scale[gate][u];
-      T* const x = input_row(gate, j, group);
-      T* const of_dense = p.dense != nullptr && !is_sum ? input_panel_at(t, kGates * H) : nullptr;
-      const T* h = array(j, kHiddenHat + gate);
-      T* const dz = array(j, kOfZ + gate);
-      for (ptrdiff_t b = 0; b < W; b += kLanes<T>) {
-        const Vector<T> m = load(counted + b), of_z = load(dz + b);
-        const Vector<T> h_hat = load(h + b);
-        const Vector<T> of_product =
-            layer_h ? layer_hh.gradient(of_z, h_hat, of_h.gamma[gate][u], b)
-                    : (of_z - m * (mean_h + h_hat * mean_h_hat)) * h_scale;
-        store(p.bf16 ? dz + b : layout.at(panel, kGates * H, k, b), of_product);
-        if (scalar) continue;
-        const Vector<T> x_hat = load(x + b);
-        const Vector<T> of_input =
-            layer_x ? layer_ih.gradient(of_z, x_hat, of_x.gamma[gate][u], b)
-                    : (of_z - m * (mean_x + x_hat * mean_x_hat)) * x_scale;
-        store(of_dense == nullptr || input_layout.bf16 ? x + b
-                                                       : input_layout.at(of_dense, kGates * H, k, b),
-              is_sum ? of_product : of_input);
-      }
-      if (p.bf16) {
-        put_bf16_gradient(t, panel, k, dz, bf16_of_recurrent.row(t, gate, j), p.centres_hidden());
-      }
-      if (of_dense != nullptr && input_layout.bf16) {
-        put_bf16_gradient(t, of_dense, k, x, bf16_of_input.row(t, gate, j), p.centres_input());
-      }
-    }
+  // The third part: from the gates' arguments to the products.
+  void backward_terms(ptrdiff_t t, Range group) {
+    for (ptrdiff_t j = group.begin; j < group.end; ++j) backward_terms(t, group, j);
   }
 
   // After the last product: apply the dropout to obtain the complete gradient of h_{t-1}.
@@ -335,28 +165,202 @@ class BackwardStep : public Step<T, kGeneral> {
   using Base::input_row, Base::row, Base::input, Base::at_hand;
   using Base::find_standards, Base::of_x, Base::of_h, Base::of_c, Base::bias;
 
-  // The rows (W,) that a unit keeps between the parts of a step; the gates come first.
-  enum { kOfZ = kGates, kHiddenHat = kOfZ + kGates, kOfY = kHiddenHat + kGates, kCellHat,
-         kUnitArrays };
-  // A unit's sums over the batch: first those of the cell, later those of its gates' arguments.
-  static constexpr int kUnitSums = 3 * kGates;
-
-  // A power of two, of which kGroup is a multiple.
-  static ptrdiff_t units_of_run(ptrdiff_t width) {
-    ptrdiff_t units = kGroup;
-    while (units > 1 && units * kUnitArrays * width * sizeof(T) > (1 << 14)) units /= 2;
-    return units;
+  // The rows (W,) that a unit keeps between the parts of a step: its gates, later the gradients of
+  // their arguments, the gradient of y, and the normalised cell state.
+  enum { kOfGates, kOfY = kGates, kCellHat, kRowsKept };
+  // The sums over the batch that it keeps: of ∂z, ∂z x̂ and ∂z ĥ of each gate, of ∂y and ∂y ĉ.
+  enum { kSumOfZ, kSumOfXHat = kGates, kSumOfHHat = 2 * kGates, kSumOfY = 3 * kGates, kSumOfYHat,
+         kSumsKept };
+  T* kept(int i, ptrdiff_t j, Range group) {
+    return kept_rows.data() + (row(j, group) * kRowsKept + i) * W;
   }
 
-  // The place of unit j among those that keep their rows: all of the thread if `apart`, else a run.
-  ptrdiff_t place(ptrdiff_t j) const {
-    return apart ? j - units.begin : (j - units.begin) & (units_per_run - 1);
+  // A sum of each unit of the group.
+  T* sums_of(int k, Range group) {
+    return kept_sums.data() + k * (at_hand + kGroup) + row(group.begin, group);
   }
-
-  T* array(ptrdiff_t j, int i) { return unit.data() + (place(j) * kUnitArrays + i) * W; }
-  T* sums_of(ptrdiff_t j) { return unit_sums.data() + place(j) * kUnitSums; }
 
   T* grad_out_row(ptrdiff_t j, Range group) { return grad_out.data() + row(j, group) * W; }
+
+  void backward_state(
+      ptrdiff_t t, Range group, ptrdiff_t j, Vector<T>& sum_y, Vector<T>& sum_y_hat) {
+    const ptrdiff_t W = this->W, u = j - group.begin;
+    const T beta = beta_of(j);
+    T *x[kGates], *h[kGates];
+    terms(t, group, j, x, h);
+    if (kGeneral && p.ih.layer && p.term == nullptr) {  // a kept term is normalised already
+      for (int gate = 0; gate < kGates; ++gate) layer_ih.normalize(x[gate]);
+    }
+    T* const gates = kept(kOfGates, j, group);
+    const T *c_before = cell_at(t) + j * W, *live = live_at(t);
+    T* const around = (drops_hidden() ? p.grad_around : p.grad_state) + j * W;
+    const T* const out = grad_out_row(j, group);
+    T *const dy = kept(kOfY, j, group), *const c_hat = kept(kCellHat, j, group);
+    const FactorRow<T> candidate_factor = row_of(p.candidate_factor, t, j);
+    const FactorRow<T> hold = row_of(p.hold_hidden, t, j);
+    const bool layer = kGeneral && p.c.layer;
+    // Recompute the gates and c_t.
+    for (ptrdiff_t b = 0; b < W; b += kLanes<T>) {
+      Vector<T> gate_of[kGates];
+#pragma GCC unroll 4
+      for (int gate = 0; gate < kGates; ++gate) {
+        const Vector<T> x_hat = of_x.hat(gate, u, load(x[gate] + b));
+        const Vector<T> h_hat = of_h.hat(gate, u, load(h[gate] + b));
+        gate_of[gate] = x_hat * of_x.gamma[gate][u] + (h_hat * of_h.gamma[gate][u] + bias[gate][u]);
+      }
+      activate(gate_of);
+#pragma GCC unroll 4
+      for (int gate = 0; gate < kGates; ++gate) store(gates + gate * W + b, gate_of[gate]);
+      Vector<T> g = gate_of[kCandidate];
+      if (kGeneral) g *= candidate_factor(b);
+      const Integers<T> runs = load(live + b) != 0;
+      const Vector<T> before = load(c_before + b);
+      const Vector<T> c = runs ? gate_of[kForget] * before + gate_of[kInput] * g : before;
+      const Vector<T> hat = layer ? layer_c.normalized(c, b) : of_c.hat(0, u, c);
+      store(c_hat + b, hat);
+    }
+
+    // From h̃_t = o tanh(y), y = gamma_c c_hat + beta_c, to the gradients of y and o.
+    Vector<T> total = zero<T>(), total_hat = zero<T>();
+    for_blocks<T>(W, [&](ptrdiff_t first, auto vectors) {
+      Vector<T> squashed[vectors];
+      for (int i = 0; i < vectors; ++i) {
+        squashed[i] = load(c_hat + first + i * kLanes<T>) * of_c.gamma[0][u] + beta;
+      }
+      tanh<T>(squashed);
+      for (int i = 0; i < vectors; ++i) {
+        const ptrdiff_t b = first + i * kLanes<T>;
+        const Vector<T> o = load(gates + kOutput * W + b);
+        const Integers<T> runs = load(live + b) != 0;
+        Vector<T> grad = grad_of_state(j, b);
+        const Vector<T> of_finished = grad;  // a finished sequence passes its gradient on
+        if (p.grad_output != nullptr) grad += load(out + b);
+        Vector<T> kept = zero<T>();
+        if (kGeneral) {
+          kept = grad * hold(b);
+          grad -= kept;
+        }
+        store(around + b, runs ? kept : of_finished);
+        grad = runs ? grad : zero<T>();
+        const Vector<T> of_y = grad * o * (1 - squashed[i] * squashed[i]);
+        total += of_y;
+        total_hat += of_y * load(c_hat + b);
+        store(gates + kOutput * W + b, grad * squashed[i] * o * (1 - o));
+        store(dy + b, of_y);
+      }
+    });
+    sum_y = total, sum_y_hat = total_hat;
+    if (layer) layer_c.put_gradient(j, {dy}, {c_hat}, of_c.gammas(u));
+  }
+
+  // From c̃_t = f c_{t-1} + i g to the gradients of the gates' arguments, which replace the gates. In a
+  // finished sequence c_t is c_{t-1}, so its gates have no gradient; but if it counts in the
+  // statistics, its c has the gradient that comes through them.
+  void backward_cell(
+      ptrdiff_t t, Range group, ptrdiff_t j, Vector<T> (&totals)[kSumOfY][kGroup]) {
+    const ptrdiff_t W = this->W, u = j - group.begin;
+    const T *c_before = cell_at(t) + j * W, *live = live_at(t), *counted = counted_at(t);
+    const T *const dy = kept(kOfY, j, group), *const c_hat = kept(kCellHat, j, group);
+    T* const dc = p.grad_cell + j * W;
+    const T c_inverse = p.c.per_step ? inverse_count(t) : 0;
+    const T mean_y = sums_of(kSumOfY, group)[u] * c_inverse;
+    const T mean_y_hat = sums_of(kSumOfYHat, group)[u] * c_inverse;
+    T* const gates = kept(kOfGates, j, group);
+    T *x[kGates], *h[kGates];
+    terms(t, group, j, x, h);
+    const FactorRow<T> candidate_factor = row_of(p.candidate_factor, t, j);
+    const FactorRow<T> hold = row_of(p.hold_cell, t, j);
+    const bool layer = kGeneral && p.c.layer;
+    Vector<T> sum_z[kGates] = {}, sum_x[kGates] = {}, sum_h[kGates] = {};
+    for (ptrdiff_t b = 0; b < W; b += kLanes<T>) {
+      const Vector<T> m = load(counted + b);
+      const Integers<T> runs = load(live + b) != 0;
+      const Vector<T> through =
+          layer ? layer_c.gradient(load(dy + b), load(c_hat + b), of_c.gamma[0][u], b)
+                : (load(dy + b) - m * (mean_y + load(c_hat + b) * mean_y_hat)) * of_c.scale[0][u];
+      Vector<T> of_c_t = load(dc + b), kept = zero<T>();
+      if (kGeneral) {
+        kept = runs ? of_c_t * hold(b) : kept;
+        of_c_t -= kept;
+      }
+      of_c_t += through;
+      const Vector<T> grad = runs ? of_c_t : zero<T>();
+      const Vector<T> i = load(gates + kInput * W + b), f = load(gates + kForget * W + b);
+      const Vector<T> g = load(gates + kCandidate * W + b);
+      const Vector<T> factor = kGeneral ? candidate_factor(b) : broadcast<T>(1);
+      const Vector<T> onward = of_c_t * f;
+      store(dc + b, runs ? (kGeneral ? onward + kept : onward) : of_c_t);
+      const Vector<T> of_g = kGeneral ? grad * (g * factor) : grad * g;
+      const Vector<T> of_i = kGeneral ? grad * i * factor : grad * i;
+      const Vector<T> of_z[kGates] = {
+          of_g * i * (1 - i), grad * load(c_before + b) * f * (1 - f), of_i * (1 - g * g),
+          load(gates + kOutput * W + b)};
+#pragma GCC unroll 4
+      for (int gate = 0; gate < kGates; ++gate) {
+        store(gates + gate * W + b, of_z[gate]);
+        sum_z[gate] += of_z[gate];
+        sum_x[gate] += of_z[gate] * of_x.hat(gate, u, load(x[gate] + b));
+        sum_h[gate] += of_z[gate] * of_h.hat(gate, u, load(h[gate] + b));
+      }
+    }
+    for (int gate = 0; gate < kGates; ++gate) {
+      totals[kSumOfZ + gate][u] = sum_z[gate];
+      totals[kSumOfXHat + gate][u] = sum_x[gate];
+      totals[kSumOfHHat + gate][u] = sum_h[gate];
+    }
+    if (!kGeneral) return;
+    const T* const dz[kGates] = {gates, gates + W, gates + 2 * W, gates + 3 * W};
+    if (p.ih.layer) layer_ih.put_gradient(j, dz, {x[0], x[1], x[2], x[3]}, of_x.gammas(u));
+    if (p.hh.layer) layer_hh.put_gradient(j, dz, {h[0], h[1], h[2], h[3]}, of_h.gammas(u));
+  }
+
+  // From z = BN(W_x x_t) + BN(W_h h_{t-1}) + b to the gradients of the two products. That of the
+  // input term goes to its panel if the input is dense, and else replaces the normalised values.
+  void backward_terms(ptrdiff_t t, Range group, ptrdiff_t j) {
+    const ptrdiff_t W = this->W, u = j - group.begin;
+    const T inverse = inverse_count(t), *counted = counted_at(t);
+    T *const panel = panel_at(t, kGates * H), *x[kGates], *h[kGates];
+    terms(t, group, j, x, h);
+    const bool layer_x = kGeneral && p.ih.layer, layer_h = kGeneral && p.hh.layer, is_sum = p.sums;
+    const bool scalar = scalar_input.is_given();
+    const T x_inverse = p.ih.per_step ? inverse : 0, h_inverse = p.hh.per_step ? inverse : 0;
+    for (int gate = 0; gate < kGates; ++gate) {
+      const ptrdiff_t k = gate * H + j;
+      const T total = sums_of(kSumOfZ + gate, group)[u];
+      const T mean_x = total * x_inverse, mean_h = total * h_inverse;
+      const T mean_x_hat = sums_of(kSumOfXHat + gate, group)[u] * x_inverse;
+      const T mean_h_hat = sums_of(kSumOfHHat + gate, group)[u] * h_inverse;
+      // The gradient through whole-sequence statistics needs sums over all steps: see sequence.h.
+      const T x_scale = p.whole_sequence ? 1 : of_x.scale[gate][u];
+      const T h_scale = of_h.scale[gate][u];
+      T* const of_input_row = input_row(gate, j, group);
+      T* const of_dense = p.dense != nullptr && !is_sum ? input_panel_at(t, kGates * H) : nullptr;
+      T* const dz = kept(kOfGates + gate, j, group);
+      for (ptrdiff_t b = 0; b < W; b += kLanes<T>) {
+        const Vector<T> m = load(counted + b), of_z = load(dz + b);
+        const Vector<T> h_hat = of_h.hat(gate, u, load(h[gate] + b));
+        const Vector<T> of_product =
+            layer_h ? layer_hh.gradient(of_z, h_hat, of_h.gamma[gate][u], b)
+                    : (of_z - m * (mean_h + h_hat * mean_h_hat)) * h_scale;
+        store(p.bf16 ? dz + b : layout.at(panel, kGates * H, k, b), of_product);
+        if (scalar) continue;
+        const Vector<T> x_hat = of_x.hat(gate, u, load(x[gate] + b));
+        const Vector<T> of_input =
+            layer_x ? layer_ih.gradient(of_z, x_hat, of_x.gamma[gate][u], b)
+                    : (of_z - m * (mean_x + x_hat * mean_x_hat)) * x_scale;
+        store(of_dense == nullptr || input_layout.bf16
+                  ? of_input_row + b
+                  : input_layout.at(of_dense, kGates * H, k, b),
+              is_sum ? of_product : of_input);
+      }
+      if (p.bf16) {
+        put_bf16_gradient(t, panel, k, dz, bf16_of_recurrent.row(t, gate, j), p.centres_hidden());
+      }
+      if (of_dense != nullptr && input_layout.bf16) {
+        put_bf16_gradient(t, of_dense, k, of_input_row, bf16_of_input.row(t, gate, j), p.centres_input());
+      }
+    }
+  }
 
   // Write row k of the gradient of a term to its panel and, if wanted, to `left`. The gradient of a
   // term that is normalised over the batch sums to zero. Rounding leaves a remainder, which the
@@ -389,10 +393,8 @@ class BackwardStep : public Step<T, kGeneral> {
 
   Rows<T> grad_out;    // [unit][W]
   Rows<T> grad_dense;  // [input][W]
-  const ptrdiff_t units_per_run, units_held;
-  // Of each unit that keeps its rows.
-  Rows<T> unit;  // [unit][kUnitArrays][W]
-  Rows<T> unit_sums;
+  Rows<T> kept_rows;   // [unit][kRowsKept][W]
+  Rows<T> kept_sums;   // [kSumsKept][unit]
 };
 
 }  // namespace bnrnn

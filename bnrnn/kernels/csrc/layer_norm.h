@@ -3,6 +3,7 @@
 // can read. After a barrier, each thread sums the parts of all units, in the same order.
 #pragma once
 
+#include <array>
 #include <vector>
 
 #include "share.h"

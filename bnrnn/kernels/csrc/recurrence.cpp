@@ -164,14 +164,12 @@ void backward_step(BackwardStep<T, kGeneral>& step, ptrdiff_t t) {
     step.input_term_again(t, group);
     step.find_all_standards(t, group);
     step.laps.lap(Part::kInputTerm);
-    step.for_runs(group, [&](Range run) {
-      for (ptrdiff_t j = run.begin; j < run.end; ++j) step.backward_state(t, group, j);
-      step.laps.lap(Part::kBackwardState);
-      for (ptrdiff_t j = run.begin; j < run.end; ++j) step.backward_cell(t, group, j);
-      step.laps.lap(Part::kBackwardCell);
-      for (ptrdiff_t j = run.begin; j < run.end; ++j) step.backward_terms(t, group, j);
-      step.laps.lap(Part::kBackwardTerms);
-    });
+    step.backward_state(t, group);
+    step.laps.lap(Part::kBackwardState);
+    step.backward_cell(t, group);
+    step.laps.lap(Part::kBackwardCell);
+    step.backward_terms(t, group);
+    step.laps.lap(Part::kBackwardTerms);
     step.put_grad_input(t, group);
     step.laps.lap(Part::kGradInput);
   });
@@ -184,19 +182,19 @@ void backward_step_apart(BackwardStep<T, true>& step, ptrdiff_t t, Barrier& barr
     step.get_grad_output(t, group);
     step.input_term_again(t, group);
     step.find_all_standards(t, group);
-    for (ptrdiff_t j = group.begin; j < group.end; ++j) step.backward_state(t, group, j);
+    step.backward_state(t, group);
   });
   if (p.c.layer) barrier.wait();
   step.layer_c.find_gradient();
   step.for_groups([&](Range group) {
     step.find_all_standards(t, group);
-    for (ptrdiff_t j = group.begin; j < group.end; ++j) step.backward_cell(t, group, j);
+    step.backward_cell(t, group);
   });
   if (p.ih.layer || p.hh.layer) barrier.wait();
   step.layer_ih.find_gradient(), step.layer_hh.find_gradient();
   step.for_groups([&](Range group) {
     step.find_all_standards(t, group);
-    for (ptrdiff_t j = group.begin; j < group.end; ++j) step.backward_terms(t, group, j);
+    step.backward_terms(t, group);
     step.put_grad_input(t, group);
   });
 }

@@ -2,6 +2,7 @@
 // use intrinsics, so one source serves AVX-512, AVX2 and all other machines.
 #pragma once
 
+#include <array>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -200,23 +201,32 @@ BNRNN_INLINE void add_lanes(Vector<T> (&v)[N]) {
   }
 }
 
+// The order in which `sum` needs its vectors: add_lanes leaves the sum of vector i in a lane whose
+// number has the bits of i in reverse order.
+template <int N, int kTogether>
+constexpr std::array<int, N> order_for_sums() {
+  std::array<int, N> order = {};
+  for (int i = 0; i < N; ++i) {
+    int reversed = 0;
+    for (int bit = 1; bit < kTogether; bit *= 2) reversed = 2 * reversed + (i & bit ? 1 : 0);
+    order[i] = i / kTogether * kTogether + reversed;
+  }
+  return order;
+}
+
 // to[n] = sum of the lanes of v[n], in the same order as above; N is a power of two.
 template <typename T, int N>
-BNRNN_INLINE void sum(const Vector<T> (&v)[N], T (&to)[N]) {
-  constexpr int lanes = kLanes<T>, kLeft = N > lanes ? N / lanes : 1;
+BNRNN_INLINE void sum(const Vector<T> (&v)[N], T* to) {
+  constexpr int lanes = kLanes<T>, kTogether = N < lanes ? N : lanes;
+  static constexpr std::array<int, N> order = order_for_sums<N, kTogether>();
   Vector<T> left[N];
-  for (int n = 0; n < N; ++n) left[n] = v[n];
+#pragma GCC unroll 16
+  for (int i = 0; i < N; ++i) left[i] = v[order[i]];
   add_lanes<T, lanes / 2, N>(left);
-  T sums[kLeft * lanes];
-  for (int i = 0; i < kLeft; ++i) store(sums + i * lanes, left[i]);
-#pragma GCC unroll 8
-  for (int n = 0; n < N; ++n) {
-    int i = n, lane = 0;
-    for (int stride = lanes / 2, count = N; stride > 0 && count > 1; stride /= 2, count /= 2) {
-      lane += i % 2 * stride;
-      i /= 2;
-    }
-    to[n] = sums[i * lanes + lane];
+  if constexpr (N >= lanes) {
+    for (int i = 0; i < N / lanes; ++i) store(to + i * lanes, left[i]);
+  } else {
+    for (int n = 0; n < N; ++n) to[n] = left[0][n * (lanes / N)];
   }
 }
 
