@@ -13,7 +13,7 @@ class BackwardStep : public Step<T, kGeneral> {
   using Base::p, Base::H, Base::W, Base::units, Base::inputs, Base::cell_at, Base::live_at;
   using Base::counted_at, Base::panel_at, Base::input_panel_at, Base::is_lone, Base::row_of;
   using Base::layout, Base::input_layout, Base::drops_hidden, Base::input_term, Base::apart;
-  using Base::scalar_input, Base::layer_ih, Base::layer_hh, Base::layer_c;
+  using Base::scalar_input, Base::one_hot_input, Base::layer_ih, Base::layer_hh, Base::layer_c;
 
   BackwardStep(const Problem<T>& problem, int thread, int threads)
       : Base(problem, thread, threads),
@@ -127,20 +127,7 @@ class BackwardStep : public Step<T, kGeneral> {
           }
         }
       } else if (p.grad_columns != nullptr) {
-        const int64_t* const symbols = p.index + t * p.batch;
-        if (p.feature_stride == 1) {
-          transpose_out<T>(
-              group.size(), p.batch, rows_at(rows),
-              [&](ptrdiff_t b, ptrdiff_t u0, int n, Vector<T> grad) {
-                T* const to = p.grad_columns + symbols[b] * p.symbol_stride + first + u0;
-                store_first(to, load_first(to, n) + grad, n);
-              });
-          continue;
-        }
-        for (ptrdiff_t u = 0; u < group.size(); ++u) {
-          T* const to = p.grad_columns + (first + u) * p.feature_stride;
-          for (ptrdiff_t b = 0; b < p.batch; ++b) to[symbols[b]] += rows[u * W + b];
-        }
+        one_hot_input.add_gradient(t, gate, group, rows);
       }
     }
   }

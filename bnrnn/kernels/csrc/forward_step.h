@@ -16,7 +16,37 @@ class ForwardStep : public Step<T, kGeneral> {
   ForwardStep(const Problem<T>& problem, int thread, int threads)
       : Base(problem, thread, threads),
         output_gates(at_hand * W),
-        new_cells(p.hold_cell.is_constant(0) ? 0 : at_hand * W) {}
+        new_cells(p.hold_cell.is_constant(0) ? 0 : at_hand * W) {
+    product.resize(kGates * at_hand * W);
+  }
+
+  // The group's rows of W_x x_t.
+  void input_product(ptrdiff_t t, Range group) {
+    T* rows[kGates * kGroup];
+    for_rows(group, [&](ptrdiff_t row, int gate, ptrdiff_t j) {
+      rows[row] = p.sums ? product_row(t, gate, j, group) : this->term_at(t, gate * H + j);
+    });
+    this->product_of(group, p.weight_ih, this->packed_ih, p.input_size, this->input_layout,
+                  p.centres_input(), this->input_panel_at(t, p.input_size), rows, false);
+  }
+
+  // The group's rows of W_h h_{t-1}, added to the input term if the sum is normalised.
+  void recurrent_product(ptrdiff_t t, Range group) {
+    T* rows[kGates * kGroup];
+    for_rows(group, [&](ptrdiff_t row, int gate, ptrdiff_t j) {
+      rows[row] = product_row(t, gate, j, group);
+    });
+    const T* const state = this->panel_at(t, H);
+    if (p.batch > 1) {
+      this->product_of(group, p.weight_hh, this->packed, H, this->layout, p.centres_hidden(), state,
+                    rows, p.sums);
+      return;
+    }
+    for_rows(group, [&](ptrdiff_t row, int gate, ptrdiff_t j) {
+      if (!p.sums) store(rows[row], zero<T>());
+      rows[row][0] += dot(p.weight_hh + (gate * H + j) * H, state, H);
+    });
+  }
 
   // The group's part of the layer statistics of the two terms.
   void forward_parts(ptrdiff_t t, Range group) {
@@ -81,7 +111,16 @@ class ForwardStep : public Step<T, kGeneral> {
 
  private:
   using Base::terms, Base::rows_at, Base::activate, Base::beta_of, Base::row, Base::at_hand;
+  using Base::product, Base::product_row;
   using Base::find_standards, Base::of_x, Base::of_h, Base::of_c, Base::offset;
+
+  // visit(row, gate, j) for the rows of a group, which are ordered by gate.
+  template <typename Visit>
+  static void for_rows(Range group, Visit&& visit) {
+    for (ptrdiff_t row = 0; row < kGates * group.size(); ++row) {
+      visit(row, static_cast<int>(row / group.size()), group.begin + row % group.size());
+    }
+  }
 
   void forward_cell(ptrdiff_t t, Range group, ptrdiff_t j) {
     const ptrdiff_t W = this->W, u = j - group.begin;
@@ -90,13 +129,16 @@ class ForwardStep : public Step<T, kGeneral> {
     const T *c_before = cell_at(t) + j * W, *live = live_at(t);
     T *const c_new = new_cell(t, j, group), *const c_after = cell_at(t + 1) + j * W;
     T* const output_gate = output_gate_row(j, group);
+    T* const kept = p.keep ? this->recurrent_at(t) + j * W : nullptr;
     const FactorRow<T> candidate_factor = row_of(p.candidate_factor, t, j);
     for (ptrdiff_t b = 0; b < W; b += kLanes<T>) {
       Vector<T> gates[kGates];
 #pragma GCC unroll 4
       for (int gate = 0; gate < kGates; ++gate) {
+        const Vector<T> of_hidden = load(h[gate] + b);
+        if (kept != nullptr) stream(kept + gate * H * W + b, of_hidden);
         gates[gate] = load(x[gate] + b) * of_x.scale[gate][u] +
-                      (load(h[gate] + b) * of_h.scale[gate][u] + offset[gate][u]);
+                      (of_hidden * of_h.scale[gate][u] + offset[gate][u]);
       }
       activate(gates);
       store(output_gate + b, gates[kOutput]);

@@ -69,14 +69,14 @@ void pack_weights(const Share<T>& share) {
 }
 
 // Find the statistics of the input term over all steps, which needs this term of all steps.
-template <typename T>
-void find_sequence_moments(Share<T>& share, Barrier& barrier) {
-  for (ptrdiff_t t = 0; share.has_input_product() && t < share.p.steps; ++t) {
-    share.put_input(t);
+template <typename T, bool kGeneral>
+void find_sequence_moments(ForwardStep<T, kGeneral>& step, Barrier& barrier) {
+  for (ptrdiff_t t = 0; step.has_input_product() && t < step.p.steps; ++t) {
+    step.put_input(t);
     barrier.wait();
-    share.for_groups([&](Range group) { share.input_product(t, group); });
+    step.for_groups([&](Range group) { step.input_product(t, group); });
   }
-  sequence_moments(share);
+  sequence_moments<T>(step);
 }
 
 // W_h h_{t-1} and W_x x_t, or their sum, for one group of units.
@@ -153,6 +153,7 @@ void forward_steps(ForwardStep<T, kGeneral>& step, Barrier& barrier) {
     }
     if (!p.whole_sequence) step.put_input(t + 1);
   }
+  finish_streams();
 }
 
 // From the gradient of h_t to those of W_h h_{t-1} and W_x x_t.

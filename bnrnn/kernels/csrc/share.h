@@ -201,7 +201,7 @@ struct Share {
 
   // rows (+)= the group's rows of `weight` (4H, depth) times `right`; `packed` is the packed form of
   // the thread's rows, which is used if the forward pass packs.
-  void product(
+  void product_of(
       Range group, const T* weight, T* packed, ptrdiff_t depth, const RightLayout<T>& layout,
       bool centred, const T* right, T* const* rows, bool add) const {
     const ptrdiff_t n = group.size();
@@ -257,33 +257,6 @@ struct Share {
     add_product_of_mean(bf16_tiles.data(), count, blocks, as_bf16(right), [&](ptrdiff_t b) {
       return -load(counted_at(t) + b);
     });
-  }
-
-  // The group's rows of W_x x_t.
-  void input_product(ptrdiff_t t, Range group) const {
-    T* rows[kGates * kGroup];
-    for (ptrdiff_t row = 0; row < kGates * group.size(); ++row) {
-      rows[row] = p.sums ? recurrent_at(t) + feature(group, row) * W : term_at(t, feature(group, row));
-    }
-    product(group, p.weight_ih, packed_ih, p.input_size, input_layout, p.centres_input(),
-            input_panel_at(t, p.input_size), rows, false);
-  }
-
-  // The group's rows of W_h h_{t-1}, added to the input term if the sum is normalised.
-  void recurrent_product(ptrdiff_t t, Range group) const {
-    T* rows[kGates * kGroup];
-    for (ptrdiff_t row = 0; row < kGates * group.size(); ++row) {
-      rows[row] = recurrent_at(t) + feature(group, row) * W;
-    }
-    if (p.batch > 1) {
-      product(group, p.weight_hh, packed, H, layout, p.centres_hidden(), panel_at(t, H), rows,
-              p.sums);
-      return;
-    }
-    for (ptrdiff_t row = 0; row < kGates * group.size(); ++row) {
-      if (!p.sums) store(rows[row], zero<T>());
-      rows[row][0] += dot(p.weight_hh + feature(group, row) * H, panel_at(t, H), H);
-    }
   }
 
   // h_{t-1} of unit j as it enters the product, after dropout.

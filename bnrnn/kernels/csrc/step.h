@@ -3,6 +3,7 @@
 
 #include "functions.h"
 #include "layer_norm.h"
+#include "one_hot_input.h"
 #include "scalar_input.h"
 #include "share.h"
 
@@ -24,6 +25,7 @@ class Step : public Share<T> {
       : Share<T>(problem, thread, threads),
         apart(has_layer(p)),
         scalar_input(*this),
+        one_hot_input(*this),
         layer_ih(p.ih, *this),
         layer_hh(p.hh, *this),
         layer_c(p.c, *this),
@@ -39,7 +41,7 @@ class Step : public Share<T> {
     for (int gate = 0; gate < kGates; ++gate) {
       const ptrdiff_t first = gate * H + group.begin;
       T* const rows =
-          p.sums ? recurrent_at(t) + first * W : input_row(gate, group.begin, group);
+          p.sums ? product_row(t, gate, group.begin, group) : input_row(gate, group.begin, group);
       if (p.lone_term != nullptr) {
         std::fill_n(rows, group.size() * W, T(0));
         const T* const term = p.lone_term + t * kGates * H + first;
@@ -47,20 +49,7 @@ class Step : public Share<T> {
         continue;
       }
       if (p.index != nullptr) {
-        const int64_t* const symbols = p.index + t * p.batch;
-        if (p.feature_stride == 1) {
-          transpose_in<T>(
-              group.size(), p.batch, W,
-              [&](ptrdiff_t b) { return p.columns + symbols[b] * p.symbol_stride + first; },
-              [&](ptrdiff_t u, ptrdiff_t b, Vector<T> term) { store(rows + u * W + b, term); });
-          continue;
-        }
-        for (ptrdiff_t u = 0; u < group.size(); ++u) {
-          const T* const weights = p.columns + (first + u) * p.feature_stride;
-          T* const row = rows + u * W;
-          for (ptrdiff_t b = 0; b < p.batch; ++b) row[b] = weights[symbols[b]];
-          std::fill(row + p.batch, row + W, T(0));
-        }
+        one_hot_input.put_rows(t, gate, group, rows);
         continue;
       }
       const T* x = p.narrow + t * p.input_size * W;
@@ -82,6 +71,7 @@ class Step : public Share<T> {
 
   const bool apart;
   ScalarInput<T> scalar_input;
+  OneHotInput<T> one_hot_input;
   LayerNorm<T, kGates> layer_ih, layer_hh;
   LayerNorm<T, 1> layer_c;
 
@@ -121,8 +111,14 @@ class Step : public Share<T> {
       x[gate] = p.term != nullptr         ? term_at(t, gate * H + j)
                 : scalar_input.is_given() ? scalar_input.row()
                                           : input_row(gate, j, group);
-      h[gate] = recurrent_at(t) + (gate * H + j) * W;
+      h[gate] = product_row(t, gate, j, group);
     }
+  }
+
+  // The row of W_h h_{t-1} of unit j.
+  T* product_row(ptrdiff_t t, int gate, ptrdiff_t j, Range group) {
+    if (product.empty()) return recurrent_at(t) + (gate * H + j) * W;
+    return product.data() + (gate * at_hand + row(j, group)) * W;
   }
 
   // The vectors of contiguous rows (W,).
@@ -133,6 +129,8 @@ class Step : public Share<T> {
   const ptrdiff_t at_hand;  // number of units that have a row of `input`: see `row`
   // W_x x_t, in the backward pass then its normalised values, and then their gradient.
   Rows<T> input;  // [gate][unit][W]
+  // W_h h_{t-1} in the forward pass, `recurrent` in the backward pass.
+  Rows<T> product;  // [gate][unit][W]
   // Of a group's units: `offset` is that of the sum of both terms.
   Standards<T, kGates> of_x, of_h;
   Standards<T, 1> of_c;

@@ -75,6 +75,25 @@ BNRNN_INLINE void store(T* p, Vector<T> v) {
   *reinterpret_cast<typename Types<T>::Unaligned*>(p) = v;
 }
 
+// Store to whole cache lines that are not needed soon, without reading them first and past the caches.
+// Other threads see them after `finish_streams`.
+template <typename T>
+BNRNN_INLINE void stream(T* p, Vector<T> v) {
+#if defined(__AVX512F__)
+  _mm512_stream_si512(reinterpret_cast<__m512i*>(p), (__m512i)v);
+#elif defined(__AVX2__)
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(p), (__m256i)v);
+#else
+  store(p, v);
+#endif
+}
+
+inline void finish_streams() {
+#if defined(__AVX512F__) || defined(__AVX2__)
+  _mm_sfence();
+#endif
+}
+
 // Copy fewer elements than a vector has, in pieces of 4, 2 and 1.
 template <typename T>
 BNRNN_INLINE void copy_first(T* to, const T* from, int count) {
