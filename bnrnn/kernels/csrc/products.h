@@ -29,11 +29,12 @@ struct Left {
 };
 
 // c[r][column...] (+)= the sum over the k of all left operands, one after another, from row `row`
-// on; vector n of row k of the right operand is b[k * b_k + n * lanes].
+// on; vector n of row k of the right operand is b[k * b_k + n * lanes]. Meanwhile, fetch a vector per
+// k, from `ahead` on, into the second-level cache.
 template <typename T, int R, int N>
 void tile_product(
     const Left<T>* lefts, ptrdiff_t count, ptrdiff_t row, const T* b, ptrdiff_t b_k, T* const* c,
-    ptrdiff_t column, bool add) {
+    ptrdiff_t column, bool add, const T* ahead) {
   constexpr int lanes = kLanes<T>;
   Vector<T> sums[R][N];
 #pragma GCC unroll 8
@@ -50,7 +51,8 @@ void tile_product(
   for (ptrdiff_t i = 0; i < count; ++i) {
     const ptrdiff_t a_row = lefts[i].a_row, a_k = lefts[i].a_k, depth = lefts[i].depth;
     const T* const a = lefts[i].a + row * a_row;
-    for (ptrdiff_t k = 0; k < depth; ++k, b += b_k) {
+    for (ptrdiff_t k = 0; k < depth; ++k, b += b_k, ahead += lanes) {
+      __builtin_prefetch(ahead, 0, 2);
       Vector<T> right[N];
 #pragma GCC unroll 8
       for (int n = 0; n < N; ++n) right[n] = load(b + n * lanes);
@@ -91,7 +93,7 @@ void tile_pair_product(
 
 template <typename T>
 using TileProduct = void (*)(
-    const Left<T>*, ptrdiff_t, ptrdiff_t, const T*, ptrdiff_t, T* const*, ptrdiff_t, bool);
+    const Left<T>*, ptrdiff_t, ptrdiff_t, const T*, ptrdiff_t, T* const*, ptrdiff_t, bool, const T*);
 
 template <typename T, int R>
 TileProduct<T> tile_of(int vectors) {
@@ -233,28 +235,30 @@ class RightLayout {
 };
 
 // c[row][0..width) (+)= left (rows, depth) times right (depth, width). left_at(row, k, depth) is the
-// left operand of the tile that begins at this row and k.
+// left operand of the tile that begins at this row and k. Half or more of the right operand comes from
+// the caches of other processors, so the tiles of each part of it fetch the next part.
 template <typename T, typename LeftAt>
 void tiled_product(
     LeftAt&& left_at, ptrdiff_t rows, ptrdiff_t depth, const T* right, ptrdiff_t width, T* const* c,
     bool add) {
-  for (ptrdiff_t k0 = 0; k0 < depth; k0 += kDepth) {
-    const ptrdiff_t deep = std::min(kDepth, depth - k0);
-    for_column_chunks<T>(width, [&](ptrdiff_t column, int vectors) {
-      const ptrdiff_t across = vectors * kLanes<T>;
-      const T* const b = right + column * depth + k0 * across;
+  for_column_chunks<T>(width, [&](ptrdiff_t column, int vectors) {
+    const ptrdiff_t across = vectors * kLanes<T>;
+    for (ptrdiff_t k0 = 0; k0 < depth; k0 += kDepth) {
+      const ptrdiff_t deep = std::min(kDepth, depth - k0);
+      const T *const b = right + column * depth + k0 * across, *const next = b + deep * across;
       ptrdiff_t r0 = 0;
       for (; vectors == 1 && r0 + 2 * kTileRows <= rows; r0 += 2 * kTileRows) {
         tile_pair_product<T>(left_at(r0, k0, deep), left_at(r0 + kTileRows, k0, deep), b, c + r0,
                              column, add || k0 > 0);
       }
-      for (; r0 < rows; r0 += kTileRows) {
+      for (ptrdiff_t tile = 0; r0 < rows; r0 += kTileRows, ++tile) {
         const int count = static_cast<int>(std::min<ptrdiff_t>(kTileRows, rows - r0));
         const Left<T> left = left_at(r0, k0, deep);
-        tile_of<T>(count, vectors)(&left, 1, 0, b, across, c + r0, column, add || k0 > 0);
+        const T* const ahead = tile < vectors ? next + tile * deep * kLanes<T> : b;
+        tile_of<T>(count, vectors)(&left, 1, 0, b, across, c + r0, column, add || k0 > 0, ahead);
       }
-    });
-  }
+    }
+  });
 }
 
 // The product with a left operand that `pack` made.

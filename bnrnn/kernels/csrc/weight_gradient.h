@@ -43,7 +43,7 @@ class WeightGradient {
     if (bf16.wanted) return add_bf16(steps);
     put_right(steps);
     find_lefts(steps);
-    constexpr ptrdiff_t kRows = 60;  // whole tiles whose operands stay in the cache
+    constexpr ptrdiff_t kRows = 240;  // whole tiles whose operands stay in the cache
     for (int gate = 0; gate < kGates; ++gate) {
       const Range features = {gate * H + share.units.begin, gate * H + share.units.end};
       for (ptrdiff_t r = features.begin; r < features.end; r += kRows) {
@@ -103,7 +103,7 @@ class WeightGradient {
           }
           tile_of<T>(count, vectors)(
               lefts.data() + first, next - first, r, b, across, c, column,
-              steps.end < p.steps || first > 0);
+              steps.end < p.steps || first > 0, b);
         }
         b += depth * across;
         first = next;
