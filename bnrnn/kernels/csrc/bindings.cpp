@@ -174,6 +174,7 @@ Gradients backward(const OptionalTensor& grad_output, const OptionalTensor& grad
     if (grad_weight_ih) {
       of_weight_ih = call.empty({4 * H, whole_vectors(D)});
       p.grad_weight_ih = call.data(of_weight_ih);
+      p.right_ih = call.rights(D, p.bf16_input());
     }
     p.input_panel_count = p.whole_sequence ? p.steps : p.panel_count;
     p.input_panels =
@@ -185,6 +186,7 @@ Gradients backward(const OptionalTensor& grad_output, const OptionalTensor& grad
   }
   const Tensor of_weight_hh = call.empty({4 * H, whole_vectors(H)});
   p.grad_weight_hh = call.data(of_weight_hh);
+  p.right_hh = call.rights(H, p.bf16);
   bnrnn::backward(p);
 
   if (p.grad_columns != nullptr && !l.has_few_symbols()) {

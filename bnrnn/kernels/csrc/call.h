@@ -95,6 +95,12 @@ class Call {
     return data(bf16 ? zeros({count, size}) : empty({count, size}));
   }
 
+  // Memory for the right operand of a weight's gradient.
+  T* rights(int64_t columns, bool bf16) {
+    const int64_t size = 2 * right_size(p.batch, columns, bf16);
+    return data(bf16 ? zeros({size}) : empty({size}));
+  }
+
   void one_hot_or_narrow_input() {
     if (l.one_hot()) {
       const Tensor index = l.input.to(at::kLong).contiguous();

@@ -227,6 +227,9 @@ void backward_steps(BackwardStep<T, kGeneral>& step, Barrier& barrier) {
     } else {
       backward_step(step, t);
     }
+    of_weight_hh.put(t);
+    if (!p.whole_sequence) of_weight_ih.put(t);
+    step.laps.lap(Part::kWeightGradient);
     barrier.wait();  // the gradient of W_h h_{t-1} is complete
     step.laps.lap(Part::kBarrier);
     step.transposed_product(t, step.packed, step.layout, p.centres_hidden(),
@@ -243,8 +246,11 @@ void backward_steps(BackwardStep<T, kGeneral>& step, Barrier& barrier) {
   if (!p.whole_sequence) return;
   sequence_gradient(step);
   if (p.dense == nullptr) return;
-  barrier.wait();  // the gradient of all W_x x_t is complete
-  for (ptrdiff_t t = p.steps - 1; t >= 0; --t) input_gradients(t);
+  for (ptrdiff_t t = p.steps - 1; t >= 0; --t) {
+    of_weight_ih.put(t);
+    barrier.wait();  // the gradient of all W_x x_t is complete, too
+    input_gradients(t);
+  }
 }
 
 template <typename Step, typename T, typename Run>
@@ -274,6 +280,13 @@ ptrdiff_t panel_size(ptrdiff_t depth, ptrdiff_t width, bool bf16) {
 
 ptrdiff_t backward_panels(ptrdiff_t batch) {
   return std::max<ptrdiff_t>(2, steps_per_block(batch));
+}
+
+ptrdiff_t right_size(ptrdiff_t batch, ptrdiff_t columns, bool bf16) {
+  const ptrdiff_t steps = steps_per_block(batch);
+  const ptrdiff_t width = ceil_div(columns, kLanes<float>) * kLanes<float>;
+  if (bf16) return panel_size(steps * bf16_blocks(batch) * kBf16Depth, width, true);
+  return steps * batch * width;
 }
 
 int lanes(bool is_double) { return is_double ? kLanes<double> : kLanes<float>; }

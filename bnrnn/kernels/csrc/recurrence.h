@@ -124,6 +124,9 @@ struct Problem {
   // (4H, D), initially zero; if dense, with D rounded up to whole vectors
   T* grad_weight_ih = nullptr;
   T* grad_weight_hh = nullptr;     // (4H, H), with H rounded up to whole vectors
+  // The right operands of these two gradients if they are products, each 2 right_size elements,
+  // initially zero if `bf16`.
+  T *right_hh = nullptr, *right_ih = nullptr;
   T* grad_bias = nullptr;             // (4H,), initially zero
   T* grad_beta_c = nullptr;           // (H,), initially zero
 
@@ -148,6 +151,9 @@ ptrdiff_t packed_size(ptrdiff_t rows, ptrdiff_t depth, int threads, bool bf16);
 ptrdiff_t panel_size(ptrdiff_t depth, ptrdiff_t width, bool bf16);
 
 ptrdiff_t backward_panels(ptrdiff_t batch);
+
+// Number of elements of the right operand of a weight's gradient (4H, columns), for a block of steps.
+ptrdiff_t right_size(ptrdiff_t batch, ptrdiff_t columns, bool bf16);
 
 int lanes(bool is_double);
 

@@ -61,6 +61,8 @@ template <typename T>
 struct Share {
   Share(const Problem<T>& problem, int thread, int threads)
       : p(problem),
+        thread(thread),
+        threads(threads),
         H(p.hidden),
         W(p.width),
         units(part({0, H}, threads, thread)),
@@ -302,6 +304,7 @@ struct Share {
   }
 
   const Problem<T>& p;
+  const int thread, threads;
   const ptrdiff_t H, W;
   const Range units;
   const Range inputs;           // of the D features of a dense input

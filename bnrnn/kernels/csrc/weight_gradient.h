@@ -10,7 +10,8 @@
 namespace bnrnn {
 
 // Computes the rows of the thread's units, one block of steps at a time, while their gradients are
-// in the cache.
+// in the cache. The right operand, the x_t of a block, is the same for all threads: each writes some of
+// its columns.
 //   panel_at(t)                  the panel that has the gradient of y_t, see products.h
 //   put(t, column, count, put)   calls put(b, u, vector) with vectors of x_t[b], of which the first
 //                                begins at this column; `count` elements are wanted
@@ -18,32 +19,57 @@ template <typename T, typename PanelAt, typename Put>
 class WeightGradient {
  public:
   // `to` is (4H, columns), with columns rounded up to whole vectors. If it is null, nothing is done.
-  // `bf16` has the gradient of y_t in bfloat16 if `bf16.wanted`.
-  WeightGradient(const Share<T>& share, ptrdiff_t columns, T* to, const Bf16Gradient<T>& bf16,
-                 PanelAt panel_at, Put put)
+  // `right` has two blocks of right_size elements: a fast thread may write the next block while a slow
+  // one still reads this one. `bf16` has the gradient of y_t in bfloat16 if `bf16.wanted`.
+  WeightGradient(const Share<T>& share, ptrdiff_t columns, T* to, T* right,
+                 const Bf16Gradient<T>& bf16, PanelAt panel_at, Put put)
       : share(share),
         p(share.p),
         H(share.H),
         W(share.W),
         columns(columns),
         width(ceil_div(columns, kLanes<T>) * kLanes<T>),
+        own(part({0, width / kLanes<T>}, share.threads, share.thread)),
         to(to),
+        right(right),
         bf16(bf16),
         panel_at(panel_at),
-        put(put),
-        right(to == nullptr ? 0
-              : bf16.wanted ? panel_size(bf16.blocks() * kBf16Depth, width, true)
-                            : steps_per_block(p.batch) * p.batch * width) {}
+        put_columns(put) {}
+
+  // Write the thread's columns of x_t. After the first step of a block, a barrier must precede `add`.
+  void put(ptrdiff_t t) {
+    if (to == nullptr) return;
+    const Range steps = block_of(t);
+    T* const block = right_of(steps);
+    for_column_chunks<T>(width, [&](ptrdiff_t column, int vectors) {
+      const ptrdiff_t across = vectors * kLanes<T>;
+      const ptrdiff_t begin = std::max(column, own.begin * kLanes<T>);
+      const ptrdiff_t end = std::min({column + across, own.end * kLanes<T>, columns});
+      if (begin >= end) return;
+      if (bf16.wanted) {
+        put_columns(t, begin, end - begin, [&](ptrdiff_t b, ptrdiff_t u, Vector<T> x) {
+          put_bf16_right<T>(
+              bf16_right_at(as_bf16(block), bf16.blocks(), bf16.at(t, b), begin + u), b, x);
+        });
+        return;
+      }
+      // [chunk of columns][t, last step first][b][column]. Columns beyond the last only add to columns
+      // that nobody reads.
+      T* const rows = block + column * steps.size() * p.batch +
+                      (steps.end - 1 - t) * p.batch * across + begin - column;
+      put_columns(t, begin, end - begin, [&](ptrdiff_t b, ptrdiff_t u, Vector<T> x) {
+        store(rows + b * across + u, x);
+      });
+    });
+  }
 
   // Add a block of steps once step t, its first, is done; otherwise do nothing.
   void add(ptrdiff_t t) {
-    const ptrdiff_t most = steps_per_block(p.batch);
-    if (to == nullptr || t % most != 0) return;
-    const Range steps = {t, std::min(t + most, p.steps)};
+    const Range steps = block_of(t);
+    if (to == nullptr || t != steps.begin) return;
     if (bf16.wanted) return add_bf16(steps);
-    put_right(steps);
     find_lefts(steps);
-    constexpr ptrdiff_t kRows = 240;  // whole tiles whose operands stay in the cache
+    constexpr ptrdiff_t kRows = 240;  // whole tiles
     for (int gate = 0; gate < kGates; ++gate) {
       const Range features = {gate * H + share.units.begin, gate * H + share.units.end};
       for (ptrdiff_t r = features.begin; r < features.end; r += kRows) {
@@ -53,13 +79,19 @@ class WeightGradient {
   }
 
  private:
+  // The block that contains step t.
+  Range block_of(ptrdiff_t t) const {
+    const ptrdiff_t most = steps_per_block(p.batch), begin = t / most * most;
+    return {begin, std::min(begin + most, p.steps)};
+  }
+
+  T* right_of(Range steps) const {
+    const bool odd = steps.begin / steps_per_block(p.batch) % 2;
+    return right + (odd ? right_size(p.batch, columns, bf16.wanted) : 0);
+  }
+
   void add_bf16(Range steps) {
-    Bf16* const pairs = as_bf16(right.data());
-    for (ptrdiff_t t = steps.begin; t < steps.end; ++t) {
-      put(t, 0, columns, [&](ptrdiff_t b, ptrdiff_t u, Vector<T> x) {
-        put_bf16_right<T>(bf16_right_at(pairs, bf16.blocks(), bf16.at(t, b), u), b, x);
-      });
-    }
+    const Bf16* const pairs = as_bf16(right_of(steps));
     share.for_groups([&](Range group) {
       Bf16Tile tiles[kGates];
       for (int gate = 0; gate < kGates; ++gate) {
@@ -86,7 +118,7 @@ class WeightGradient {
   void add_rows(Range rows, Range steps) const {
     for_column_chunks<T>(width, [&](ptrdiff_t column, int vectors) {
       const ptrdiff_t across = vectors * kLanes<T>;
-      const T* b = right.data() + column * steps.size() * p.batch;
+      const T* b = right_of(steps) + column * steps.size() * p.batch;
       for (size_t first = 0; first < lefts.size();) {
         // As many as keep the right operand in the cache.
         ptrdiff_t depth = lefts[first].depth;
@@ -94,6 +126,7 @@ class WeightGradient {
         while (next < lefts.size() && depth + lefts[next].depth <= kDepth) {
           depth += lefts[next++].depth;
         }
+        const T* ahead = b + depth * across;  // the next part, which other processors may have
         for (ptrdiff_t r = rows.begin; r < rows.end; r += kTileRows) {
           const int count = static_cast<int>(std::min<ptrdiff_t>(kTileRows, rows.end - r));
           T* c[kTileRows];
@@ -103,7 +136,8 @@ class WeightGradient {
           }
           tile_of<T>(count, vectors)(
               lefts.data() + first, next - first, r, b, across, c, column,
-              steps.end < p.steps || first > 0, b);
+              steps.end < p.steps || first > 0, r < rows.begin + vectors * kTileRows ? ahead : b);
+          ahead += depth * kLanes<T>;
         }
         b += depth * across;
         first = next;
@@ -111,27 +145,14 @@ class WeightGradient {
     });
   }
 
-  // The right operand: [chunk of columns][t, last step first][b][column]. Columns beyond the last
-  // only add to columns that nobody reads.
-  void put_right(Range steps) {
-    T* panel = right.data();
-    for_column_chunks<T>(width, [&](ptrdiff_t column, int vectors) {
-      const ptrdiff_t across = vectors * kLanes<T>;
-      for (ptrdiff_t t = steps.end - 1; t >= steps.begin; --t, panel += p.batch * across) {
-        put(t, column, std::min(across, columns - column),
-            [&](ptrdiff_t b, ptrdiff_t u, Vector<T> x) { store(panel + b * across + u, x); });
-      }
-    });
-  }
-
   const Share<T>& share;
   const Problem<T>& p;
   const ptrdiff_t H, W, columns, width;
-  T* const to;
+  const Range own;  // vectors of columns
+  T *const to, *const right;
   const Bf16Gradient<T>& bf16;
   const PanelAt panel_at;
-  Put put;
-  Rows<T> right;
+  Put put_columns;
   std::vector<Left<T>> lefts;
 };
 
@@ -139,7 +160,7 @@ class WeightGradient {
 template <typename T>
 auto recurrent_weight_gradient(const Share<T>& share, const Bf16Gradient<T>& bf16) {
   return WeightGradient(
-      share, share.H, share.p.grad_weight_hh, bf16,
+      share, share.H, share.p.grad_weight_hh, share.p.right_hh, bf16,
       [&](ptrdiff_t t) { return share.panel_at(t, kGates * share.H); },
       [&share, mean = Rows<T>(share.H)](
           ptrdiff_t t, ptrdiff_t column, ptrdiff_t count, auto&& put) mutable {
@@ -163,7 +184,7 @@ template <typename T>
 auto input_weight_gradient(const Share<T>& share, const Bf16Gradient<T>& bf16) {
   const Problem<T>& p = share.p;
   return WeightGradient(
-      share, p.input_size, p.dense == nullptr ? nullptr : p.grad_weight_ih, bf16,
+      share, p.input_size, p.dense == nullptr ? nullptr : p.grad_weight_ih, p.right_ih, bf16,
       [&](ptrdiff_t t) { return share.input_panel_at(t, kGates * share.H); },
       [&share, &p](ptrdiff_t t, ptrdiff_t column, ptrdiff_t count, auto&& put) {
         const auto x_at = [&](ptrdiff_t b, ptrdiff_t u) {
