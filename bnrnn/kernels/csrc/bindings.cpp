@@ -85,7 +85,7 @@ Results forward(const Layer& l, bool keep, bool grad_input) {
   p.keep = keep;
   const Tensor of_steps = call.empty({l.has_layer() && keep ? 3 : 0, p.steps, 2, p.width});
   call.layers(of_steps);
-  const Tensor recurrent = call.empty({keep ? p.steps : 1, 4 * p.hidden, p.width});
+  const Tensor recurrent = call.empty({keep ? p.steps : 0, 4 * p.hidden, p.width});
   // Without a backward pass the hidden state alternates between two rows.
   const Tensor states = call.empty({keep ? p.steps + 1 : 2, p.hidden, p.width});
   const Tensor cells = call.empty({keep ? p.steps + 1 : 1, p.hidden, p.width});

@@ -105,7 +105,7 @@ struct Problem {
   Factor<T> hold_cell, hold_hidden;
   Factor<T> candidate_factor{nullptr, 0, 0, 1}, hidden_factor{nullptr, 0, 0, 1};
 
-  // With keep: (T, 4H, W), (T + 1, H, W), (T + 1, H, W). Else (4H, W), (2, H, W), (1, H, W).
+  // With keep: (T, 4H, W), (T + 1, H, W), (T + 1, H, W). Else none, (2, H, W), (1, H, W).
   T* recurrent;  // W_h h_{t-1}, normalised if hh is layer normalisation; see `sums`
   T* states;     // h_{t-1}; the last row is h_n
   T* cells;      // c_{t-1}; the last row is c_n

@@ -87,7 +87,7 @@ struct Share {
   // Whether there is dropout of h_{t-1} within the product.
   bool drops_hidden() const { return !p.hidden_factor.is_constant(1); }
 
-  T* recurrent_at(ptrdiff_t t) const { return p.recurrent + (p.keep ? t * kGates * H * W : 0); }
+  T* recurrent_at(ptrdiff_t t) const { return p.recurrent + t * kGates * H * W; }
   T* state_at(ptrdiff_t t) const { return p.states + (p.keep ? t : t % 2) * H * W; }
   T* cell_at(ptrdiff_t t) const { return p.cells + (p.keep ? t * H * W : 0); }
   const T* live_at(ptrdiff_t t) const { return p.live + t * p.mask_stride; }
