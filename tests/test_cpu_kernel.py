@@ -213,13 +213,42 @@ def test_large_problems(shape, one_hot, norms, threads):
     )
 
 
+# The kernel computes the statistics and gradients of its term from those of the feature.
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "norms",
+    [
+        FRAME, NONE, SUM, ("frame", "none", "frame"), ("none", "frame", "none"),
+        ("layer", "frame", "frame"), ("frame", "layer", "layer"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [
+        {}, {"given": True}, {"lengths": True}, {"lengths": True, "count_padding": True},
+        {"lengths": True, "given": True, "bias": False}, {"noise": True},
+    ],
+)  # fmt: skip
+def test_an_input_of_one_feature(dtype, norms, options):
+    torch.set_num_threads(2)
+    assert_as_accurate_as_the_reference(
+        problem(7, 21, 1, 37, norms, dtype, constant_input=True, **options)
+    )
+
+
+def test_an_input_of_one_feature_with_a_lone_sequence():
+    case = problem(7, 5, 1, 37, FRAME, constant_input=True)
+    case["lengths"] = torch.tensor([7, 3, 2, 3, 1])
+    assert_as_accurate_as_the_reference(case)
+
+
 @pytest.mark.parametrize(
     "norms", [FRAME, ("sequence", "frame", "none"), ("none", "none", "frame"), SUM, LAYER]
 )
 @pytest.mark.parametrize(
     "options", [{}, {"one_hot": True}, {"constant_input": True, "noise": True}]
 )
-@pytest.mark.parametrize("features", [2, 50])
+@pytest.mark.parametrize("features", [1, 2, 50])
 def test_the_same_bits_for_any_number_of_threads(norms, options, features):
     case = problem(9, 37, features, 75, norms, torch.float32, lengths=True, **options)
     torch.set_num_threads(1)

@@ -53,8 +53,8 @@ class BackwardStep : public Step<T, kGeneral> {
         [&](ptrdiff_t u, ptrdiff_t b, Vector<T> grad) { store(rows + u * W + b, grad); });
   }
 
-  // The gradients at step t follow the equations at the head of recurrence.cpp. This is the first part,
-  // from h_t to the normalised cell state.
+  // The gradients at step t follow the equations at the head of recurrence.cpp. This is the first
+  // part, from h_t to the normalised cell state.
   void backward_state(ptrdiff_t t, Range group) {
     Vector<T> of_y[kGroup] = {}, of_y_hat[kGroup] = {};
     for (ptrdiff_t j = group.begin; j < group.end; ++j) {
@@ -158,7 +158,7 @@ class BackwardStep : public Step<T, kGeneral> {
   // The sums over the batch that it keeps: of ∂z, ∂z x̂ and ∂z ĥ of each gate, of ∂y and ∂y ĉ.
   enum { kSumOfZ, kSumOfXHat = kGates, kSumOfHHat = 2 * kGates, kSumOfY = 3 * kGates, kSumOfYHat,
          kSumsKept };
-  T* kept(int i, ptrdiff_t j, Range group) {
+  T* kept_row(int i, ptrdiff_t j, Range group) {
     return kept_rows.data() + (row(j, group) * kRowsKept + i) * W;
   }
 
@@ -178,11 +178,11 @@ class BackwardStep : public Step<T, kGeneral> {
     if (kGeneral && p.ih.layer && p.term == nullptr) {  // a kept term is normalised already
       for (int gate = 0; gate < kGates; ++gate) layer_ih.normalize(x[gate]);
     }
-    T* const gates = kept(kOfGates, j, group);
+    T* const gates = kept_row(kOfGates, j, group);
     const T *c_before = cell_at(t) + j * W, *live = live_at(t);
     T* const around = (drops_hidden() ? p.grad_around : p.grad_state) + j * W;
     const T* const out = grad_out_row(j, group);
-    T *const dy = kept(kOfY, j, group), *const c_hat = kept(kCellHat, j, group);
+    T *const dy = kept_row(kOfY, j, group), *const c_hat = kept_row(kCellHat, j, group);
     const FactorRow<T> candidate_factor = row_of(p.candidate_factor, t, j);
     const FactorRow<T> hold = row_of(p.hold_hidden, t, j);
     const bool layer = kGeneral && p.c.layer;
@@ -247,12 +247,12 @@ class BackwardStep : public Step<T, kGeneral> {
       ptrdiff_t t, Range group, ptrdiff_t j, Vector<T> (&totals)[kSumOfY][kGroup]) {
     const ptrdiff_t W = this->W, u = j - group.begin;
     const T *c_before = cell_at(t) + j * W, *live = live_at(t), *counted = counted_at(t);
-    const T *const dy = kept(kOfY, j, group), *const c_hat = kept(kCellHat, j, group);
+    const T *const dy = kept_row(kOfY, j, group), *const c_hat = kept_row(kCellHat, j, group);
     T* const dc = p.grad_cell + j * W;
     const T c_inverse = p.c.per_step ? inverse_count(t) : 0;
     const T mean_y = sums_of(kSumOfY, group)[u] * c_inverse;
     const T mean_y_hat = sums_of(kSumOfYHat, group)[u] * c_inverse;
-    T* const gates = kept(kOfGates, j, group);
+    T* const gates = kept_row(kOfGates, j, group);
     T *x[kGates], *h[kGates];
     terms(t, group, j, x, h);
     const FactorRow<T> candidate_factor = row_of(p.candidate_factor, t, j);
@@ -306,7 +306,7 @@ class BackwardStep : public Step<T, kGeneral> {
   void backward_terms(ptrdiff_t t, Range group, ptrdiff_t j) {
     const ptrdiff_t W = this->W, u = j - group.begin;
     const T inverse = inverse_count(t), *counted = counted_at(t);
-    T *const panel = panel_at(t, kGates * H), *x[kGates], *h[kGates];
+    T *x[kGates], *h[kGates], *const panel = panel_at(t, kGates * H);
     terms(t, group, j, x, h);
     const bool layer_x = kGeneral && p.ih.layer, layer_h = kGeneral && p.hh.layer, is_sum = p.sums;
     const bool scalar = scalar_input.is_given();
@@ -322,7 +322,7 @@ class BackwardStep : public Step<T, kGeneral> {
       const T h_scale = of_h.scale[gate][u];
       T* const of_input_row = input_row(gate, j, group);
       T* const of_dense = p.dense != nullptr && !is_sum ? input_panel_at(t, kGates * H) : nullptr;
-      T* const dz = kept(kOfGates + gate, j, group);
+      T* const dz = kept_row(kOfGates + gate, j, group);
       for (ptrdiff_t b = 0; b < W; b += kLanes<T>) {
         const Vector<T> m = load(counted + b), of_z = load(dz + b);
         const Vector<T> h_hat = of_h.hat(gate, u, load(h[gate] + b));
@@ -344,7 +344,8 @@ class BackwardStep : public Step<T, kGeneral> {
         put_bf16_gradient(t, panel, k, dz, bf16_of_recurrent.row(t, gate, j), p.centres_hidden());
       }
       if (of_dense != nullptr && input_layout.bf16) {
-        put_bf16_gradient(t, of_dense, k, of_input_row, bf16_of_input.row(t, gate, j), p.centres_input());
+        put_bf16_gradient(
+            t, of_dense, k, of_input_row, bf16_of_input.row(t, gate, j), p.centres_input());
       }
     }
   }

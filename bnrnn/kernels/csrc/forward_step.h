@@ -17,16 +17,16 @@ class ForwardStep : public Step<T, kGeneral> {
       : Base(problem, thread, threads),
         output_gates(at_hand * W),
         new_cells(p.hold_cell.is_constant(0) ? 0 : at_hand * W) {
-    product.resize(kGates * at_hand * W);
+    recurrent_rows.resize(kGates * at_hand * W);
   }
 
   // The group's rows of W_x x_t.
   void input_product(ptrdiff_t t, Range group) {
     T* rows[kGates * kGroup];
     for_rows(group, [&](ptrdiff_t row, int gate, ptrdiff_t j) {
-      rows[row] = p.sums ? product_row(t, gate, j, group) : this->term_at(t, gate * H + j);
+      rows[row] = p.sums ? recurrent_row(t, gate, j, group) : this->term_at(t, gate * H + j);
     });
-    this->product_of(group, p.weight_ih, this->packed_ih, p.input_size, this->input_layout,
+    this->product(group, p.weight_ih, this->packed_ih, p.input_size, this->input_layout,
                   p.centres_input(), this->input_panel_at(t, p.input_size), rows, false);
   }
 
@@ -34,11 +34,11 @@ class ForwardStep : public Step<T, kGeneral> {
   void recurrent_product(ptrdiff_t t, Range group) {
     T* rows[kGates * kGroup];
     for_rows(group, [&](ptrdiff_t row, int gate, ptrdiff_t j) {
-      rows[row] = product_row(t, gate, j, group);
+      rows[row] = recurrent_row(t, gate, j, group);
     });
     const T* const state = this->panel_at(t, H);
     if (p.batch > 1) {
-      this->product_of(group, p.weight_hh, this->packed, H, this->layout, p.centres_hidden(), state,
+      this->product(group, p.weight_hh, this->packed, H, this->layout, p.centres_hidden(), state,
                     rows, p.sums);
       return;
     }
@@ -111,7 +111,7 @@ class ForwardStep : public Step<T, kGeneral> {
 
  private:
   using Base::terms, Base::rows_at, Base::activate, Base::beta_of, Base::row, Base::at_hand;
-  using Base::product, Base::product_row;
+  using Base::recurrent_rows, Base::recurrent_row;
   using Base::find_standards, Base::of_x, Base::of_h, Base::of_c, Base::offset;
 
   // visit(row, gate, j) for the rows of a group, which are ordered by gate.

@@ -203,7 +203,7 @@ struct Share {
 
   // rows (+)= the group's rows of `weight` (4H, depth) times `right`; `packed` is the packed form of
   // the thread's rows, which is used if the forward pass packs.
-  void product_of(
+  void product(
       Range group, const T* weight, T* packed, ptrdiff_t depth, const RightLayout<T>& layout,
       bool centred, const T* right, T* const* rows, bool add) const {
     const ptrdiff_t n = group.size();

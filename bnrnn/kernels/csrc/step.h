@@ -9,12 +9,13 @@
 
 namespace bnrnn {
 
-// A step processes a group of units in several parts, each for all its units before the next, so that
-// while one unit waits for its sums over the batch, the processor computes another. Layer
-// normalisation needs statistics over all units of all threads, so the thread then completes each part
-// for all its groups before the next (`apart`).
+// A step processes a group of units in several parts, each for all its units before the next: their
+// sums over the batch and their statistics are then vectors of units, and while one unit waits for a
+// result, the processor computes another. Layer normalisation needs statistics over all units of all
+// threads, so the thread then completes each part for all its groups before the next (`apart`).
 //
-// kGeneral: whether there may be layer normalisation or noise; otherwise their code is not compiled in.
+// kGeneral: whether there may be layer normalisation or noise; otherwise their code is not compiled
+// in.
 template <typename T, bool kGeneral>
 class Step : public Share<T> {
  public:
@@ -34,14 +35,14 @@ class Step : public Share<T> {
   }
 
   // Write the group's rows of W_x x_t to `input`, unless they are not needed or `input_product`
-  // computes them. If the sum is normalised, write them to `recurrent` instead, where the product will be added; `input` stays
-  // zero.
+  // computes them. If the sum is normalised, write them to `recurrent_rows` instead, where the
+  // product will be added; `input` stays zero.
   void input_term(ptrdiff_t t, Range group) {
     if (this->has_input_product() || scalar_input.is_given()) return;
     for (int gate = 0; gate < kGates; ++gate) {
       const ptrdiff_t first = gate * H + group.begin;
       T* const rows =
-          p.sums ? product_row(t, gate, group.begin, group) : input_row(gate, group.begin, group);
+          p.sums ? recurrent_row(t, gate, group.begin, group) : input_row(gate, group.begin, group);
       if (p.lone_term != nullptr) {
         std::fill_n(rows, group.size() * W, T(0));
         const T* const term = p.lone_term + t * kGates * H + first;
@@ -85,8 +86,10 @@ class Step : public Share<T> {
       of_x.for_vectors(group, [&](ptrdiff_t u, int count) {
         const ptrdiff_t k = gate * H + group.begin + u;
         const Vector<T> b = p.bias == nullptr ? zero<T>() : load_first(p.bias + k, count);
-        store(bias[gate] + u, b);
-        store(offset[gate] + u, load(of_x.offset[gate] + u) + load(of_h.offset[gate] + u) + b);
+        const Vector<T> of_input = load(of_x.offset[gate] + u);
+        const Vector<T> of_hidden = load(of_h.offset[gate] + u);
+        store(bias[gate] + u, scalar_input.is_given() ? of_input + b : b);
+        store(offset[gate] + u, of_input + of_hidden + b);
       });
     }
   }
@@ -111,14 +114,14 @@ class Step : public Share<T> {
       x[gate] = p.term != nullptr         ? term_at(t, gate * H + j)
                 : scalar_input.is_given() ? scalar_input.row()
                                           : input_row(gate, j, group);
-      h[gate] = product_row(t, gate, j, group);
+      h[gate] = recurrent_row(t, gate, j, group);
     }
   }
 
   // The row of W_h h_{t-1} of unit j.
-  T* product_row(ptrdiff_t t, int gate, ptrdiff_t j, Range group) {
-    if (product.empty()) return recurrent_at(t) + (gate * H + j) * W;
-    return product.data() + (gate * at_hand + row(j, group)) * W;
+  T* recurrent_row(ptrdiff_t t, int gate, ptrdiff_t j, Range group) {
+    if (recurrent_rows.empty()) return recurrent_at(t) + (gate * H + j) * W;
+    return recurrent_rows.data() + (gate * at_hand + row(j, group)) * W;
   }
 
   // The vectors of contiguous rows (W,).
@@ -127,11 +130,11 @@ class Step : public Share<T> {
   }
 
   const ptrdiff_t at_hand;  // number of units that have a row of `input`: see `row`
-  // W_x x_t, in the backward pass then its normalised values, and then their gradient.
+  // W_x x_t, in the backward pass then its gradient.
   Rows<T> input;  // [gate][unit][W]
   // W_h h_{t-1} in the forward pass, `recurrent` in the backward pass.
-  Rows<T> product;  // [gate][unit][W]
-  // Of a group's units: `offset` is that of the sum of both terms.
+  Rows<T> recurrent_rows;  // [gate][unit][W]
+  // Of a group's units: `bias` is added to γ_x x_hat + γ_h h_hat, `offset` to the scaled terms.
   Standards<T, kGates> of_x, of_h;
   Standards<T, 1> of_c;
   T bias[kGates][kGroup], offset[kGates][kGroup];
