@@ -3,8 +3,8 @@
 // Dimensions: T time, B batch, D input, H hidden; W is B rounded up to whole vectors. States are
 // feature-major, (H, W): the batch of one hidden unit is contiguous, so its statistics, gates and
 // cell are computed in the first-level cache right after the product. Each thread owns a range of
-// hidden units, with all four gates of each and the whole batch. Threads exchange only h_t and x_t
-// (forward) and the gradients of W_h h_{t-1} and W_x x_t (backward), with one barrier per step.
+// hidden units, with all four gates of each and the whole batch. Threads exchange only h_t and x_t,
+// in the backward pass also the gradients of W_h h_{t-1} and W_x x_t, with one barrier per step.
 #pragma once
 
 #include <cstddef>
