@@ -1,4 +1,4 @@
-// The forward pass of one time step: the elementwise parts and the statistics, unit by unit.
+// The forward pass of one time step: the elementwise parts and the statistics, a group of units at a time.
 #pragma once
 
 #include "step.h"
