@@ -295,14 +295,6 @@ struct Share {
     }
   }
 
-  // visit(group, j) for each unit.
-  template <typename Visit>
-  void for_units(Visit&& visit) const {
-    for_groups([&](Range group) {
-      for (ptrdiff_t j = group.begin; j < group.end; ++j) visit(group, j);
-    });
-  }
-
   const Problem<T>& p;
   const int thread, threads;
   const ptrdiff_t H, W;

@@ -209,44 +209,41 @@ BNRNN_INLINE void interleave(Vector<T>& a, Vector<T>& b) {
 template <typename T, int kStride, int M, int N>
 BNRNN_INLINE void add_lanes(Vector<T> (&v)[N]) {
   if constexpr (kStride > 0) {
-    constexpr int kLeft = M == 1 ? 1 : M / 2;
 #pragma GCC unroll 8
-    for (int i = 0; i < kLeft; ++i) {
-      Vector<T> a = v[2 * i], b = M == 1 ? a : v[2 * i + 1];
+    for (int i = 0; i < M / 2; ++i) {
+      Vector<T> a = v[2 * i], b = v[2 * i + 1];
       interleave<T, kStride>(a, b);
       v[i] = a + b;
     }
-    add_lanes<T, kStride / 2, kLeft>(v);
+    add_lanes<T, kStride / 2, M / 2>(v);
   }
 }
 
 // The order in which `sum` needs its vectors: add_lanes leaves the sum of vector i in a lane whose
 // number has the bits of i in reverse order.
-template <int N, int kTogether>
+template <int N, int kLanesOfVector>
 constexpr std::array<int, N> order_for_sums() {
   std::array<int, N> order = {};
   for (int i = 0; i < N; ++i) {
     int reversed = 0;
-    for (int bit = 1; bit < kTogether; bit *= 2) reversed = 2 * reversed + (i & bit ? 1 : 0);
-    order[i] = i / kTogether * kTogether + reversed;
+    for (int bit = 1; bit < kLanesOfVector; bit *= 2) reversed = 2 * reversed + (i & bit ? 1 : 0);
+    order[i] = i / kLanesOfVector * kLanesOfVector + reversed;
   }
   return order;
 }
 
-// to[n] = sum of the lanes of v[n], in the same order as above; N is a power of two.
+// to[n] = sum of the lanes of v[n], in the same order as above; N is a power of two and at least the
+// number of lanes.
 template <typename T, int N>
 BNRNN_INLINE void sum(const Vector<T> (&v)[N], T* to) {
-  constexpr int lanes = kLanes<T>, kTogether = N < lanes ? N : lanes;
-  static constexpr std::array<int, N> order = order_for_sums<N, kTogether>();
+  constexpr int lanes = kLanes<T>;
+  static_assert(N >= lanes);
+  static constexpr std::array<int, N> order = order_for_sums<N, lanes>();
   Vector<T> left[N];
 #pragma GCC unroll 16
   for (int i = 0; i < N; ++i) left[i] = v[order[i]];
   add_lanes<T, lanes / 2, N>(left);
-  if constexpr (N >= lanes) {
-    for (int i = 0; i < N / lanes; ++i) store(to + i * lanes, left[i]);
-  } else {
-    for (int n = 0; n < N; ++n) to[n] = left[0][n * (lanes / N)];
-  }
+  for (int i = 0; i < N / lanes; ++i) store(to + i * lanes, left[i]);
 }
 
 // The smaller of each pair of lanes; b where one of them is not a number. The compilers' ternary
