@@ -9,9 +9,10 @@
 namespace bnrnn {
 namespace {
 
-// A block of the result fits into the second-level cache. It is wide because each block packs its
-// rows of `a` again.
-constexpr ptrdiff_t kRows = 120;
+// A block of the result and, kDeep of k at a time, of both operands fit into the second-level cache.
+// A block is wide because each packs its rows of `a` again.
+constexpr ptrdiff_t kRows = 120, kDeep = 128;
+static_assert(kDeep <= kDepth);
 template <typename T>
 constexpr ptrdiff_t kColumns = 16 * kTileVectors * kLanes<T>;
 
@@ -19,7 +20,7 @@ constexpr ptrdiff_t kColumns = 16 * kTileVectors * kLanes<T>;
 template <typename T>
 class Block {
  public:
-  Block() : left(kRows * kDepth), right(kDepth * kColumns<T>), result(kRows * kColumns<T>) {}
+  Block() : left(kRows * kDeep), right(kDeep * kColumns<T>), result(kRows * kColumns<T>) {}
 
   void multiply(const Matrix<const T>& a, const Matrix<const T>& b, T* c, Range rows,
                 Range columns) {
@@ -27,8 +28,8 @@ class Block {
     const RightLayout<T> layout(width);
     T* to[kRows];
     for (ptrdiff_t r = 0; r < kRows; ++r) to[r] = result.data() + r * kColumns<T>;
-    for (ptrdiff_t k0 = 0; k0 < a.columns; k0 += kDepth) {
-      const ptrdiff_t deep = std::min(kDepth, a.columns - k0);
+    for (ptrdiff_t k0 = 0; k0 < a.columns; k0 += kDeep) {
+      const ptrdiff_t deep = std::min(kDeep, a.columns - k0);
       const T* const from = &a.at(rows.begin, k0);
       if (a.column_stride == 1) {
         pack(left.data(), rows.size(), deep, [from, stride = a.row_stride](ptrdiff_t r, ptrdiff_t k) {

@@ -12,13 +12,15 @@
 
 namespace bnrnn {
 
-// A panel of the right operand (kDepth by kTileVectors vectors) stays in the first-level cache.
+// Tiles over up to kDepth of k use the same panel of the right operand, kDepth by kTileVectors vectors.
 #if defined(__AVX512F__)
 constexpr int kTileRows = 6, kTileVectors = 4;  // 24 of 32 registers are accumulators
-constexpr ptrdiff_t kDepth = 128;
+// Such a tile reads less than the second-level cache can supply, and its beginning and end take 90
+// cycles. So few, deep tiles are best, whose panel (128 KiB) fits only that cache.
+constexpr ptrdiff_t kDepth = 512;
 #else
 constexpr int kTileRows = 4, kTileVectors = 3;  // 12 of 16 registers
-constexpr ptrdiff_t kDepth = 256;
+constexpr ptrdiff_t kDepth = 256;  // the panel stays in the first-level cache
 #endif
 
 // The left operand of a product over a range of k: element (r, k) is a[r * a_row + k * a_k].
