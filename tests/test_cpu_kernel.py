@@ -242,6 +242,33 @@ def test_an_input_of_one_feature_with_a_lone_sequence():
     assert_as_accurate_as_the_reference(case)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("batch", [*range(2, 13), 17, 18, 20, 21, 24, 25, 32, 33, 36, 50])
+def test_batches_that_do_not_fill_their_vectors(batch, dtype):
+    torch.set_num_threads(2)
+    for features, hidden, norms, options in (
+        (5, 9, FRAME, {}), (50, 20, FRAME, {"one_hot": True}), (18, 33, LAYER, {}),
+        (3, 36, ("sequence", "frame", "frame"), {}), (6, 50, SUM, {"lengths": True}),
+    ):  # fmt: skip
+        # Few sequences may have hardly a variance, which amplifies rounding errors; with lengths, only
+        # two of a small batch may be left.
+        options = options | {"given": batch < (16 if "lengths" in options else 4)}
+        assert_as_accurate_as_the_reference(
+            problem(4, batch, features, hidden, norms, dtype, **options)
+        )
+
+
+def test_a_sequence_that_is_not_finite_leaves_the_others_alone():
+    for batch in (3, 7, 20, 24, 37):
+        case = problem(5, batch, 6, 20, NONE, torch.float32)
+        expected = run(compiled.recurrence, case)["output"]
+        with torch.no_grad():
+            case["input"][2, batch - 1] = torch.nan
+        output = run(compiled.recurrence, case)["output"]
+        assert torch.equal(output[:, :-1], expected[:, :-1])
+        assert output[2:, -1].isnan().any() and torch.equal(output[:2], expected[:2])
+
+
 @pytest.mark.parametrize(
     "norms", [FRAME, ("sequence", "frame", "none"), ("none", "none", "frame"), SUM, LAYER]
 )

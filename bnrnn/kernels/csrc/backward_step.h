@@ -329,16 +329,17 @@ class BackwardStep : public Step<T, kGeneral> {
         const Vector<T> of_product =
             layer_h ? layer_hh.gradient(of_z, h_hat, of_h.gamma[gate][u], b)
                     : (of_z - m * (mean_h + h_hat * mean_h_hat)) * h_scale;
-        store(p.bf16 ? dz + b : layout.at(panel, kGates * H, k, b), of_product);
+        p.bf16 ? store(dz + b, of_product) : layout.put(panel, kGates * H, k, b, of_product);
         if (scalar) continue;
         const Vector<T> x_hat = of_x.hat(gate, u, load(x[gate] + b));
         const Vector<T> of_input =
             layer_x ? layer_ih.gradient(of_z, x_hat, of_x.gamma[gate][u], b)
                     : (of_z - m * (mean_x + x_hat * mean_x_hat)) * x_scale;
-        store(of_dense == nullptr || input_layout.bf16
-                  ? of_input_row + b
-                  : input_layout.at(of_dense, kGates * H, k, b),
-              is_sum ? of_product : of_input);
+        if (of_dense == nullptr || input_layout.bf16) {
+          store(of_input_row + b, is_sum ? of_product : of_input);
+        } else {
+          input_layout.put(of_dense, kGates * H, k, b, of_input);
+        }
       }
       if (p.bf16) {
         put_bf16_gradient(t, panel, k, dz, bf16_of_recurrent.row(t, gate, j), p.centres_hidden());

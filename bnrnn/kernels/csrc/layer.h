@@ -14,8 +14,6 @@ namespace bnrnn {
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-// Up to this many input features, computing W_x x_t twice is cheaper than keeping it.
-constexpr int64_t kNarrow = 4;
 // Up to this many symbols, the elements of W_x of one feature fit into the first-level cache.
 constexpr int64_t kFewSymbols = 256;
 

@@ -47,7 +47,7 @@ class Block {
           store(layout.at(right.data(), deep, k, j), load_first(row + j, n));
         }
       }
-      packed_product(left.data(), rows.size(), deep, right.data(), width, to, k0 > 0);
+      packed_product(left.data(), rows.size(), deep, right.data(), layout, to, k0 > 0);
     }
     for (ptrdiff_t r = 0; r < rows.size(); ++r) {
       std::copy_n(to[r], columns.size(), c + (rows.begin + r) * b.columns + columns.begin);

@@ -1,10 +1,13 @@
 // Matrix products of tiles: kTileRows rows by up to kTileVectors vectors, held in registers.
 //
 // Each element is the sum over k in ascending order, one fused multiply-add at a time, regardless
-// of its tile. Results therefore do not depend on how the work is split among threads.
+// of its tile. (In the tail of a batch it is the sum of up to kRun such sums, see tail_product.) Results
+// therefore do not depend on how the work is split among threads.
 #pragma once
 
 #include <algorithm>
+#include <cstring>
+#include <type_traits>
 #include <vector>
 
 #include "bfloat16.h"
@@ -23,20 +26,41 @@ constexpr int kTileRows = 4, kTileVectors = 3;  // 12 of 16 registers
 constexpr ptrdiff_t kDepth = 256;  // the panel stays in the first-level cache
 #endif
 
-// The left operand of a product over a range of k: element (r, k) is a[r * a_row + k * a_k].
+// The left operand of a product over a range of k. The elements of a row lie in runs of kRun k:
+// element (r, k) of a tile is a[r * row + k / kRun * run + k % kRun]; `tile` elements further is that
+// of the next tile.
+constexpr int kRun = 4;
 template <typename T>
 struct Left {
   const T* a;
-  ptrdiff_t a_row, a_k, depth;
+  ptrdiff_t row, tile, run, depth;
 };
 
+// A left operand whose rows are contiguous, at a distance of `row` elements.
+template <typename T>
+Left<T> contiguous_left(const T* a, ptrdiff_t row, ptrdiff_t depth) {
+  return {a, row, kTileRows * row, kRun, depth};
+}
+
+// visit(a) for each k of a left operand, `a` being the place of element (0, k).
+template <typename T, typename Visit>
+BNRNN_INLINE void for_each_k(const Left<T>& left, Visit&& visit) {
+  const T* a = left.a;
+  ptrdiff_t k = 0;
+  for (; k + kRun <= left.depth; k += kRun, a += left.run) {
+#pragma GCC unroll 4
+    for (int i = 0; i < kRun; ++i) visit(a + i);
+  }
+  for (; k < left.depth; ++k, ++a) visit(a);
+}
+
 // c[r][column...] (+)= the sum over the k of all left operands, one after another, from row `row`
-// on; vector n of row k of the right operand is b[k * b_k + n * lanes]. Meanwhile, fetch a vector per
-// k, from `ahead` on, into the second-level cache.
+// on; the vectors of row k of the right operand follow those of row k - 1. Meanwhile, fetch a vector
+// per k, from `ahead` on, into the second-level cache.
 template <typename T, int R, int N>
 void tile_product(
-    const Left<T>* lefts, ptrdiff_t count, ptrdiff_t row, const T* b, ptrdiff_t b_k, T* const* c,
-    ptrdiff_t column, bool add, const T* ahead) {
+    const Left<T>* lefts, ptrdiff_t count, ptrdiff_t row, const T* b, T* const* c, ptrdiff_t column,
+    bool add, const T* ahead) {
   constexpr int lanes = kLanes<T>;
   Vector<T> sums[R][N];
 #pragma GCC unroll 8
@@ -51,20 +75,21 @@ void tile_product(
     for (int r = 0; r < R; ++r) prefetch<true>(c[r] + column, N * lanes);
   }
   for (ptrdiff_t i = 0; i < count; ++i) {
-    const ptrdiff_t a_row = lefts[i].a_row, a_k = lefts[i].a_k, depth = lefts[i].depth;
-    const T* const a = lefts[i].a + row * a_row;
-    for (ptrdiff_t k = 0; k < depth; ++k, b += b_k, ahead += lanes) {
+    Left<T> left = lefts[i];
+    left.a += row * left.row;
+    for_each_k(left, [&](const T* a) {
       __builtin_prefetch(ahead, 0, 2);
       Vector<T> right[N];
 #pragma GCC unroll 8
       for (int n = 0; n < N; ++n) right[n] = load(b + n * lanes);
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
-        const Vector<T> left = broadcast(a[r * a_row + k * a_k]);
+        const Vector<T> of_row = broadcast(a[r * left.row]);
 #pragma GCC unroll 8
-        for (int n = 0; n < N; ++n) sums[r][n] += left * right[n];
+        for (int n = 0; n < N; ++n) sums[r][n] += of_row * right[n];
       }
-    }
+      b += N * lanes, ahead += lanes;
+    });
   }
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
@@ -73,29 +98,30 @@ void tile_product(
   }
 }
 
-// Two tiles of kTileRows rows by one vector, over the k of one left operand each. One tile alone has
-// fewer sums than the processor can add to at a time.
+// Two tiles of kTileRows rows by one vector. One tile alone has fewer sums than the processor can add
+// to at a time.
 template <typename T>
 void tile_pair_product(
-    const Left<T>& first, const Left<T>& second, const T* b, T* const* c, ptrdiff_t column, bool add) {
+    const Left<T>& left, const T* b, T* const* c, ptrdiff_t column, bool add) {
   Vector<T> sums[2 * kTileRows];
 #pragma GCC unroll 16
   for (int r = 0; r < 2 * kTileRows; ++r) sums[r] = add ? load(c[r] + column) : zero<T>();
-  for (ptrdiff_t k = 0; k < first.depth; ++k) {
-    const Vector<T> right = load(b + k * kLanes<T>);
+  for_each_k(left, [&](const T* a) {
+    const Vector<T> right = load(b);
 #pragma GCC unroll 8
     for (int r = 0; r < kTileRows; ++r) {
-      sums[r] += broadcast(first.a[r * first.a_row + k * first.a_k]) * right;
-      sums[kTileRows + r] += broadcast(second.a[r * second.a_row + k * second.a_k]) * right;
+      sums[r] += broadcast(a[r * left.row]) * right;
+      sums[kTileRows + r] += broadcast(a[left.tile + r * left.row]) * right;
     }
-  }
+    b += kLanes<T>;
+  });
 #pragma GCC unroll 16
   for (int r = 0; r < 2 * kTileRows; ++r) store(c[r] + column, sums[r]);
 }
 
 template <typename T>
 using TileProduct = void (*)(
-    const Left<T>*, ptrdiff_t, ptrdiff_t, const T*, ptrdiff_t, T* const*, ptrdiff_t, bool, const T*);
+    const Left<T>*, ptrdiff_t, ptrdiff_t, const T*, T* const*, ptrdiff_t, bool, const T*);
 
 template <typename T, int R>
 TileProduct<T> tile_of(int vectors) {
@@ -147,26 +173,26 @@ void for_column_chunks(ptrdiff_t width, Visit&& visit) {
   }
 }
 
+inline ptrdiff_t whole_runs(ptrdiff_t depth) { return ceil_div(depth, kRun) * kRun; }
+
 // Pack the first `rows` rows of a matrix into panels for tile_product, as
-// [block of kDepth][tile][k][kTileRows]; at(row, k) is the element. Elements of the last tile
-// beyond the last row are not written.
+// [block of kDepth][tile][run][kTileRows][kRun]; at(row, k) is the element, zero beyond the last row
+// and the last k.
 template <typename T, typename At>
 void pack(T* packed, ptrdiff_t rows, ptrdiff_t depth, At&& at) {
   for (ptrdiff_t k0 = 0; k0 < depth; k0 += kDepth) {
-    const ptrdiff_t deep = std::min(kDepth, depth - k0);
+    const ptrdiff_t end = std::min(k0 + kDepth, depth);
     for (ptrdiff_t r0 = 0; r0 < rows; r0 += kTileRows) {
-      const ptrdiff_t count = std::min<ptrdiff_t>(kTileRows, rows - r0);
-      if (count == kTileRows) {
-        for (ptrdiff_t k = 0; k < deep; ++k) {
+      for (ptrdiff_t k = k0; k < end; k += kRun) {
+        const bool whole = r0 + kTileRows <= rows && k + kRun <= end;
 #pragma GCC unroll 8
-          for (ptrdiff_t r = 0; r < kTileRows; ++r) packed[k * kTileRows + r] = at(r0 + r, k0 + k);
-        }
-      } else {
-        for (ptrdiff_t k = 0; k < deep; ++k) {
-          for (ptrdiff_t r = 0; r < count; ++r) packed[k * kTileRows + r] = at(r0 + r, k0 + k);
+        for (ptrdiff_t r = 0; r < kTileRows; ++r) {
+#pragma GCC unroll 4
+          for (ptrdiff_t i = 0; i < kRun; ++i) {
+            *packed++ = whole || (r0 + r < rows && k + i < end) ? at(r0 + r, k + i) : T(0);
+          }
         }
       }
-      packed += deep * kTileRows;
     }
   }
 }
@@ -201,15 +227,32 @@ const Bf16* as_bf16(const T* memory) {
 // The layout of the right operand (depth, width) of packed_product: one chunk of columns after
 // another, so that a tile reads contiguous memory for any width. Rows whose distance is a power of
 // two would compete for a few sets of the cache. If `bf16`, that of bf16_product.
+//
+// If the last vector of a row has only `last` columns, and these fill at most half of it, they are
+// the tail, a chunk whose rows have no more columns than needed: a vector then holds the columns of
+// several k, which tail_product multiplies together.
 template <typename T>
 class RightLayout {
  public:
-  explicit RightLayout(ptrdiff_t width, bool bf16 = false) : bf16(bf16) {
-    for_column_chunks<T>(width, [&](ptrdiff_t column, int vectors) {
-      for (int n = 0; n < vectors; ++n) {
-        places.push_back({column, vectors * kLanes<T>, n * kLanes<T>});
-      }
+  explicit RightLayout(ptrdiff_t width, ptrdiff_t last = kLanes<T>, bool bf16 = false)
+      : bf16(bf16),
+        together(bf16                      ? 1
+                 : last * kRun <= kLanes<T> ? kRun
+                 : last * 2 <= kLanes<T>    ? 2
+                                            : 1),
+        whole(together == 1 ? width : width - kLanes<T>) {
+    for_chunks([&](ptrdiff_t column, ptrdiff_t across) {
+      for (ptrdiff_t n = 0; n < across; n += kLanes<T>) places.push_back({column, across, n});
     });
+  }
+
+  // visit(column, across): a chunk's first column, and its columns.
+  template <typename Visit>
+  void for_chunks(Visit&& visit) const {
+    for_column_chunks<T>(whole, [&](ptrdiff_t column, int vectors) {
+      visit(column, vectors * kLanes<T>);
+    });
+    if (together > 1) visit(whole, kLanes<T> / together);
   }
 
   // The vector of row k that begins at this column.
@@ -222,12 +265,18 @@ class RightLayout {
   void put(T* panel, ptrdiff_t depth, ptrdiff_t k, ptrdiff_t column, Vector<T> x) const {
     if (bf16) {
       put_bf16_right<T>(bf16_right_at(as_bf16(panel), bf16_blocks(depth), k, column), k, x);
-    } else {
+    } else if (column < whole) {
       store(at(panel, depth, k, column), x);
+    } else if (together == 2) {
+      std::memcpy(at(panel, depth, k, column), &x, sizeof x / 2);
+    } else {
+      std::memcpy(at(panel, depth, k, column), &x, sizeof x / kRun);
     }
   }
 
   const bool bf16;
+  const int together;     // how many k of the tail a vector holds; 1 if there is no tail
+  const ptrdiff_t whole;  // columns before the tail
 
  private:
   struct Place {
@@ -250,37 +299,102 @@ void tiled_product(
       const T *const b = right + column * depth + k0 * across, *const next = b + deep * across;
       ptrdiff_t r0 = 0;
       for (; vectors == 1 && r0 + 2 * kTileRows <= rows; r0 += 2 * kTileRows) {
-        tile_pair_product<T>(left_at(r0, k0, deep), left_at(r0 + kTileRows, k0, deep), b, c + r0,
-                             column, add || k0 > 0);
+        tile_pair_product<T>(left_at(r0, k0, deep), b, c + r0, column, add || k0 > 0);
       }
       for (ptrdiff_t tile = 0; r0 < rows; r0 += kTileRows, ++tile) {
         const int count = static_cast<int>(std::min<ptrdiff_t>(kTileRows, rows - r0));
         const Left<T> left = left_at(r0, k0, deep);
         const T* const ahead = tile < vectors ? next + tile * deep * kLanes<T> : b;
-        tile_of<T>(count, vectors)(&left, 1, 0, b, across, c + r0, column, add || k0 > 0, ahead);
+        tile_of<T>(count, vectors)(&left, 1, 0, b, c + r0, column, add || k0 > 0, ahead);
       }
     }
   });
 }
 
+// kRows rows of left operands, one or two tiles from `row` on, times the tail of a right operand,
+// kTogether of k at once: lane n of a sum has column n / kTogether, and of k those that leave the
+// remainder n % kTogether. Only the first `rows` results are stored.
+template <typename T, int kTogether, int kRows>
+void tail_product(
+    const Left<T>* lefts, ptrdiff_t count, ptrdiff_t row, const T* right, T* const* c,
+    ptrdiff_t column, ptrdiff_t rows, bool add) {
+  constexpr int lanes = kLanes<T>, columns = lanes / kTogether;
+  Vector<T> sums[kRows] = {};
+  for (ptrdiff_t i = 0; i < count; ++i) {
+    const Left<T>& left = lefts[i];
+    // Add the products of `count` k, from `a` on, with these rows of the right operand.
+    const auto add_products = [&](const T* a, Vector<T> of_k, auto count) {
+      const Vector<T> by_column = permuted<T>(of_k, of_k, [](int lane) {
+        return lane % kTogether * columns + lane / kTogether;
+      });
+#pragma GCC unroll 16
+      for (int r = 0; r < kRows; ++r) {
+        const T* const of_row = a + r / kTileRows * left.tile + r % kTileRows * left.row;
+        sums[r] += repeated<T, count>(of_row) * by_column;
+      }
+    };
+    const T* a = left.a + row * left.row;
+    ptrdiff_t rest = left.depth;
+    for (; rest >= kRun; rest -= kRun, a += left.run) {
+#pragma GCC unroll 2
+      for (int k = 0; k < kRun; k += kTogether, right += lanes) {
+        add_products(a + k, load(right), std::integral_constant<int, kTogether>());
+      }
+    }
+    for (; rest > 0; --rest, ++a, right += columns) {
+      add_products(a, load_first(right, columns), std::integral_constant<int, 1>());
+    }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+    if (r >= rows) break;
+    Vector<T> total = pair_sums<T>(sums[r]);
+    if (kTogether == 4) total = pair_sums<T>(total);
+    store(c[r] + column, add ? load(c[r] + column) + total : total);
+  }
+}
+
+// The tail_product of kRows rows, for `together`, which is 2 or 4.
+template <typename T, int kRows>
+auto tail_product_of(int together) {
+  if constexpr (kLanes<T> >= 4) {
+    if (together == 4) return tail_product<T, 4, kRows>;
+  }
+  return tail_product<T, 2, kRows>;
+}
+
 // The product with a left operand that `pack` made.
 template <typename T>
 void packed_product(
-    const T* packed, ptrdiff_t rows, ptrdiff_t depth, const T* right, ptrdiff_t width, T* const* c,
-    bool add) {
+    const T* packed, ptrdiff_t rows, ptrdiff_t depth, const T* right, const RightLayout<T>& layout,
+    T* const* c, bool add) {
   const auto left_at = [&](ptrdiff_t row, ptrdiff_t k, ptrdiff_t deep) {
-    return Left<T>{packed + whole_tiles(rows) * k + row * deep, 1, kTileRows, deep};
+    const ptrdiff_t tile = kTileRows * whole_runs(deep);
+    return Left<T>{packed + whole_tiles(rows) * k + row / kTileRows * tile, kRun, tile,
+                   kTileRows * kRun, deep};
   };
-  tiled_product<T>(left_at, rows, depth, right, width, c, add);
+  tiled_product<T>(left_at, rows, depth, right, layout.whole, c, add);
+  if (layout.together == 1) return;
+  const T* tail = right + layout.whole * depth;
+  for (ptrdiff_t k0 = 0; k0 < depth; k0 += kDepth) {
+    const ptrdiff_t deep = std::min(kDepth, depth - k0);
+    for (ptrdiff_t r0 = 0; r0 < rows; r0 += 2 * kTileRows) {
+      const auto product = rows - r0 > kTileRows ? tail_product_of<T, 2 * kTileRows>(layout.together)
+                                                 : tail_product_of<T, kTileRows>(layout.together);
+      const Left<T> left = left_at(r0, k0, deep);
+      product(&left, 1, 0, tail, c + r0, layout.whole, rows - r0, add || k0 > 0);
+    }
+    tail += deep * kLanes<T> / layout.together;
+  }
 }
 
-// The product with a left operand whose rows (depth,) follow one another.
+// The product with a left operand whose rows (depth,) follow one another; the right one has no tail.
 template <typename T>
 void plain_product(
     const T* matrix, ptrdiff_t rows, ptrdiff_t depth, const T* right, ptrdiff_t width, T* const* c,
     bool add) {
   const auto left_at = [&](ptrdiff_t row, ptrdiff_t k, ptrdiff_t deep) {
-    return Left<T>{matrix + row * depth + k, depth, 1, deep};
+    return contiguous_left(matrix + row * depth + k, depth, deep);
   };
   tiled_product<T>(left_at, rows, depth, right, width, c, add);
 }

@@ -12,6 +12,9 @@
 
 namespace bnrnn {
 
+// Up to this many input features, computing W_x x_t twice is cheaper than keeping it.
+constexpr ptrdiff_t kNarrow = 4;
+
 // The normalisation of one term. If gamma is null the slot is empty and the term is not changed.
 template <typename T>
 struct Slot {

@@ -28,7 +28,7 @@ inline ptrdiff_t steps_per_block(ptrdiff_t batch) {
 inline ptrdiff_t packed_part(ptrdiff_t units, ptrdiff_t depth, bool bf16) {
   const ptrdiff_t groups = ceil_div(units, kGroup);
   if (bf16) return groups * kGates * bf16_blocks(depth) * kBf16Block / 2;
-  return (kGates * units + (groups + kGates) * kTileRows) * depth;
+  return (kGates * units + (groups + kGates) * kTileRows) * whole_runs(depth);
 }
 
 // The values of a `Factor` for one unit at one step.
@@ -67,8 +67,8 @@ struct Share {
         W(p.width),
         units(part({0, H}, threads, thread)),
         inputs(part({0, p.input_size}, threads, thread)),
-        layout(W, p.bf16),
-        input_layout(W, p.bf16_input()),
+        layout(W, last_columns(p), p.bf16),
+        input_layout(W, last_input_columns(p), p.bf16_input()),
         packed(p.packed + thread * packed_part(ceil_div(H, threads), H, p.bf16)),
         packed_ih(p.packed_ih) {
     if (packed_ih == nullptr) return;
@@ -157,14 +157,29 @@ struct Share {
   }
 
   // Whether the forward pass packs the weights. Packing takes longer than it saves in two steps.
-  bool packs() const { return p.steps > 2; }
+  static bool packs(const Problem<T>& p) { return p.steps > 2; }
+  bool packs() const { return packs(p); }
+
+  // The sequences of the last vector of a panel. Products with weights that are not packed do without
+  // a tail.
+  static ptrdiff_t last_columns(const Problem<T>& p) {
+    return packs(p) ? p.batch - (p.width - kLanes<T>) : kLanes<T>;
+  }
+
+  // Of the panels of x_t or, in the backward pass, of the gradient of W_x x_t. sequence_gradient does
+  // without a tail, and so does a narrow input, which the forward pass also gets as a dense one, if it
+  // has a gradient: the sums have the same bits.
+  static ptrdiff_t last_input_columns(const Problem<T>& p) {
+    const bool narrow = p.grad_state == nullptr && p.input_size <= kNarrow;
+    return p.whole_sequence || narrow ? kLanes<T> : last_columns(p);
+  }
 
   // The group's part of the thread's packed rows (depth,) of a weight; every earlier group has kGroup
   // units.
   T* packed_of(T* packed, Range group, ptrdiff_t depth, bool bf16) const {
     const ptrdiff_t groups = (group.begin - units.begin) / kGroup;
     const ptrdiff_t whole = bf16 ? kGates * bf16_blocks(depth) * kBf16Block / 2
-                                 : whole_tiles(kGates * kGroup) * depth;
+                                 : whole_tiles(kGates * kGroup) * whole_runs(depth);
     return packed + groups * whole;
   }
 
@@ -209,7 +224,7 @@ struct Share {
     const ptrdiff_t n = group.size();
     if (packs()) {
       T* const of_group = packed_of(packed, group, depth, layout.bf16);
-      if (!layout.bf16) return packed_product(of_group, kGates * n, depth, right, W, rows, add);
+      if (!layout.bf16) return packed_product(of_group, kGates * n, depth, right, layout, rows, add);
       Bf16Tile tiles[kGates];
       for (int gate = 0; gate < kGates; ++gate) {
         tiles[gate] = bf16_tile(of_group, gate, depth, rows[gate * n], n);
@@ -246,7 +261,7 @@ struct Share {
     if (!layout.bf16) {
       result_rows.resize(rows);
       for (ptrdiff_t i = 0; i < rows; ++i) result_rows[i] = result + i * W;
-      return packed_product(packed, rows, depth, right, W, result_rows.data(), add);
+      return packed_product(packed, rows, depth, right, layout, result_rows.data(), add);
     }
     bf16_tiles.clear();
     for (ptrdiff_t i = 0; i * kBf16Rows < rows; ++i) {

@@ -180,28 +180,64 @@ BNRNN_INLINE T sum(Vector<T> v) {
   return lanes[0];
 }
 
+// Lane i is lane source(i) of `a`, or lane source(i) - n of `b`, for vectors of n lanes.
+template <typename T, typename Source>
+BNRNN_INLINE Vector<T> permuted(Vector<T> a, Vector<T> b, Source&& source) {
+  constexpr int n = kLanes<T>;
+#if defined(__clang__)
+  Vector<T> to;
+  for (int i = 0; i < n; ++i) to[i] = source(i) < n ? a[source(i)] : b[source(i) - n];
+  return to;
+#else
+  Integers<T> from;
+#pragma GCC unroll 16
+  for (int i = 0; i < n; ++i) from[i] = source(i);
+  return __builtin_shuffle(a, b, from);
+#endif
+}
+
 template <typename T, int kStride>
 BNRNN_INLINE void interleave(Vector<T>& a, Vector<T>& b) {
   // Swap blocks of kStride lanes, as a transpose of 2 x 2 blocks does.
   constexpr int n = kLanes<T>;
-  Integers<T> low, high;
-#pragma GCC unroll 16
-  for (int i = 0; i < n; ++i) {
-    const bool second = (i / kStride) % 2 == 1;
-    low[i] = second ? n + i - kStride : i;
-    high[i] = second ? n + i : i + kStride;
+  const Vector<T> low = permuted<T>(a, b, [](int i) {
+    return i / kStride % 2 == 1 ? n + i - kStride : i;
+  });
+  b = permuted<T>(a, b, [](int i) { return i / kStride % 2 == 1 ? n + i : i + kStride; });
+  a = low;
+}
+
+// The sums of each two neighbouring lanes, in the first half of the lanes; the others are zero.
+template <typename T>
+BNRNN_INLINE Vector<T> pair_sums(Vector<T> v) {
+  constexpr int n = kLanes<T>;
+  return permuted<T>(v, zero<T>(), [](int i) { return i < n / 2 ? 2 * i : n; }) +
+         permuted<T>(v, zero<T>(), [](int i) { return i < n / 2 ? 2 * i + 1 : n; });
+}
+
+// kCount elements, repeated to fill the vector.
+template <typename T, int kCount>
+BNRNN_INLINE Vector<T> repeated(const T* p) {
+  constexpr int bytes = kCount * static_cast<int>(sizeof(T));
+  if constexpr (kCount == 1) return broadcast(*p);
+  if constexpr (bytes == kVectorBytes) return load(p);
+#if defined(__AVX512F__)
+  if constexpr (bytes == 32) {
+    return (Vector<T>)_mm512_broadcast_f64x4(_mm256_loadu_pd(reinterpret_cast<const double*>(p)));
   }
-#if defined(__clang__)
-  Vector<T> p, q;
-  for (int i = 0; i < n; ++i) {
-    p[i] = low[i] < n ? a[low[i]] : b[low[i] - n];
-    q[i] = high[i] < n ? a[high[i]] : b[high[i] - n];
+  if constexpr (bytes == 16) {
+    return (Vector<T>)_mm512_broadcast_f32x4(_mm_loadu_ps(reinterpret_cast<const float*>(p)));
   }
-  a = p, b = q;
-#else
-  const Vector<T> p = __builtin_shuffle(a, b, low), q = __builtin_shuffle(a, b, high);
-  a = p, b = q;
+#elif defined(__AVX2__)
+  if constexpr (bytes == 16) {
+    return (Vector<T>)_mm256_broadcast_ps(reinterpret_cast<const __m128*>(p));
+  }
 #endif
+  if constexpr (kCount > 1 && bytes == 8) {
+    int64_t bits;
+    std::memcpy(&bits, p, sizeof bits);
+    return (Vector<T>)(Integers<double>{} + bits);
+  }
 }
 
 // Part of the sums of M vectors: add lanes whose distance is kStride. Each pair of vectors becomes

@@ -19,10 +19,12 @@ template <typename T, typename PanelAt, typename Put>
 class WeightGradient {
  public:
   // `to` is (4H, columns), with columns rounded up to whole vectors. If it is null, nothing is done.
+  // `panel_layout` is that of the panels.
   // `right` has two blocks of right_size elements: a fast thread may write the next block while a slow
   // one still reads this one. `bf16` has the gradient of y_t in bfloat16 if `bf16.wanted`.
   WeightGradient(const Share<T>& share, ptrdiff_t columns, T* to, T* right,
-                 const Bf16Gradient<T>& bf16, PanelAt panel_at, Put put)
+                 const RightLayout<T>& panel_layout, const Bf16Gradient<T>& bf16, PanelAt panel_at,
+                 Put put)
       : share(share),
         p(share.p),
         H(share.H),
@@ -32,6 +34,8 @@ class WeightGradient {
         own(part({0, width / kLanes<T>}, share.threads, share.thread)),
         to(to),
         right(right),
+        panel_layout(panel_layout),
+        layout(width, bf16.wanted ? kLanes<T> : columns - (width - kLanes<T>)),
         bf16(bf16),
         panel_at(panel_at),
         put_columns(put) {}
@@ -41,8 +45,7 @@ class WeightGradient {
     if (to == nullptr) return;
     const Range steps = block_of(t);
     T* const block = right_of(steps);
-    for_column_chunks<T>(width, [&](ptrdiff_t column, int vectors) {
-      const ptrdiff_t across = vectors * kLanes<T>;
+    layout.for_chunks([&](ptrdiff_t column, ptrdiff_t across) {
       const ptrdiff_t begin = std::max(column, own.begin * kLanes<T>);
       const ptrdiff_t end = std::min({column + across, own.end * kLanes<T>, columns});
       if (begin >= end) return;
@@ -58,7 +61,7 @@ class WeightGradient {
       T* const rows = block + column * steps.size() * p.batch +
                       (steps.end - 1 - t) * p.batch * across + begin - column;
       put_columns(t, begin, end - begin, [&](ptrdiff_t b, ptrdiff_t u, Vector<T> x) {
-        store(rows + b * across + u, x);
+        store_first(rows + b * across + u, x, static_cast<int>(across));
       });
     });
   }
@@ -108,17 +111,16 @@ class WeightGradient {
     lefts.clear();
     for (ptrdiff_t t = steps.end - 1; t >= steps.begin; --t) {
       const T* const panel = panel_at(t);
-      for_column_chunks<T>(W, [&](ptrdiff_t column, int vectors) {
-        const ptrdiff_t across = vectors * kLanes<T>, depth = std::min(across, p.batch - column);
-        lefts.push_back({panel + column * kGates * H, across, 1, depth});
+      panel_layout.for_chunks([&](ptrdiff_t column, ptrdiff_t across) {
+        const ptrdiff_t depth = std::min(across, p.batch - column);
+        lefts.push_back(contiguous_left(panel + column * kGates * H, across, depth));
       });
     }
   }
 
   void add_rows(Range rows, Range steps) const {
-    for_column_chunks<T>(width, [&](ptrdiff_t column, int vectors) {
-      const ptrdiff_t across = vectors * kLanes<T>;
-      const T* b = right_of(steps) + column * steps.size() * p.batch;
+    const T* b = right_of(steps);
+    layout.for_chunks([&](ptrdiff_t column, ptrdiff_t across) {
       for (size_t first = 0; first < lefts.size();) {
         // As many as keep the right operand in the cache.
         ptrdiff_t depth = lefts[first].depth;
@@ -126,23 +128,49 @@ class WeightGradient {
         while (next < lefts.size() && depth + lefts[next].depth <= kDepth) {
           depth += lefts[next++].depth;
         }
-        const T* ahead = b + depth * across;  // the next part, which other processors may have
-        for (ptrdiff_t r = rows.begin; r < rows.end; r += kTileRows) {
-          const int count = static_cast<int>(std::min<ptrdiff_t>(kTileRows, rows.end - r));
-          T* c[kTileRows];
-          for (int i = 0; i < count; ++i) c[i] = to + (r + i) * width;
-          for (ptrdiff_t i = r + count; i < std::min(r + count + kTileRows, rows.end); ++i) {
-            prefetch<true>(to + i * width + column, across);  // of the next tile
-          }
-          tile_of<T>(count, vectors)(
-              lefts.data() + first, next - first, r, b, across, c, column,
-              steps.end < p.steps || first > 0, r < rows.begin + vectors * kTileRows ? ahead : b);
-          ahead += depth * kLanes<T>;
-        }
+        const bool add = steps.end < p.steps || first > 0;
+        const Left<T>* const from = lefts.data() + first;
+        const ptrdiff_t count = next - first;
+        column < layout.whole ? add_tiles(from, count, rows, b, depth, column, across, add)
+                              : add_tail(from, count, rows, b, add);
         b += depth * across;
         first = next;
       }
     });
+  }
+
+  void add_tiles(const Left<T>* from, ptrdiff_t count, Range rows, const T* b, ptrdiff_t depth,
+                 ptrdiff_t column, ptrdiff_t across, bool add) const {
+    const int vectors = static_cast<int>(across / kLanes<T>);
+    const T* ahead = b + depth * across;  // the next part, which other processors may have
+    // Tiles of nearly equal height: one of few rows has too few sums to add to.
+    const ptrdiff_t tiles = ceil_div(rows.size(), kTileRows);
+    for (ptrdiff_t i = 0; i < tiles; ++i) {
+      const Range tile = part(rows, tiles, i);
+      T* c[kTileRows];
+      for (ptrdiff_t r = tile.begin; r < tile.end; ++r) c[r - tile.begin] = to + r * width;
+      for (ptrdiff_t r = tile.end; r < std::min(tile.end + kTileRows, rows.end); ++r) {
+        prefetch<true>(to + r * width + column, across);  // of the next tile
+      }
+      tile_of<T>(static_cast<int>(tile.size()), vectors)(
+          from, count, tile.begin, b, c, column, add, i < vectors ? ahead : b);
+      ahead += depth * kLanes<T>;
+    }
+  }
+
+  void add_tail(const Left<T>* from, ptrdiff_t count, Range rows, const T* b, bool add) const {
+    ptrdiff_t r = rows.begin;
+    const auto add_some = [&](auto height) {
+      constexpr int kHeight = decltype(height)::value;
+      for (; r + kHeight <= rows.end; r += kHeight) {
+        T* c[kHeight];
+        for (int i = 0; i < kHeight; ++i) c[i] = to + (r + i) * width;
+        tail_product_of<T, kHeight>(layout.together)(from, count, r, b, c, layout.whole, kHeight, add);
+      }
+    };
+    add_some(std::integral_constant<int, 2 * kTileRows>());
+    add_some(std::integral_constant<int, kTileRows>());
+    add_some(std::integral_constant<int, 1>());
   }
 
   const Share<T>& share;
@@ -150,6 +178,8 @@ class WeightGradient {
   const ptrdiff_t H, W, columns, width;
   const Range own;  // vectors of columns
   T *const to, *const right;
+  const RightLayout<T>& panel_layout;
+  const RightLayout<T> layout;  // of `right`
   const Bf16Gradient<T>& bf16;
   const PanelAt panel_at;
   Put put_columns;
@@ -160,7 +190,7 @@ class WeightGradient {
 template <typename T>
 auto recurrent_weight_gradient(const Share<T>& share, const Bf16Gradient<T>& bf16) {
   return WeightGradient(
-      share, share.H, share.p.grad_weight_hh, share.p.right_hh, bf16,
+      share, share.H, share.p.grad_weight_hh, share.p.right_hh, share.layout, bf16,
       [&](ptrdiff_t t) { return share.panel_at(t, kGates * share.H); },
       [&share, mean = Rows<T>(share.H)](
           ptrdiff_t t, ptrdiff_t column, ptrdiff_t count, auto&& put) mutable {
@@ -184,7 +214,8 @@ template <typename T>
 auto input_weight_gradient(const Share<T>& share, const Bf16Gradient<T>& bf16) {
   const Problem<T>& p = share.p;
   return WeightGradient(
-      share, p.input_size, p.dense == nullptr ? nullptr : p.grad_weight_ih, p.right_ih, bf16,
+      share, p.input_size, p.dense == nullptr ? nullptr : p.grad_weight_ih, p.right_ih,
+      share.input_layout, bf16,
       [&](ptrdiff_t t) { return share.input_panel_at(t, kGates * share.H); },
       [&share, &p](ptrdiff_t t, ptrdiff_t column, ptrdiff_t count, auto&& put) {
         const auto x_at = [&](ptrdiff_t b, ptrdiff_t u) {
