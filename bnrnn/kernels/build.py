@@ -191,10 +191,12 @@ def _compile(folder: Path) -> Path:
         # Imported here because it is slow, and needed only once per machine.
         from torch.utils import cpp_extension
 
+        # The largest file first, as it takes longest: the others then share the other cores.
+        sources = sorted(_CSRC.glob("*.cpp"), key=lambda source: -source.stat().st_size)
         with _quietly():
             cpp_extension.load(
                 name=_NAME,
-                sources=[str(source) for source in sorted(_CSRC.glob("*.cpp"))],
+                sources=[str(source) for source in sources],
                 extra_cflags=list(flags()),
                 build_directory=str(folder),
                 is_python_module=False,

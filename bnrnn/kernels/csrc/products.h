@@ -354,9 +354,13 @@ void tail_product(
   }
 }
 
+template <typename T>
+using TailProduct = void (*)(
+    const Left<T>*, ptrdiff_t, ptrdiff_t, const T*, T* const*, ptrdiff_t, ptrdiff_t, bool);
+
 // The tail_product of kRows rows, for `together`, which is 2 or 4.
 template <typename T, int kRows>
-auto tail_product_of(int together) {
+TailProduct<T> tail_product_of(int together) {
   if constexpr (kLanes<T> >= 4) {
     if (together == 4) return tail_product<T, 4, kRows>;
   }
@@ -398,5 +402,18 @@ void plain_product(
   };
   tiled_product<T>(left_at, rows, depth, right, width, c, add);
 }
+
+// products.cpp instantiates these once for all other files.
+#define BNRNN_PRODUCTS(EXTERN, T)                                                                  \
+  EXTERN template TileProduct<T> tile_of<T>(int, int);                                             \
+  EXTERN template TailProduct<T> tail_product_of<T, 2 * kTileRows>(int);                           \
+  EXTERN template TailProduct<T> tail_product_of<T, kTileRows>(int);                               \
+  EXTERN template TailProduct<T> tail_product_of<T, 1>(int);                                       \
+  EXTERN template void packed_product<T>(                                                          \
+      const T*, ptrdiff_t, ptrdiff_t, const T*, const RightLayout<T>&, T* const*, bool);           \
+  EXTERN template void plain_product<T>(                                                           \
+      const T*, ptrdiff_t, ptrdiff_t, const T*, ptrdiff_t, T* const*, bool);
+BNRNN_PRODUCTS(extern, float)
+BNRNN_PRODUCTS(extern, double)
 
 }  // namespace bnrnn

@@ -32,6 +32,7 @@
 
 #include <omp.h>
 
+#include <type_traits>
 #include <vector>
 
 #include "backward_step.h"
@@ -253,6 +254,16 @@ void backward_steps(BackwardStep<T, kGeneral>& step, Barrier& barrier) {
   }
 }
 
+// Whether there is code without layer normalisation and noise. In double precision, which is for
+// checks, compiling it would take longer than it saves.
+template <typename T>
+constexpr bool kHasFastCode = std::is_same_v<T, float>;
+
+template <typename T>
+bool needs_general_code(const Problem<T>& problem) {
+  return !kHasFastCode<T> || has_layer(problem) || has_noise(problem);
+}
+
 template <typename Step, typename T, typename Run>
 void in_parallel(const Problem<T>& problem, Run&& run) {
   Barrier barrier;
@@ -293,18 +304,18 @@ int lanes(bool is_double) { return is_double ? kLanes<double> : kLanes<float>; }
 
 template <typename T>
 void forward(const Problem<T>& problem) {
-  if (has_layer(problem) || has_noise(problem)) {
+  if (needs_general_code(problem)) {
     in_parallel<ForwardStep<T, true>>(problem, forward_steps<T, true>);
-  } else {
+  } else if constexpr (kHasFastCode<T>) {
     in_parallel<ForwardStep<T, false>>(problem, forward_steps<T, false>);
   }
 }
 
 template <typename T>
 void backward(const Problem<T>& problem) {
-  if (has_layer(problem) || has_noise(problem)) {
+  if (needs_general_code(problem)) {
     in_parallel<BackwardStep<T, true>>(problem, backward_steps<T, true>);
-  } else {
+  } else if constexpr (kHasFastCode<T>) {
     in_parallel<BackwardStep<T, false>>(problem, backward_steps<T, false>);
   }
 }

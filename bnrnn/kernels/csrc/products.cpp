@@ -1,0 +1,8 @@
+#include "products.h"
+
+namespace bnrnn {
+
+BNRNN_PRODUCTS(, float)
+BNRNN_PRODUCTS(, double)
+
+}  // namespace bnrnn
