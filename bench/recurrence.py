@@ -123,6 +123,7 @@ def measure(shape: Shape, rounds: int, subjects: tuple[str, ...] = SUBJECTS) -> 
             middle = time.perf_counter()
             output.backward(gradient)
             end = time.perf_counter()
+            del output  # else the next subject's time would include freeing this graph
             if round >= _WARM_UP:
                 timings[subject].forward.append(middle - began)
                 timings[subject].backward.append(end - middle)
