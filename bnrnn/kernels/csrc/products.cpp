@@ -2,6 +2,8 @@
 
 namespace bnrnn {
 
+BNRNN_TILES(, float)
+BNRNN_TILES(, double)
 BNRNN_PRODUCTS(, float)
 BNRNN_PRODUCTS(, double)
 
