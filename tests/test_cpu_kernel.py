@@ -243,9 +243,9 @@ def test_an_input_of_one_feature_with_a_lone_sequence():
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("batch", [*range(2, 13), 17, 18, 20, 21, 24, 25, 32, 33, 36, 50])
+@pytest.mark.parametrize("batch", [2, 3, 4, 5, 7, 8, 9, 12, 17, 20, 24, 33, 36, 50])
 def test_batches_that_do_not_fill_their_vectors(batch, dtype):
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     for features, hidden, norms, options in (
         (5, 9, FRAME, {}), (50, 20, FRAME, {"one_hot": True}), (18, 33, LAYER, {}),
         (3, 36, ("sequence", "frame", "frame"), {}), (6, 50, SUM, {"lengths": True}),
