@@ -1,4 +1,5 @@
-// The backward pass of one time step, a group of units at a time. The equations are at the head of recurrence.cpp.
+// The backward pass of one time step, a group of units at a time. The equations are at the head of
+// recurrence.cpp.
 #pragma once
 
 #include "bf16_gradient.h"

@@ -1,4 +1,5 @@
-// The forward pass of one time step: the elementwise parts and the statistics, a group of units at a time.
+// The forward pass of one time step, a group of units at a time: the elementwise parts and the
+// statistics.
 #pragma once
 
 #include "step.h"

@@ -98,7 +98,7 @@ class RightLayout {
  public:
   explicit RightLayout(ptrdiff_t width, ptrdiff_t last = kLanes<T>, bool bf16 = false)
       : bf16(bf16),
-        together(bf16                      ? 1
+        together(bf16                       ? 1
                  : last * kRun <= kLanes<T> ? kRun
                  : last * 2 <= kLanes<T>    ? 2
                                             : 1),

@@ -19,9 +19,9 @@ template <typename T, typename PanelAt, typename Put>
 class WeightGradient {
  public:
   // `to` is (4H, columns), with columns rounded up to whole vectors. If it is null, nothing is done.
-  // `panel_layout` is that of the panels.
   // `right` has two blocks of right_size elements: a fast thread may write the next block while a slow
-  // one still reads this one. `bf16` has the gradient of y_t in bfloat16 if `bf16.wanted`.
+  // one still reads this one. `panel_layout` is that of the panels. `bf16` has the gradient of y_t in
+  // bfloat16 if `bf16.wanted`.
   WeightGradient(const Share<T>& share, ptrdiff_t columns, T* to, T* right,
                  const RightLayout<T>& panel_layout, const Bf16Gradient<T>& bf16, PanelAt panel_at,
                  Put put)
