@@ -130,8 +130,9 @@ results: install  ## regenerate results/ from the runs under outputs/
 	$(BIN)/python -m bnrnn.report.results outputs results
 	if [ -d outputs/demo ]; then $(BIN)/python -m bnrnn.report.compare outputs/demo results/figures/demo.png; fi
 
-bench: install  ## results/bench/: the cost of a training step, compared with nn.LSTM and others; twelve minutes
+bench: install  ## results/bench/: the cost of a training step, compared with nn.LSTM and others; a quarter of an hour
 	$(BIN)/python -m bench.recurrence results/bench
+	$(BIN)/python -m bench.unnormalised results/bench
 	$(BIN)/python -m bench.reader results/bench
 	$(BIN)/python -m bench.processes results/bench
 	$(BIN)/python -m bench.profile results/bench

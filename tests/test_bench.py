@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import gpu, reader
+from bench import gpu, reader, unnormalised
 from bench import recurrence as bench
 from bench.plain_loop import PlainLoopBNLSTM
 from bnrnn import BNLSTM
@@ -47,6 +47,17 @@ def test_the_benchmark_of_the_reader(tmp_path, monkeypatch):
     assert len(written["a"]) == len(VARIANTS) + 2
     assert all(took > 0 for (took,) in written["a"].values())
     assert (tmp_path / "reader.md").read_text().count("attentive_") == len(VARIANTS) + 2
+
+
+@pytest.mark.slow
+def test_the_benchmark_without_normalisation(tmp_path, monkeypatch):
+    for name, value in {"STEPS": 3, "HIDDEN": (4, 5), "BATCH": (2, 3)}.items():
+        monkeypatch.setattr(unnormalised, name, value)
+    unnormalised.main([str(tmp_path), "--rounds", "1"])
+    measured = json.loads((tmp_path / "unnormalised.json").read_text())["measured"]
+    assert len(measured) == 2 * 2 * 2 * 2
+    assert all(took > 0 for point in measured for took in point["seconds"].values())
+    assert (tmp_path / "unnormalised.md").read_text().count("| 4 |") == 2
 
 
 @pytest.mark.slow

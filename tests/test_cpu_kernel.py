@@ -5,6 +5,7 @@ import random
 
 import pytest
 import torch
+from torch import nn
 
 from bnrnn import BNLSTM
 from bnrnn.kernels import (
@@ -446,6 +447,38 @@ def test_statistics_are_updated_the_same():
     )
 
 
+def test_from_64_plain_sequences_on_it_replaces_torchs_code_where_it_is_faster():
+    none = dict.fromkeys(("input_norm", "recurrent_norm", "cell_norm"), "none")
+
+    def results(module, problem):
+        x = problem["x"].clone().requires_grad_()
+        module = module.to(x.dtype)
+        module.load_state_dict(problem["weights"])
+        output, (h_n, c_n) = module(x)
+        (output * problem["gradient"]).sum().backward()
+        gradients = [p.grad for name, p in module.named_parameters() if "bias_hh" not in name]
+        return [output, h_n, c_n, x.grad, *gradients]
+
+    problem = {
+        "weights": nn.LSTM(5, 20).state_dict(),
+        "x": torch.randn(9, 64, 5),
+        "gradient": torch.randn(9, 64, 20),
+    }
+    module = BNLSTM(5, 20, **none)
+    faster = "cpu" if torch.ops.bnrnn_cpu.lanes(False) == 16 else "torch.lstm"
+    assert module.active_kernel(batch=64) == faster
+    assert module.active_kernel(batch=63) == "torch.lstm"
+    with torch.profiler.profile() as profile:
+        module(problem["x"])
+    ran = {event.key for event in profile.key_averages()}
+    assert ("bnrnn_cpu::forward" in ran) == (faster == "cpu") == ("aten::lstm" not in ran)
+    assert_as_accurate(
+        lambda problem: results(BNLSTM(5, 20, **none), problem),
+        lambda problem: results(nn.LSTM(5, 20), problem),
+        problem,
+    )
+
+
 def test_which_kernel_serves():
     def request(device="cpu", dtype=torch.float32, norms=FRAME, **rest):
         return Request(device, dtype, Normalization(*norms), **rest)
@@ -455,6 +488,9 @@ def test_which_kernel_serves():
     assert choose("auto", request(dtype=torch.bfloat16)) == "reference"
     assert choose("auto", request("meta")) == "reference"
     assert choose("auto", request(norms=NONE)) == "torch.lstm"
+    assert choose("auto", request("cuda", norms=NONE, batch=64)) == "torch.lstm"
+    assert choose("auto", request(dtype=torch.float64, norms=NONE, batch=64)) == "torch.lstm"
+    assert choose("torch.lstm", request(norms=NONE, batch=64)) == "torch.lstm"
     assert choose("auto", request(norms=NONE, padded=True)) == "cpu"
     assert choose("auto", request("xpu", norms=NONE, padded=True)) == "torch.lstm packed"
     assert choose("auto", request("meta", norms=NONE, padded=True)) == "reference"

@@ -582,6 +582,13 @@ def test_a_traced_model(options):
         torch.testing.assert_close(traced(input)[0], module(input)[0])
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+def test_a_traced_plain_model_needs_no_operator_of_ours():
+    traced = torch.jit.trace(BNLSTM(D, H, **NONE).eval(), (x(T, 64, D),))
+    assert traced.inlined_graph.findNode("aten::lstm") is not None
+    assert "bnrnn_cpu" not in str(traced.inlined_graph)
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # from the exporter
 def test_onnx_of_a_cell_bias(tmp_path):

@@ -24,7 +24,8 @@ from bnrnn.kernels.interface import (
 )
 from bnrnn.kernels.philox import new_key
 
-# Fastest first, except for "scan", which only runs during an export.
+# Fastest first, except that "scan" only runs during an export, and that "cpu" outruns "torch.lstm"
+# on the requests of `cpu.outruns_torch_lstm`.
 KERNELS: dict[str, Kernel] = {
     "scan": Kernel(scan.recurrence, scan.why_not),
     "torch.lstm": Kernel(torch_lstm.recurrence, torch_lstm.why_not),
@@ -57,7 +58,7 @@ def choose(kernel: str, request: Request) -> str:
     """Return the name of the kernel that runs a request.
 
     Args:
-        kernel: a name in `KERNELS`, or "auto" for the first kernel that can run the request. If
+        kernel: a name in `KERNELS`, or "auto" for the fastest kernel that can run the request. If
             that is a slower one because the device's fast kernel cannot, the reason is logged
             once.
 
@@ -69,7 +70,8 @@ def choose(kernel: str, request: Request) -> str:
         for name, entry in KERNELS.items():
             reason = entry.why_not(request)
             if reason is None:
-                return name
+                outrun = name == "torch.lstm" and cpu.outruns_torch_lstm(request)
+                return "cpu" if outrun else name
             if entry.fast_on == request.device:
                 _log_slower(name, reason)
     reason = KERNELS[kernel].why_not(request)

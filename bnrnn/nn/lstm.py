@@ -38,10 +38,11 @@ class BNLSTM(nn.Module):
     | ibid., their first attempt, the sum | none | sum | none | 1 |
     | Layer normalisation, Ba et al. 2016, equations 20 to 22 | layer | layer | layer | 1 |
 
-    With all three at "none" it runs on `torch.nn.LSTM`'s own code. In training, each term is
-    normalised by the moments of the minibatch. In evaluation it is normalised by population
-    statistics, which are kept per time step: see `bnrnn.calibrate`. Steps beyond the longest
-    training sequence use the statistics of its last step.
+    With all three at "none" it computes what `torch.nn.LSTM` computes, on that module's own code
+    where no kernel of ours is faster. In training, each term is normalised by the moments of the
+    minibatch. In evaluation it is normalised by population statistics, which are kept per time
+    step: see `bnrnn.calibrate`. Steps beyond the longest training sequence use the statistics of
+    its last step.
 
     If one sequence of a padded batch is longer than all others, its variance is undefined at the
     steps where it is alone. It is then normalised by the statistics of the last step with at least
@@ -217,13 +218,14 @@ class BNLSTM(nn.Module):
             for _, suffix in self._all_suffixes()
         ]
 
-    def active_kernel(self, padded: bool = False) -> str:
+    def active_kernel(self, padded: bool = False, batch: int = 1) -> str:
         """The name of the kernel that runs the recurrence on the current device and dtype.
 
         Under autocast, it is the kernel that runs under it.
 
         Args:
             padded: whether sequences in a batch have different lengths.
+            batch: number of sequences in a batch.
 
         Raises:
             ValueError: the chosen `kernel` cannot run on them.
@@ -232,7 +234,7 @@ class BNLSTM(nn.Module):
         request = Request(
             weight.device.type, weight.dtype, self.normalization, self.options.cell_bias, padded,
             noisy=self.options.is_noisy,
-            bfloat16=_in_autocast(weight) and self._rounds_products(),
+            bfloat16=_in_autocast(weight) and self._rounds_products(), batch=batch,
         )  # fmt: skip
         return kernels.choose(self.options.kernel, request)
 

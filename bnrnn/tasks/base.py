@@ -197,9 +197,10 @@ class Task(ABC):
             ConfigError: the requested kernel cannot run them.
         """
         lstms = [module for module in model.modules() if isinstance(module, BNLSTM)]
+        call = self.padded, self.config.batch_size // processes.count()
         try:
             with autocast_of(model):
-                return ", ".join(sorted({lstm.active_kernel(self.padded) for lstm in lstms}))
+                return ", ".join(sorted({lstm.active_kernel(*call) for lstm in lstms}))
         except ValueError as error:
             raise ConfigError(str(error)) from error
 
