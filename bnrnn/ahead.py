@@ -1,6 +1,6 @@
 """Prefetch training batches, so that the training loop can run ahead of a GPU.
 
-For the same purpose, `Job.measured` and `Job.settle` in `train.py` read the metrics with a delay.
+For the same purpose, `Job.measured` and `Job.settle` in `job.py` read the metrics with a delay.
 """
 
 import torch

@@ -202,6 +202,21 @@ def test_all_weights():
     assert module.all_weights[3][1] is module.weight_hh_l1_reverse
 
 
+def test_the_usual_ways_to_initialise_an_nn_lstm():
+    module = BNLSTM(D, H, 2, bidirectional=True)
+    for names in module._all_weights:  # a common way to set the bias of the forget gate
+        for name in filter(lambda name: "bias" in name, names):
+            nn.init.ones_(getattr(module, name).data[H : 2 * H])
+    assert [p.sum() for name, p in module.named_parameters() if "bias" in name] == [H] * 4
+    assert module.mode == nn.LSTM(D, H).mode
+    message = r"BNLSTM has no bias_hh_l1_reverse: its bias_l1_reverse is the sum of .* two biases"
+    with pytest.raises(AttributeError, match=message):
+        module.bias_hh_l1_reverse  # noqa: B018
+    assert not hasattr(module, "bias_ih_l0")
+    with pytest.raises(AttributeError, match="no attribute 'bias_l0'"):
+        BNLSTM(D, H, bias=False).bias_l0  # noqa: B018
+
+
 # ------------------------------------------------------------------ weights that are not parameters
 
 

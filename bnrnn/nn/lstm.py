@@ -130,6 +130,8 @@ class BNLSTM(nn.Module):
         lstm.eval()
     """
 
+    mode = "LSTM"  # as in `torch.nn.LSTM`, where it distinguishes the kinds of recurrent modules
+
     def __init__(
         self,
         input_size: int,
@@ -213,10 +215,16 @@ class BNLSTM(nn.Module):
     @property
     def all_weights(self) -> list[list[Tensor]]:
         """The parameters of each layer and direction, in the form of `torch.nn.LSTM`."""
+        return [[getattr(self, name) for name in names] for names in self._all_weights]
+
+    @property
+    def _all_weights(self) -> list[list[str]]:
+        """Their names. Programs read this attribute of `torch.nn.LSTM` to initialise its biases."""
         return [
-            [t for t in self._weights(suffix) if t is not None]
+            [name + suffix for name, value in self._weights(suffix)._asdict().items()
+             if value is not None]
             for _, suffix in self._all_suffixes()
-        ]
+        ]  # fmt: skip
 
     def active_kernel(self, padded: bool = False, batch: int = 1) -> str:
         """The name of the kernel that runs the recurrence on the current device and dtype.
@@ -265,6 +273,17 @@ class BNLSTM(nn.Module):
             _, forget, _, _ = tensor.chunk(4)
             forget.fill_(self.options.forget_bias)
         return tensor
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError as error:
+            if name.startswith(("bias_ih_l", "bias_hh_l")):
+                own = name.replace("_ih", "").replace("_hh", "")
+                raise AttributeError(
+                    f"BNLSTM has no {name}: its {own} is the sum of torch.nn.LSTM's two biases"
+                ) from error
+            raise
 
     def flatten_parameters(self) -> None:
         """Do nothing; code written for `torch.nn.LSTM` calls this."""
