@@ -37,9 +37,11 @@ PORTABLE ?= --seeds 20
 test-portable: install  ## the numeric tests with 20 seeds, all instruction sets, 1 to 3 threads
 	$(BIN)/python -m tests.portable --jobs $(JOBS) $(PORTABLE)
 
-lint: install  ## ruff, pyright, and the order of imports
+CXX_SOURCES := bnrnn/kernels/csrc/*.h bnrnn/kernels/csrc/*.cpp
+lint: install  ## ruff, pyright, clang-format, and the order of imports
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/clang-format --dry-run --Werror $(CXX_SOURCES)
 	$(BIN)/pyright
 	$(BIN)/lint-imports --no-logo
 
@@ -48,9 +50,10 @@ SEED ?=
 stress: install  ## random kills, concurrent commands, damaged files; compare with uninterrupted runs; MINUTES=10, SEED=
 	$(BIN)/python -m tests.stress --minutes $(MINUTES) $(SEED:%=--seed %)
 
-format: install  ## format the code with ruff
+format: install  ## format the code with ruff and clang-format
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+	$(BIN)/clang-format -i $(CXX_SOURCES)
 
 dist: install  ## dist/: the sdist, and the wheel built from it
 	rm -rf dist build *.egg-info

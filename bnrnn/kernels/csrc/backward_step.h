@@ -19,8 +19,8 @@ class BackwardStep : public Step<T, kGeneral> {
   BackwardStep(const Problem<T>& problem, int thread, int threads)
       : Base(problem, thread, threads),
         bf16_of_recurrent(*this, p.bf16 && p.grad_weight_hh != nullptr),
-        bf16_of_input(*this, p.bf16_input() && p.dense != nullptr && !p.sums &&
-                                 p.grad_weight_ih != nullptr),
+        bf16_of_input(
+            *this, p.bf16_input() && p.dense != nullptr && !p.sums && p.grad_weight_ih != nullptr),
         grad_out(at_hand * W),
         kept_rows(at_hand * kRowsKept * W),
         kept_sums((at_hand + kGroup) * kSumsKept) {}
@@ -77,9 +77,9 @@ class BackwardStep : public Step<T, kGeneral> {
     for (ptrdiff_t j = group.begin; j < group.end; ++j) backward_cell(t, group, j, totals);
     for (int k = 0; k < kSumOfY; ++k) sum<T>(totals[k], sums_of(k, group));
     for (int gate = 0; gate < kGates; ++gate) {
-      const T *const of_z = sums_of(kSumOfZ + gate, group);
-      const T *const of_x_hat = sums_of(kSumOfXHat + gate, group);
-      const T *const of_h_hat = sums_of(kSumOfHHat + gate, group);
+      const T* const of_z = sums_of(kSumOfZ + gate, group);
+      const T* const of_x_hat = sums_of(kSumOfXHat + gate, group);
+      const T* const of_h_hat = sums_of(kSumOfHHat + gate, group);
       for (ptrdiff_t j = group.begin; j < group.end; ++j) {
         const ptrdiff_t k = gate * H + j, u = j - group.begin;
         p.grad_bias[k] += of_z[u];
@@ -138,12 +138,13 @@ class BackwardStep : public Step<T, kGeneral> {
     if (p.grad_input == nullptr) return;
     grad_dense.resize(inputs.size() * W);
     this->transposed_product(t, this->packed_ih, input_layout, p.centres_input(),
-                             input_panel_at(t, kGates * H), inputs.size(), grad_dense.data(), false);
-    transpose_out<T>(inputs.size(), p.batch, rows_at(grad_dense.data()),
-              [&](ptrdiff_t b, ptrdiff_t d, int n, Vector<T> grad) {
-                store_first(p.grad_input + (t * p.batch + b) * p.input_size + inputs.begin + d,
-                            grad, n);
-              });
+                             input_panel_at(t, kGates * H), inputs.size(), grad_dense.data(),
+                             false);
+    transpose_out<T>(
+        inputs.size(), p.batch, rows_at(grad_dense.data()),
+        [&](ptrdiff_t b, ptrdiff_t d, int n, Vector<T> grad) {
+          store_first(p.grad_input + (t * p.batch + b) * p.input_size + inputs.begin + d, grad, n);
+        });
   }
 
   Bf16Gradient<T> bf16_of_recurrent, bf16_of_input;
@@ -157,8 +158,14 @@ class BackwardStep : public Step<T, kGeneral> {
   // their arguments, the gradient of y, and the normalised cell state.
   enum { kOfGates, kOfY = kGates, kCellHat, kRowsKept };
   // The sums over the batch that it keeps: of ∂z, ∂z x̂ and ∂z ĥ of each gate, of ∂y and ∂y ĉ.
-  enum { kSumOfZ, kSumOfXHat = kGates, kSumOfHHat = 2 * kGates, kSumOfY = 3 * kGates, kSumOfYHat,
-         kSumsKept };
+  enum {
+    kSumOfZ,
+    kSumOfXHat = kGates,
+    kSumOfHHat = 2 * kGates,
+    kSumOfY = 3 * kGates,
+    kSumOfYHat,
+    kSumsKept
+  };
   T* kept_row(int i, ptrdiff_t j, Range group) {
     return kept_rows.data() + (row(j, group) * kRowsKept + i) * W;
   }
@@ -170,8 +177,8 @@ class BackwardStep : public Step<T, kGeneral> {
 
   T* grad_out_row(ptrdiff_t j, Range group) { return grad_out.data() + row(j, group) * W; }
 
-  void backward_state(
-      ptrdiff_t t, Range group, ptrdiff_t j, Vector<T>& sum_y, Vector<T>& sum_y_hat) {
+  void backward_state(ptrdiff_t t, Range group, ptrdiff_t j, Vector<T>& sum_y,
+                      Vector<T>& sum_y_hat) {
     const ptrdiff_t W = this->W, u = j - group.begin;
     const T beta = beta_of(j);
     T *x[kGates], *h[kGates];
@@ -241,11 +248,10 @@ class BackwardStep : public Step<T, kGeneral> {
     if (layer) layer_c.put_gradient(j, {dy}, {c_hat}, of_c.gammas(u));
   }
 
-  // From c̃_t = f c_{t-1} + i g to the gradients of the gates' arguments, which replace the gates. In a
-  // finished sequence c_t is c_{t-1}, so its gates have no gradient; but if it counts in the
+  // From c̃_t = f c_{t-1} + i g to the gradients of the gates' arguments, which replace the gates.
+  // In a finished sequence c_t is c_{t-1}, so its gates have no gradient; but if it counts in the
   // statistics, its c has the gradient that comes through them.
-  void backward_cell(
-      ptrdiff_t t, Range group, ptrdiff_t j, Vector<T> (&totals)[kSumOfY][kGroup]) {
+  void backward_cell(ptrdiff_t t, Range group, ptrdiff_t j, Vector<T> (&totals)[kSumOfY][kGroup]) {
     const ptrdiff_t W = this->W, u = j - group.begin;
     const T *c_before = cell_at(t) + j * W, *live = live_at(t), *counted = counted_at(t);
     const T *const dy = kept_row(kOfY, j, group), *const c_hat = kept_row(kCellHat, j, group);
@@ -280,9 +286,8 @@ class BackwardStep : public Step<T, kGeneral> {
       store(dc + b, runs ? (kGeneral ? onward + kept : onward) : of_c_t);
       const Vector<T> of_g = kGeneral ? grad * (g * factor) : grad * g;
       const Vector<T> of_i = kGeneral ? grad * i * factor : grad * i;
-      const Vector<T> of_z[kGates] = {
-          of_g * i * (1 - i), grad * load(c_before + b) * f * (1 - f), of_i * (1 - g * g),
-          load(gates + kOutput * W + b)};
+      const Vector<T> of_z[kGates] = {of_g * i * (1 - i), grad * load(c_before + b) * f * (1 - f),
+                                      of_i * (1 - g * g), load(gates + kOutput * W + b)};
 #pragma GCC unroll 4
       for (int gate = 0; gate < kGates; ++gate) {
         store(gates + gate * W + b, of_z[gate]);
@@ -327,15 +332,14 @@ class BackwardStep : public Step<T, kGeneral> {
       for (ptrdiff_t b = 0; b < W; b += kLanes<T>) {
         const Vector<T> m = load(counted + b), of_z = load(dz + b);
         const Vector<T> h_hat = of_h.hat(gate, u, load(h[gate] + b));
-        const Vector<T> of_product =
-            layer_h ? layer_hh.gradient(of_z, h_hat, of_h.gamma[gate][u], b)
-                    : (of_z - m * (mean_h + h_hat * mean_h_hat)) * h_scale;
+        const Vector<T> of_product = layer_h
+                                         ? layer_hh.gradient(of_z, h_hat, of_h.gamma[gate][u], b)
+                                         : (of_z - m * (mean_h + h_hat * mean_h_hat)) * h_scale;
         p.bf16 ? store(dz + b, of_product) : layout.put(panel, kGates * H, k, b, of_product);
         if (scalar) continue;
         const Vector<T> x_hat = of_x.hat(gate, u, load(x[gate] + b));
-        const Vector<T> of_input =
-            layer_x ? layer_ih.gradient(of_z, x_hat, of_x.gamma[gate][u], b)
-                    : (of_z - m * (mean_x + x_hat * mean_x_hat)) * x_scale;
+        const Vector<T> of_input = layer_x ? layer_ih.gradient(of_z, x_hat, of_x.gamma[gate][u], b)
+                                           : (of_z - m * (mean_x + x_hat * mean_x_hat)) * x_scale;
         if (of_dense == nullptr || input_layout.bf16) {
           store(of_input_row + b, is_sum ? of_product : of_input);
         } else {
@@ -346,18 +350,19 @@ class BackwardStep : public Step<T, kGeneral> {
         put_bf16_gradient(t, panel, k, dz, bf16_of_recurrent.row(t, gate, j), p.centres_hidden());
       }
       if (of_dense != nullptr && input_layout.bf16) {
-        put_bf16_gradient(
-            t, of_dense, k, of_input_row, bf16_of_input.row(t, gate, j), p.centres_input());
+        put_bf16_gradient(t, of_dense, k, of_input_row, bf16_of_input.row(t, gate, j),
+                          p.centres_input());
       }
     }
   }
 
   // Write row k of the gradient of a term to its panel and, if wanted, to `left`. The gradient of a
   // term that is normalised over the batch sums to zero. Rounding leaves a remainder, which the
-  // steps before would amplify wherever all sequences are nearly alike. So the panel gets it, divided
-  // among the sequences that count, in the columns after the batch, and the product subtracts it.
-  void put_bf16_gradient(
-      ptrdiff_t t, T* panel, ptrdiff_t k, const T* row, Bf16* left, bool centres) {
+  // steps before would amplify wherever all sequences are nearly alike. So the panel gets it,
+  // divided among the sequences that count, in the columns after the batch, and the product
+  // subtracts it.
+  void put_bf16_gradient(ptrdiff_t t, T* panel, ptrdiff_t k, const T* row, Bf16* left,
+                         bool centres) {
     const ptrdiff_t blocks = bf16_blocks(kGates * H);
     Vector<T> total = zero<T>();
     for (ptrdiff_t b = 0; b < W; b += kLanes<T>) {
@@ -379,7 +384,9 @@ class BackwardStep : public Step<T, kGeneral> {
     return grad * row_of(p.hidden_factor, 0, j)(b) + load(p.grad_around + j * W + b);
   }
 
-  T inverse_count(ptrdiff_t t) const { return is_lone(t) ? 0 : p.inverse_count[t * p.count_stride]; }
+  T inverse_count(ptrdiff_t t) const {
+    return is_lone(t) ? 0 : p.inverse_count[t * p.count_stride];
+  }
 
   Rows<T> grad_out;    // [unit][W]
   Rows<T> grad_dense;  // [input][W]

@@ -1,13 +1,13 @@
-// The gradient of one term, W_h h_{t-1} or W_x x_t, in bfloat16: the left operand of the gradient of
-// its weight.
+// The gradient of one term, W_h h_{t-1} or W_x x_t, in bfloat16: the left operand of the gradient
+// of its weight.
 #pragma once
 
 #include "share.h"
 
 namespace bnrnn {
 
-// Holds the thread's features for the steps of a block (steps_per_block). The products sum over these
-// steps and the batch, whose padding stays zero.
+// Holds the thread's features for the steps of a block (steps_per_block). The products sum over
+// these steps and the batch, whose padding stays zero.
 template <typename T>
 class Bf16Gradient {
  public:
@@ -32,7 +32,8 @@ class Bf16Gradient {
   // wanted.
   Bf16* row(ptrdiff_t t, int gate, ptrdiff_t j) {
     if (!wanted) return nullptr;
-    const ptrdiff_t unit = j - first, row = (unit / kGroup * kGates + gate) * kGroup + unit % kGroup;
+    const ptrdiff_t unit = j - first,
+                    row = (unit / kGroup * kGates + gate) * kGroup + unit % kGroup;
     return bf16_along(bf16_row(left.data(), blocks(), row), at(t, 0));
   }
 
@@ -45,7 +46,7 @@ class Bf16Gradient {
 
  private:
   static_assert(kGroup == kBf16Rows);
-  const ptrdiff_t first;          // unit
+  const ptrdiff_t first;  // unit
   const ptrdiff_t steps, blocks_per_step;
   Rows<uint16_t> left;
 };

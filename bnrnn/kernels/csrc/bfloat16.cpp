@@ -4,7 +4,8 @@
 #include <cstdlib>
 #include <string_view>
 
-// Only these functions may use the processor's bfloat16 instructions, once it is known to have them.
+// Only these functions may use the processor's bfloat16 instructions, once it is known to have
+// them.
 #if defined(__AVX512F__) && defined(__linux__) && (defined(__clang__) || __GNUC__ >= 11)
 #define BNRNN_HAS_HALF 1
 #include <cpuid.h>
@@ -32,8 +33,7 @@ bool may_use_tiles() {
 bool has(Way way) {
   unsigned a = 0, b = 0, c = 0, d = 0;
   switch (way) {
-    case Way::kAvx512:
-      return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 5 & 1) != 0;
+    case Way::kAvx512: return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 5 & 1) != 0;
     case Way::kAmx: {
       const bool tiles_of_bf16 =
           __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 22 & 1) != 0 && (d >> 24 & 1) != 0;
@@ -113,8 +113,8 @@ BNRNN_AVX512_BF16 void avx512_tile(const Bf16Tile& tile, ptrdiff_t blocks, const
     for (int r = 0; r < kTogether; ++r) {
 #pragma GCC unroll 4
       for (int n = 0; n < N; ++n) {
-        sums[r][n] = add && r < rows ? _mm512_loadu_ps(c + r * tile.stride + n * 16)
-                                     : _mm512_setzero_ps();
+        sums[r][n] =
+            add && r < rows ? _mm512_loadu_ps(c + r * tile.stride + n * 16) : _mm512_setzero_ps();
       }
     }
     const Bf16* left = tile.left + r0 * kBf16Depth;
@@ -123,7 +123,8 @@ BNRNN_AVX512_BF16 void avx512_tile(const Bf16Tile& tile, ptrdiff_t blocks, const
         __m512bh pairs[N];
 #pragma GCC unroll 4
         for (int n = 0; n < N; ++n) {
-          pairs[n] = (__m512bh)_mm512_loadu_si512(right + n * stride + (block * kBf16Depth + k) * 16);
+          pairs[n] =
+              (__m512bh)_mm512_loadu_si512(right + n * stride + (block * kBf16Depth + k) * 16);
         }
 #pragma GCC unroll 4
         for (int r = 0; r < kTogether; ++r) {
@@ -163,8 +164,8 @@ BNRNN_AMX void amx_tiles(const Bf16Tile* tiles, ptrdiff_t blocks, const Bf16* ri
     }
     c[r] = partial[r][0], row[r] = sizeof partial[r][0];
   }
-  // The tiles' rows are too far apart for the processor to recognise the pattern. Fetch those of this
-  // result if they are only written, and else those of the next one.
+  // The tiles' rows are too far apart for the processor to recognise the pattern. Fetch those of
+  // this result if they are only written, and else those of the next one.
   const ptrdiff_t ahead = add ? 16 * N : 0;
   for (int r = 0; r < R; ++r) {
     for (ptrdiff_t i = 0; i < tiles[r].rows; ++i) {
@@ -255,10 +256,16 @@ void bf16_product(const Bf16Tile* tiles, ptrdiff_t count, ptrdiff_t blocks, cons
   const auto run_of = [](ptrdiff_t n) {
 #if defined(BNRNN_HAS_HALF)
     if (way() == Way::kAvx512) {
-      return n == 4 ? avx512_tile<4> : n == 3 ? avx512_tile<3> : n == 2 ? avx512_tile<2> : avx512_tile<1>;
+      return n == 4   ? avx512_tile<4>
+             : n == 3 ? avx512_tile<3>
+             : n == 2 ? avx512_tile<2>
+                      : avx512_tile<1>;
     }
 #endif
-    return n == 4 ? portable_tile<4> : n == 3 ? portable_tile<3> : n == 2 ? portable_tile<2> : portable_tile<1>;
+    return n == 4   ? portable_tile<4>
+           : n == 3 ? portable_tile<3>
+           : n == 2 ? portable_tile<2>
+                    : portable_tile<1>;
   };
   for (ptrdiff_t i = 0; i < count; ++i) {
     for (ptrdiff_t v = 0; v < vectors; v += 4) {

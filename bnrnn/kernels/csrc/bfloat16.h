@@ -75,8 +75,8 @@ BNRNN_INLINE void put_bf16_left(Bf16* to, Vector<T> x) {
   }
 }
 
-// Store x as element k of two neighbouring columns that sum to it, with 16 significant bits; `pairs`
-// is bf16_right_at of the first.
+// Store x as element k of two neighbouring columns that sum to it, with 16 significant bits;
+// `pairs` is bf16_right_at of the first.
 inline void put_bf16_split(Bf16* pairs, ptrdiff_t k, float x) {
   const Vector<float> whole = broadcast(x), rest = whole - rounded_to_bf16<float>(whole);
   pairs[k % 2] = static_cast<Bf16>(bf16_bits(whole)[0] >> 16);

@@ -36,7 +36,8 @@ bnrnn::Matrix<const T> matrix(const Tensor& m) {
 template <typename T>
 Tensor lone_term(const Layer& l) {
   constexpr int64_t kFewSteps = 4;
-  const Tensor x = l.input.flatten(0, 1), term = at::empty({x.size(0), 4 * l.hidden()}, x.options());
+  const Tensor x = l.input.flatten(0, 1),
+               term = at::empty({x.size(0), 4 * l.hidden()}, x.options());
   const int threads = bnrnn::threads_for(x.size(0) * l.weight_ih.numel());
   if (l.steps() <= kFewSteps) {
     const Tensor a = x.contiguous(), b = l.weight_ih.contiguous();
@@ -73,8 +74,8 @@ Results forward(const Layer& l, bool keep, bool grad_input) {
   }
   call.whole_sequence();
   std::vector<Tensor> moments;
-  for (auto [slot, features] : {std::pair(&p.ih, 4 * p.hidden), {&p.hh, 4 * p.hidden},
-                                {&p.c, p.hidden}}) {
+  for (auto [slot, features] :
+       {std::pair(&p.ih, 4 * p.hidden), {&p.hh, 4 * p.hidden}, {&p.c, p.hidden}}) {
     if (slot->gamma == nullptr || slot->mean != nullptr || slot->layer) continue;
     slot->rows = slot->per_step ? p.steps : 1;
     for (T** of : {&slot->mean, &slot->var}) {
@@ -102,15 +103,16 @@ Results forward(const Layer& l, bool keep, bool grad_input) {
 
   std::vector<Tensor> saved;
   if (keep) {
-    saved = {recurrent, states, cells, of_steps, l.sums() ? call.empty({0, 4 * p.hidden, 0}) : term};
+    saved = {recurrent, states, cells, of_steps,
+             l.sums() ? call.empty({0, 4 * p.hidden, 0}) : term};
   }
   return {output, call.batch_major(states[keep ? p.steps : p.steps % 2]),
           call.batch_major(cells[cells.size(0) - 1]), moments, saved};
 }
 
 // The gradients of the first ten arguments; empty if an argument has none.
-using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,
-                             Tensor, Tensor>;
+using Gradients =
+    std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 template <typename T>
 Gradients backward(const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
@@ -177,8 +179,7 @@ Gradients backward(const OptionalTensor& grad_output, const OptionalTensor& grad
       p.right_ih = call.rights(D, p.bf16_input());
     }
     p.input_panel_count = p.whole_sequence ? p.steps : p.panel_count;
-    p.input_panels =
-        p.sums ? p.panels : call.panels(p.input_panel_count, 4 * H, p.bf16_input());
+    p.input_panels = p.sums ? p.panels : call.panels(p.input_panel_count, 4 * H, p.bf16_input());
   } else if (grad_weight_ih) {
     const bool by_symbol = l.one_hot() && !l.has_few_symbols();
     of_weight_ih = by_symbol ? call.zeros({D, 4 * H}) : call.zeros({4 * H, D});
@@ -193,44 +194,50 @@ Gradients backward(const OptionalTensor& grad_output, const OptionalTensor& grad
     of_weight_ih = of_weight_ih.t().contiguous();
   }
   if (is_dense && grad_weight_ih) of_weight_ih = of_weight_ih.narrow(1, 0, D).contiguous();
-  return {of_input, call.batch_major(grad_state), call.batch_major(grad_cell), of_weight_ih,
-          of_weight_hh.narrow(1, 0, H).contiguous(), of_bias, of_gamma_ih, of_gamma_hh, of_gamma_c,
+  return {of_input,
+          call.batch_major(grad_state),
+          call.batch_major(grad_cell),
+          of_weight_ih,
+          of_weight_hh.narrow(1, 0, H).contiguous(),
+          of_bias,
+          of_gamma_ih,
+          of_gamma_hh,
+          of_gamma_c,
           of_beta_c};
 }
 
-#define BNRNN_LAYER_ARGUMENTS                                                                     \
-  const Tensor &input, const Tensor &h_0, const Tensor &c_0, const Tensor &weight_ih,             \
-      const Tensor &weight_hh, const OptionalTensor &bias, const OptionalTensor &gamma_ih,        \
-      const OptionalTensor &gamma_hh, const OptionalTensor &gamma_c,                              \
-      const OptionalTensor &beta_c, const OptionalTensor &mean_ih, const OptionalTensor &var_ih,  \
-      const OptionalTensor &mean_hh, const OptionalTensor &var_hh, const OptionalTensor &mean_c,  \
-      const OptionalTensor &var_c, const OptionalTensor &lengths,                                 \
-      const OptionalTensor &held_cell, const OptionalTensor &held_hidden,                         \
-      const OptionalTensor &dropped_candidate, const OptionalTensor &dropped_hidden,              \
-      bool count_padding, std::string_view ih, std::string_view hh, std::string_view c,           \
-      double eps, double eps_ih, double zoneout_cell, double zoneout_hidden,                      \
-      double recurrent_dropout, double hidden_dropout, bool bfloat16
-#define BNRNN_LAYER                                                                               \
-  Layer{input,   h_0,    c_0,     weight_ih, weight_hh, bias,  gamma_ih,      gamma_hh,           \
-        gamma_c, beta_c, mean_ih, var_ih,    mean_hh,   var_hh, mean_c,       var_c,              \
-        lengths, held_cell, held_hidden, dropped_candidate, dropped_hidden, count_padding, ih, hh,\
-        c, eps, eps_ih, zoneout_cell, zoneout_hidden, recurrent_dropout, hidden_dropout, bfloat16, \
-        by_batch}
+#define BNRNN_LAYER_ARGUMENTS                                                                      \
+  const Tensor &input, const Tensor &h_0, const Tensor &c_0, const Tensor &weight_ih,              \
+      const Tensor &weight_hh, const OptionalTensor &bias, const OptionalTensor &gamma_ih,         \
+      const OptionalTensor &gamma_hh, const OptionalTensor &gamma_c, const OptionalTensor &beta_c, \
+      const OptionalTensor &mean_ih, const OptionalTensor &var_ih, const OptionalTensor &mean_hh,  \
+      const OptionalTensor &var_hh, const OptionalTensor &mean_c, const OptionalTensor &var_c,     \
+      const OptionalTensor &lengths, const OptionalTensor &held_cell,                              \
+      const OptionalTensor &held_hidden, const OptionalTensor &dropped_candidate,                  \
+      const OptionalTensor &dropped_hidden, bool count_padding, std::string_view ih,               \
+      std::string_view hh, std::string_view c, double eps, double eps_ih, double zoneout_cell,     \
+      double zoneout_hidden, double recurrent_dropout, double hidden_dropout, bool bfloat16
+#define BNRNN_LAYER                                                                             \
+  Layer {                                                                                       \
+    input, h_0, c_0, weight_ih, weight_hh, bias, gamma_ih, gamma_hh, gamma_c, beta_c, mean_ih,  \
+        var_ih, mean_hh, var_hh, mean_c, var_c, lengths, held_cell, held_hidden,                \
+        dropped_candidate, dropped_hidden, count_padding, ih, hh, c, eps, eps_ih, zoneout_cell, \
+        zoneout_hidden, recurrent_dropout, hidden_dropout, bfloat16, by_batch                   \
+  }
 
 Results forward_operator(BNRNN_LAYER_ARGUMENTS, bool keep, bool grad_input) {
   const bool by_batch = !mean_ih && !mean_hh && !mean_c;
   const Layer layer = BNRNN_LAYER;
   layer.check();
-  return AT_DISPATCH_FLOATING_TYPES(weight_hh.scalar_type(), "bnrnn_cpu::forward", [&] {
-    return forward<scalar_t>(layer, keep, grad_input);
-  });
+  return AT_DISPATCH_FLOATING_TYPES(weight_hh.scalar_type(), "bnrnn_cpu::forward",
+                                    [&] { return forward<scalar_t>(layer, keep, grad_input); });
 }
 
 Gradients backward_operator(const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
-                            const OptionalTensor& grad_c_n, BNRNN_LAYER_ARGUMENTS,
-                            bool by_batch, const Tensor& recurrent, const Tensor& states,
-                            const Tensor& cells, const Tensor& of_steps, const Tensor& term,
-                            bool grad_input, bool grad_weight_ih) {
+                            const OptionalTensor& grad_c_n, BNRNN_LAYER_ARGUMENTS, bool by_batch,
+                            const Tensor& recurrent, const Tensor& states, const Tensor& cells,
+                            const Tensor& of_steps, const Tensor& term, bool grad_input,
+                            bool grad_weight_ih) {
   const Layer layer = BNRNN_LAYER;
   layer.check();
   return AT_DISPATCH_FLOATING_TYPES(weight_hh.scalar_type(), "bnrnn_cpu::backward", [&] {
@@ -257,13 +264,13 @@ Tensor bernoulli(const Tensor& key, int64_t stream, int64_t count, double p) {
 int64_t lanes(bool is_double) { return bnrnn::lanes(is_double); }
 int64_t narrow() { return bnrnn::kNarrow; }
 
-#define BNRNN_LAYER_SCHEMA                                                                        \
-  "Tensor input, Tensor h_0, Tensor c_0, Tensor weight_ih, Tensor weight_hh, Tensor? bias, "      \
-  "Tensor? gamma_ih, Tensor? gamma_hh, Tensor? gamma_c, Tensor? beta_c, "                         \
-  "Tensor? mean_ih, Tensor? var_ih, Tensor? mean_hh, Tensor? var_hh, Tensor? mean_c, "            \
-  "Tensor? var_c, Tensor? lengths, Tensor? held_cell, Tensor? held_hidden, "                      \
+#define BNRNN_LAYER_SCHEMA                                                                         \
+  "Tensor input, Tensor h_0, Tensor c_0, Tensor weight_ih, Tensor weight_hh, Tensor? bias, "       \
+  "Tensor? gamma_ih, Tensor? gamma_hh, Tensor? gamma_c, Tensor? beta_c, "                          \
+  "Tensor? mean_ih, Tensor? var_ih, Tensor? mean_hh, Tensor? var_hh, Tensor? mean_c, "             \
+  "Tensor? var_c, Tensor? lengths, Tensor? held_cell, Tensor? held_hidden, "                       \
   "Tensor? dropped_candidate, Tensor? dropped_hidden, bool count_padding, str ih, str hh, str c, " \
-  "float eps, float eps_ih, float zoneout_cell, float zoneout_hidden, float recurrent_dropout, "  \
+  "float eps, float eps_ih, float zoneout_cell, float zoneout_hidden, float recurrent_dropout, "   \
   "float hidden_dropout, bool bfloat16"
 
 }  // namespace
@@ -272,13 +279,15 @@ TORCH_LIBRARY(bnrnn_cpu, m) {
   // `moments`: mean and variance of each term that is normalised by batch statistics.
   // `saved`: the arguments recurrent, states, cells, of_steps and term of backward. The last two
   // are empty if not needed; the list is empty without `keep`.
-  m.def("forward(" BNRNN_LAYER_SCHEMA ", bool keep, bool grad_input)"
+  m.def("forward(" BNRNN_LAYER_SCHEMA
+        ", bool keep, bool grad_input)"
         " -> (Tensor output, Tensor h_n, Tensor c_n, Tensor[] moments, Tensor[] saved)");
   // Returns the gradients of the first ten arguments of forward. If `by_batch`, mean_* and var_*
   // are the moments that forward returned.
   m.def("backward(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, " BNRNN_LAYER_SCHEMA
         ", bool by_batch, Tensor recurrent, Tensor states, Tensor cells, Tensor of_steps, "
-        "Tensor term, bool grad_input, bool grad_weight_ih) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, "
+        "Tensor term, bool grad_input, bool grad_weight_ih) -> (Tensor, Tensor, Tensor, Tensor, "
+        "Tensor, Tensor, "
         "Tensor, Tensor, Tensor, Tensor)");
   m.def("bernoulli(Tensor key, int stream, int count, float p) -> Tensor");
 #if defined(BNRNN_PROFILE)
@@ -286,7 +295,8 @@ TORCH_LIBRARY(bnrnn_cpu, m) {
   m.def("spent() -> (str[], int[])", [] {
     std::vector<int64_t> of;
     for (auto& part : bnrnn::spent) of.push_back(part.exchange(0));
-    return std::tuple(std::vector<std::string>(bnrnn::kPartNames.begin(), bnrnn::kPartNames.end()), of);
+    return std::tuple(std::vector<std::string>(bnrnn::kPartNames.begin(), bnrnn::kPartNames.end()),
+                      of);
   });
 #endif
   // The number of elements per vector, and the largest number of features of a narrow input. Python

@@ -169,8 +169,8 @@ class Call {
   const at::TensorOptions options;
 
  private:
-  Slot<T> slot(std::string_view kind, const OptionalTensor& gamma,
-                      const OptionalTensor& mean, const OptionalTensor& var, double eps) {
+  Slot<T> slot(std::string_view kind, const OptionalTensor& gamma, const OptionalTensor& mean,
+               const OptionalTensor& var, double eps) {
     Slot<T> slot;
     if (!gamma) return slot;
     slot.gamma = data(gamma);

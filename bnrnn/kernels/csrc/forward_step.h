@@ -104,10 +104,10 @@ class ForwardStep : public Step<T, kGeneral> {
   void put_output(ptrdiff_t t, Range group) {
     const T* live = live_at(t);
     transpose_out<T>(group.size(), p.batch, rows_at(state_at(t + 1) + group.begin * W),
-              [&](ptrdiff_t b, ptrdiff_t u0, int n, Vector<T> h) {
-                T* to = p.output + (t * p.batch + b) * H + group.begin + u0;
-                store_first(to, live[b] != 0 ? h : zero<T>(), n);
-              });
+                     [&](ptrdiff_t b, ptrdiff_t u0, int n, Vector<T> h) {
+                       T* to = p.output + (t * p.batch + b) * H + group.begin + u0;
+                       store_first(to, live[b] != 0 ? h : zero<T>(), n);
+                     });
   }
 
  private:
@@ -197,15 +197,12 @@ class ForwardStep : public Step<T, kGeneral> {
     return new_cells.data() + row(j, group) * W;
   }
 
-  T* output_gate_row(ptrdiff_t j, Range group) {
-    return output_gates.data() + row(j, group) * W;
-  }
+  T* output_gate_row(ptrdiff_t j, Range group) { return output_gates.data() + row(j, group) * W; }
 
   // Compute the moments of a slot's N rows per unit, one per gate or one for the cell, if this pass
   // finds them. y[n] is the first unit's; the rows of the next units follow it.
   template <int N>
-  void find_moments(
-      const Slot<T>& slot, ptrdiff_t t, Range group, const T* const (&y)[N]) const {
+  void find_moments(const Slot<T>& slot, ptrdiff_t t, Range group, const T* const (&y)[N]) const {
     if (slot.gamma == nullptr || !slot.per_step) return;
     for (int n = 0; n < N; ++n) {
       const ptrdiff_t i = (t * N + n) * H + group.begin;

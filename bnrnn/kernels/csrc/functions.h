@@ -34,17 +34,17 @@ struct Exponential<double> {
   // Taylor's.
   static constexpr int terms = 13;
   static constexpr double series[terms] = {
-      1.0 / 2,       1.0 / 6,        1.0 / 24,        1.0 / 120,        1.0 / 720,
-      1.0 / 5040,    1.0 / 40320,    1.0 / 362880,    1.0 / 3628800,    1.0 / 39916800,
+      1.0 / 2,         1.0 / 6,          1.0 / 24,         1.0 / 120,     1.0 / 720,
+      1.0 / 5040,      1.0 / 40320,      1.0 / 362880,     1.0 / 3628800, 1.0 / 39916800,
       1.0 / 479001600, 1.0 / 6227020800, 1.0 / 87178291200};
 };
 
-// For N vectors x within [-largest, largest]: r, 2^n and the sum of the series. Each is a long chain
-// of dependent instructions, so each step is done for all N before the next: a processor looks only
-// a few dozen instructions ahead.
+// For N vectors x within [-largest, largest]: r, 2^n and the sum of the series. Each is a long
+// chain of dependent instructions, so each step is done for all N before the next: a processor
+// looks only a few dozen instructions ahead.
 template <typename T, int N>
-BNRNN_INLINE void split_exponential(
-    const Vector<T> (&x)[N], Vector<T> (&r)[N], Vector<T> (&power)[N], Vector<T> (&series)[N]) {
+BNRNN_INLINE void split_exponential(const Vector<T> (&x)[N], Vector<T> (&r)[N],
+                                    Vector<T> (&power)[N], Vector<T> (&series)[N]) {
   using Of = Exponential<T>;
   Vector<T> rounded[N];
 #pragma GCC unroll 8
@@ -98,8 +98,8 @@ BNRNN_INLINE void tanh(Vector<T> (&x)[N]) {
   }
 }
 
-// Replace the vectors by their sigmoid, but number kTanh by its tanh. Divisions take longer than all
-// else here, so two quotients share one: a / b = a d / (b d), c / d = c b / (b d).
+// Replace the vectors by their sigmoid, but number kTanh by its tanh. Divisions take longer than
+// all else here, so two quotients share one: a / b = a d / (b d), c / d = c b / (b d).
 template <typename T, int kTanh>
 BNRNN_INLINE void sigmoid_and_tanh(Vector<T> (&x)[4]) {
   Vector<T> r[4], power[4], series[4];

@@ -38,7 +38,8 @@ struct Layer {
   bool has_few_symbols() const { return one_hot() && input_size() <= kFewSymbols; }
   bool sums() const { return hh == "sum"; }
   bool whole_sequence() const { return ih == "sequence" && by_batch; }
-  // A lone sequence, and one or two steps, take longer to round and pack the weights than they save.
+  // A lone sequence, and one or two steps, take longer to round and pack the weights than they
+  // save.
   bool bf16() const { return bfloat16 && batch() > 1 && steps() > 2; }
   bool has_layer() const { return ih == "layer" || hh == "layer" || c == "layer"; }
   int64_t width() const {
@@ -118,7 +119,8 @@ struct Layer {
     TORCH_CHECK_VALUE(gamma.has_value() == (kind != "none"), "gamma_", term,
                       " must be given exactly if the term is normalised");
     if (kind == "layer") {
-      TORCH_CHECK_VALUE(!mean && !var, term, " is normalised over the features and takes no moments");
+      TORCH_CHECK_VALUE(!mean && !var, term,
+                        " is normalised over the features and takes no moments");
       return;
     }
     TORCH_CHECK_VALUE(mean.has_value() == var.has_value(), "mean_", term, " and var_", term,

@@ -34,7 +34,10 @@ template <typename T, int N>
 class LayerNorm {
  public:
   LayerNorm(const Slot<T>& slot, const Share<T>& share)
-      : slot(slot), H(share.H), W(share.W), is_first(share.units.begin == 0),
+      : slot(slot),
+        H(share.H),
+        W(share.W),
+        is_first(share.units.begin == 0),
         rows(slot.layer ? 2 * share.W : 0) {}
 
   // Forward: the mean over a unit's rows, and the sum of squares about that mean.
@@ -124,9 +127,9 @@ class LayerNorm {
 
   const Slot<T>& slot;
   const ptrdiff_t H, W;
-  const bool is_first;        // whether this is the first thread
-  Rows<T> rows;        // 2 (W,): mean, 1 / sqrt(var + eps)
-  Rows<T> means;       // 2 (W,): means of γ ∂ and of γ ∂ ŷ
+  const bool is_first;  // whether this is the first thread
+  Rows<T> rows;         // 2 (W,): mean, 1 / sqrt(var + eps)
+  Rows<T> means;        // 2 (W,): means of γ ∂ and of γ ∂ ŷ
 };
 
 }  // namespace bnrnn

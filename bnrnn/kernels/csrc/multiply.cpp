@@ -9,8 +9,8 @@
 namespace bnrnn {
 namespace {
 
-// A block of the result and, kDeep of k at a time, of both operands fit into the second-level cache.
-// A block is wide because each packs its rows of `a` again.
+// A block of the result and, kDeep of k at a time, of both operands fit into the second-level
+// cache. A block is wide because each packs its rows of `a` again.
 constexpr ptrdiff_t kRows = 120, kDeep = 128;
 static_assert(kDeep <= kDepth);
 template <typename T>
@@ -32,9 +32,10 @@ class Block {
       const ptrdiff_t deep = std::min(kDeep, a.columns - k0);
       const T* const from = &a.at(rows.begin, k0);
       if (a.column_stride == 1) {
-        pack(left.data(), rows.size(), deep, [from, stride = a.row_stride](ptrdiff_t r, ptrdiff_t k) {
-          return from[r * stride + k];
-        });
+        pack(left.data(), rows.size(), deep,
+             [from, stride = a.row_stride](ptrdiff_t r, ptrdiff_t k) {
+               return from[r * stride + k];
+             });
       } else {
         pack(left.data(), rows.size(), deep, [from, &a](ptrdiff_t r, ptrdiff_t k) {
           return from[r * a.row_stride + k * a.column_stride];
@@ -88,7 +89,8 @@ void multiply_few(const T* a, const T* b, T* c, ptrdiff_t rows, ptrdiff_t column
 
 template void multiply(Matrix<const float>, Matrix<const float>, float*, int);
 template void multiply(Matrix<const double>, Matrix<const double>, double*, int);
-template void multiply_few(const float*, const float*, float*, ptrdiff_t, ptrdiff_t, ptrdiff_t, int);
+template void multiply_few(const float*, const float*, float*, ptrdiff_t, ptrdiff_t, ptrdiff_t,
+                           int);
 template void multiply_few(const double*, const double*, double*, ptrdiff_t, ptrdiff_t, ptrdiff_t,
                            int);
 

@@ -24,8 +24,8 @@ class Lookup {
     const __m512i i = (__m512i)index;
     const __m512 low = _mm512_permutex2var_ps(parts[0], i, parts[1]);
     const __m512 high = _mm512_permutex2var_ps(parts[2], i, parts[3]);
-    return (Vector<float>)_mm512_mask_blend_ps(
-        _mm512_test_epi32_mask(i, _mm512_set1_epi32(32)), low, high);
+    return (Vector<float>)_mm512_mask_blend_ps(_mm512_test_epi32_mask(i, _mm512_set1_epi32(32)),
+                                               low, high);
   }
 
  private:
@@ -80,8 +80,7 @@ class OneHotInput {
     const ptrdiff_t first = gate * H + group.begin;
     if (p.feature_stride == 1) {
       transpose_out<T>(
-          group.size(), p.batch,
-          [&](ptrdiff_t u, ptrdiff_t b) { return load(rows + u * W + b); },
+          group.size(), p.batch, [&](ptrdiff_t u, ptrdiff_t b) { return load(rows + u * W + b); },
           [&](ptrdiff_t b, ptrdiff_t u0, int n, Vector<T> grad) {
             T* const to = p.grad_columns + symbols[b] * p.symbol_stride + first + u0;
             store_first(to, load_first(to, n) + grad, n);

@@ -38,8 +38,8 @@ void for_column_chunks(ptrdiff_t width, Visit&& visit) {
 inline ptrdiff_t whole_runs(ptrdiff_t depth) { return ceil_div(depth, kRun) * kRun; }
 
 // Pack the first `rows` rows of a matrix into panels for tile_product, as
-// [block of kDepth][tile][run][kTileRows][kRun]; at(row, k) is the element, zero beyond the last row
-// and the last k.
+// [block of kDepth][tile][run][kTileRows][kRun]; at(row, k) is the element, zero beyond the last
+// row and the last k.
 template <typename T, typename At>
 void pack(T* packed, ptrdiff_t rows, ptrdiff_t depth, At&& at) {
   for (ptrdiff_t k0 = 0; k0 < depth; k0 += kDepth) {
@@ -111,9 +111,8 @@ class RightLayout {
   // visit(column, across): a chunk's first column, and its columns.
   template <typename Visit>
   void for_chunks(Visit&& visit) const {
-    for_column_chunks<T>(whole, [&](ptrdiff_t column, int vectors) {
-      visit(column, vectors * kLanes<T>);
-    });
+    for_column_chunks<T>(
+        whole, [&](ptrdiff_t column, int vectors) { visit(column, vectors * kLanes<T>); });
     if (together > 1) visit(whole, kLanes<T> / together);
   }
 
@@ -147,13 +146,12 @@ class RightLayout {
   std::vector<Place> places;  // of each vector of a row
 };
 
-// c[row][0..width) (+)= left (rows, depth) times right (depth, width). left_at(row, k, depth) is the
-// left operand of the tile that begins at this row and k. Half or more of the right operand comes from
-// the caches of other processors, so the tiles of each part of it fetch the next part.
+// c[row][0..width) (+)= left (rows, depth) times right (depth, width). left_at(row, k, depth) is
+// the left operand of the tile that begins at this row and k. Half or more of the right operand
+// comes from the caches of other processors, so the tiles of each part of it fetch the next part.
 template <typename T, typename LeftAt>
-void tiled_product(
-    LeftAt&& left_at, ptrdiff_t rows, ptrdiff_t depth, const T* right, ptrdiff_t width, T* const* c,
-    bool add) {
+void tiled_product(LeftAt&& left_at, ptrdiff_t rows, ptrdiff_t depth, const T* right,
+                   ptrdiff_t width, T* const* c, bool add) {
   for_column_chunks<T>(width, [&](ptrdiff_t column, int vectors) {
     const ptrdiff_t across = vectors * kLanes<T>;
     for (ptrdiff_t k0 = 0; k0 < depth; k0 += kDepth) {
@@ -175,9 +173,8 @@ void tiled_product(
 
 // The product with a left operand that `pack` made.
 template <typename T>
-void packed_product(
-    const T* packed, ptrdiff_t rows, ptrdiff_t depth, const T* right, const RightLayout<T>& layout,
-    T* const* c, bool add) {
+void packed_product(const T* packed, ptrdiff_t rows, ptrdiff_t depth, const T* right,
+                    const RightLayout<T>& layout, T* const* c, bool add) {
   const auto left_at = [&](ptrdiff_t row, ptrdiff_t k, ptrdiff_t deep) {
     const ptrdiff_t tile = kTileRows * whole_runs(deep);
     return Left<T>{packed + whole_tiles(rows) * k + row / kTileRows * tile, kRun, tile,
@@ -189,8 +186,9 @@ void packed_product(
   for (ptrdiff_t k0 = 0; k0 < depth; k0 += kDepth) {
     const ptrdiff_t deep = std::min(kDepth, depth - k0);
     for (ptrdiff_t r0 = 0; r0 < rows; r0 += 2 * kTileRows) {
-      const auto product = rows - r0 > kTileRows ? tail_product_of<T, 2 * kTileRows>(layout.together)
-                                                 : tail_product_of<T, kTileRows>(layout.together);
+      const auto product = rows - r0 > kTileRows
+                               ? tail_product_of<T, 2 * kTileRows>(layout.together)
+                               : tail_product_of<T, kTileRows>(layout.together);
       const Left<T> left = left_at(r0, k0, deep);
       product(&left, 1, 0, tail, c + r0, layout.whole, rows - r0, add || k0 > 0);
     }
@@ -198,22 +196,22 @@ void packed_product(
   }
 }
 
-// The product with a left operand whose rows (depth,) follow one another; the right one has no tail.
+// The product with a left operand whose rows (depth,) follow one another; the right one has no
+// tail.
 template <typename T>
-void plain_product(
-    const T* matrix, ptrdiff_t rows, ptrdiff_t depth, const T* right, ptrdiff_t width, T* const* c,
-    bool add) {
+void plain_product(const T* matrix, ptrdiff_t rows, ptrdiff_t depth, const T* right,
+                   ptrdiff_t width, T* const* c, bool add) {
   const auto left_at = [&](ptrdiff_t row, ptrdiff_t k, ptrdiff_t deep) {
     return contiguous_left(matrix + row * depth + k, depth, deep);
   };
   tiled_product<T>(left_at, rows, depth, right, width, c, add);
 }
 
-#define BNRNN_PRODUCTS(EXTERN, T)                                                          \
-  EXTERN template void packed_product<T>(                                                  \
-      const T*, ptrdiff_t, ptrdiff_t, const T*, const RightLayout<T>&, T* const*, bool);   \
-  EXTERN template void plain_product<T>(                                                   \
-      const T*, ptrdiff_t, ptrdiff_t, const T*, ptrdiff_t, T* const*, bool);
+#define BNRNN_PRODUCTS(EXTERN, T)                                                            \
+  EXTERN template void packed_product<T>(const T*, ptrdiff_t, ptrdiff_t, const T*,           \
+                                         const RightLayout<T>&, T* const*, bool);            \
+  EXTERN template void plain_product<T>(const T*, ptrdiff_t, ptrdiff_t, const T*, ptrdiff_t, \
+                                        T* const*, bool);
 BNRNN_PRODUCTS(extern, float)
 BNRNN_PRODUCTS(extern, double)
 

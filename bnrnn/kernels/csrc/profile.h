@@ -11,8 +11,21 @@
 namespace bnrnn {
 
 enum class Part : size_t {
-  kPacking, kInputTerm, kProduct, kMoments, kCell, kState, kOutput, kBackwardState, kBackwardCell,
-  kBackwardTerms, kGradInput, kBackwardProduct, kWeightGradient, kBarrier, kCount
+  kPacking,
+  kInputTerm,
+  kProduct,
+  kMoments,
+  kCell,
+  kState,
+  kOutput,
+  kBackwardState,
+  kBackwardCell,
+  kBackwardTerms,
+  kGradInput,
+  kBackwardProduct,
+  kWeightGradient,
+  kBarrier,
+  kCount
 };
 constexpr auto kParts = static_cast<size_t>(Part::kCount);
 

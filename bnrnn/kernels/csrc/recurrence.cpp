@@ -207,8 +207,7 @@ void backward_steps(BackwardStep<T, kGeneral>& step, Barrier& barrier) {
   const ptrdiff_t features = kGates * step.H;
   step.pack_transposed(p.weight_hh, step.H, step.units, step.packed, p.bf16);
   // Whether backward_state writes to grad_state a part that does not pass through W_h.
-  const bool around =
-      !step.drops_hidden() && (p.mask_stride != 0 || !p.hold_hidden.is_constant(0));
+  const bool around = !step.drops_hidden() && (p.mask_stride != 0 || !p.hold_hidden.is_constant(0));
   if (p.grad_input != nullptr) {
     step.pack_transposed(p.weight_ih, p.input_size, step.inputs, step.packed_ih, p.bf16_input());
   }

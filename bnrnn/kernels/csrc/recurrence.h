@@ -22,14 +22,14 @@ struct Slot {
 
   // Layer normalisation: statistics over the features of each sequence, see layer_norm.h.
   bool layer = false;
-  T* parts = nullptr;      // 2 (H, W): each unit's part of the statistics of the current step
-  T* of_steps = nullptr;   // 2 (W,) per step, the mean and 1 / sqrt(var + eps); if kept
+  T* parts = nullptr;     // 2 (H, W): each unit's part of the statistics of the current step
+  T* of_steps = nullptr;  // 2 (W,) per step, the mean and 1 / sqrt(var + eps); if kept
 
   // Batch normalisation: statistics over the sequences of a batch.
-  T* mean = nullptr;         // (rows, features); step t uses row min(t, rows - 1)
+  T* mean = nullptr;  // (rows, features); step t uses row min(t, rows - 1)
   T* var = nullptr;
   ptrdiff_t rows = 0;
-  bool per_step = false;    // the forward pass computes row t from the batch of step t
+  bool per_step = false;  // the forward pass computes row t from the batch of step t
   T eps = 0;
   T* grad_gamma = nullptr;  // (features,)
 };
@@ -50,17 +50,18 @@ struct Problem {
   int threads;
   bool keep;  // keep every step for a backward pass, not just the current one
 
-  // Whether the factors of the products are rounded to bfloat16 (bfloat16.h), for T = float and more
-  // than one sequence; of the products with W_x, only if their statistics are not those of the whole
-  // sequence, whose gradients pass through the panels twice.
+  // Whether the factors of the products are rounded to bfloat16 (bfloat16.h), for T = float and
+  // more than one sequence; of the products with W_x, only if their statistics are not those of the
+  // whole sequence, whose gradients pass through the panels twice.
   bool bf16 = false;
   bool bf16_input() const { return bf16 && !whole_sequence; }
-  // Whether h_{t-1} and x_t are rounded relative to their mean over the batch. The batch normalisation
-  // of their term sees only the differences between the sequences, which can be smaller than the
-  // rounding errors of the values themselves. The forward pass multiplies the mean by the weight,
-  // too, as a further vector of columns of the panels: W_h h = W_h (h - mean) + W_h mean. In the
-  // gradient of the weight, the mean has no part: the gradients of such a term sum to zero. The
-  // backward pass sees to it that they still do when they are rounded (BackwardStep::put_bf16_gradient).
+  // Whether h_{t-1} and x_t are rounded relative to their mean over the batch. The batch
+  // normalisation of their term sees only the differences between the sequences, which can be
+  // smaller than the rounding errors of the values themselves. The forward pass multiplies the mean
+  // by the weight, too, as a further vector of columns of the panels: W_h h = W_h (h - mean) + W_h
+  // mean. In the gradient of the weight, the mean has no part: the gradients of such a term sum to
+  // zero. The backward pass sees to it that they still do when they are rounded
+  // (BackwardStep::put_bf16_gradient).
   bool centres_hidden() const { return bf16 && hh.gamma != nullptr && hh.per_step; }
   bool centres_input() const { return bf16_input() && (sums ? hh : ih).per_step; }
   ptrdiff_t panel_width = 0;  // of `panels` and `input_panels`: W, or with that vector
@@ -77,8 +78,8 @@ struct Problem {
   const int64_t* index = nullptr;
   const T* columns = nullptr;
   ptrdiff_t symbol_stride = 0, feature_stride = 0;
-  const T* narrow = nullptr;  // (T, D, W), an input of few features, with weight_ih
-  const T* dense = nullptr;   // (T, B, D), an input of many features, with weight_ih
+  const T* narrow = nullptr;     // (T, D, W), an input of few features, with weight_ih
+  const T* dense = nullptr;      // (T, B, D), an input of many features, with weight_ih
   const T* weight_ih = nullptr;  // (4H, D)
   // The term W_x x_t of a dense input: (T, 4H, W), or (4H, W) if term_stride is 0. If ih is layer
   // normalisation, the forward pass normalises it in place. Null for a normalised sum.
@@ -92,15 +93,15 @@ struct Problem {
   const T* symbol_weights = nullptr;  // (D,): with index, how often each symbol occurs
   T sequence_total = 0;               // the number of frames
 
-  const T* weight_hh;        // (4H, H)
-  const T* bias = nullptr;   // (4H,)
+  const T* weight_hh;         // (4H, H)
+  const T* bias = nullptr;    // (4H,)
   const T* beta_c = nullptr;  // (H,)
   Slot<T> ih, hh, c;
 
   // Rows of W elements, one per step or one for all steps (stride 0).
-  const T* live;              // 1: this sequence still runs; 0: it keeps h and c
-  const T* counted;           // 1: this sequence counts in per-step statistics
-  const T* inverse_count;     // 1 / the sum of counted, one per step or one for all steps
+  const T* live;           // 1: this sequence still runs; 0: it keeps h and c
+  const T* counted;        // 1: this sequence counts in per-step statistics
+  const T* inverse_count;  // 1 / the sum of counted, one per step or one for all steps
   ptrdiff_t mask_stride, count_stride;
 
   // Zoneout: the fraction of the old state that is kept. Dropout: the factors of tanh(g), and of
@@ -120,18 +121,18 @@ struct Problem {
   T* grad_state = nullptr;         // (H, W): initially for h_n, finally for h_0
   // If `hidden_factor` is not constant, grad_state holds only the part that comes through the
   // product and still lacks that factor; grad_around holds the rest.
-  T* grad_around = nullptr;        // (H, W): initially for h_n
-  T* grad_cell = nullptr;          // (H, W): initially for c_n, finally for c_0
-  T* grad_input = nullptr;         // (T, B, D), if dense
-  T* grad_columns = nullptr;       // laid out like `columns`, initially zero
+  T* grad_around = nullptr;   // (H, W): initially for h_n
+  T* grad_cell = nullptr;     // (H, W): initially for c_n, finally for c_0
+  T* grad_input = nullptr;    // (T, B, D), if dense
+  T* grad_columns = nullptr;  // laid out like `columns`, initially zero
   // (4H, D), initially zero; if dense, with D rounded up to whole vectors
   T* grad_weight_ih = nullptr;
-  T* grad_weight_hh = nullptr;     // (4H, H), with H rounded up to whole vectors
+  T* grad_weight_hh = nullptr;  // (4H, H), with H rounded up to whole vectors
   // The right operands of these two gradients if they are products, each 2 right_size elements,
   // initially zero if `bf16`.
   T *right_hh = nullptr, *right_ih = nullptr;
-  T* grad_bias = nullptr;             // (4H,), initially zero
-  T* grad_beta_c = nullptr;           // (H,), initially zero
+  T* grad_bias = nullptr;    // (4H,), initially zero
+  T* grad_beta_c = nullptr;  // (H,), initially zero
 
   // W_h and, if the input is dense, W_x as products.h or bfloat16.h packs them: packed_size(H, H)
   // and packed_size(H, D) elements, or in the backward pass packed_size(D, H).
@@ -155,7 +156,8 @@ ptrdiff_t panel_size(ptrdiff_t depth, ptrdiff_t width, bool bf16);
 
 ptrdiff_t backward_panels(ptrdiff_t batch);
 
-// Number of elements of the right operand of a weight's gradient (4H, columns), for a block of steps.
+// Number of elements of the right operand of a weight's gradient (4H, columns), for a block of
+// steps.
 ptrdiff_t right_size(ptrdiff_t batch, ptrdiff_t columns, bool bf16);
 
 int lanes(bool is_double);

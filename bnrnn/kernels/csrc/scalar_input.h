@@ -1,5 +1,6 @@
-// An input of one feature, x_t. Row k of its term W_x x_t is w_k x_t, so no step computes these rows:
-// with the mean m and the variance v of x_t over the batch, those of row k are w_k m and w_k² v, and
+// An input of one feature, x_t. Row k of its term W_x x_t is w_k x_t, so no step computes these
+// rows: with the mean m and the variance v of x_t over the batch, those of row k are w_k m and w_k²
+// v, and
 //
 //   BN(w_k x_t) = γ_k a_k (x_t - m)       with a_k = w_k / sqrt(w_k² v + ε)
 //   ∂γ_k = a_k q_k                        with q_k = Σ ∂z_k (x_t - m)
@@ -36,8 +37,7 @@ class ScalarInput {
     mean = by_batch ? share.mean_over_batch(t, [&](ptrdiff_t b) { return load(x + b); }) : 0;
     for (ptrdiff_t b = 0; b < share.W; b += kLanes<T>) store(row() + b, load(x + b) - mean);
     if (!by_batch) return;
-    var = share.mean_over_batch(
-        t, [&](ptrdiff_t b) { return load(row() + b) * load(row() + b); });
+    var = share.mean_over_batch(t, [&](ptrdiff_t b) { return load(row() + b) * load(row() + b); });
   }
 
   // x_t - m, (W,).

@@ -57,9 +57,8 @@ void sequence_moments(const Share<T>& share) {
   std::vector<T> mean(kGates * share.units.size()), var(mean.size());
   sum_frames(share, mean.data(), [](Vector<T> y, ptrdiff_t) { return y; });
   for (T& of : mean) of /= p.sequence_total;
-  sum_frames(share, var.data(), [&](Vector<T> y, ptrdiff_t i) {
-    return (y - mean[i]) * (y - mean[i]);
-  });
+  sum_frames(share, var.data(),
+             [&](Vector<T> y, ptrdiff_t i) { return (y - mean[i]) * (y - mean[i]); });
   for_features(share, [&](ptrdiff_t feature, ptrdiff_t i) {
     p.ih.mean[feature] = mean[i];
     p.ih.var[feature] = var[i] / p.sequence_total;

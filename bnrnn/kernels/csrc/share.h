@@ -72,10 +72,9 @@ struct Share {
         packed(p.packed + thread * packed_part(ceil_div(H, threads), H, p.bf16)),
         packed_ih(p.packed_ih) {
     if (packed_ih == nullptr) return;
-    packed_ih +=
-        thread * (p.grad_input == nullptr
-                      ? packed_part(ceil_div(H, threads), p.input_size, p.bf16_input())
-                      : packed_part(ceil_div(p.input_size, threads), H, p.bf16_input()));
+    packed_ih += thread * (p.grad_input == nullptr
+                               ? packed_part(ceil_div(H, threads), p.input_size, p.bf16_input())
+                               : packed_part(ceil_div(p.input_size, threads), H, p.bf16_input()));
   }
 
   FactorRow<T> row_of(const Factor<T>& factor, ptrdiff_t t, ptrdiff_t j) const {
@@ -131,9 +130,8 @@ struct Share {
           input_layout.put(panel, p.input_size, inputs.begin + d, b, x);
         });
     for (ptrdiff_t d = 0; centres && d < inputs.size(); ++d) {
-      put_centred(panel, p.input_size, inputs.begin + d, t, [&](ptrdiff_t b) {
-        return load(input_rows.data() + d * W + b);
-      });
+      put_centred(panel, p.input_size, inputs.begin + d, t,
+                  [&](ptrdiff_t b) { return load(input_rows.data() + d * W + b); });
     }
   }
 
@@ -160,22 +158,22 @@ struct Share {
   static bool packs(const Problem<T>& p) { return p.steps > 2; }
   bool packs() const { return packs(p); }
 
-  // The sequences of the last vector of a panel. Products with weights that are not packed do without
-  // a tail.
+  // The sequences of the last vector of a panel. Products with weights that are not packed do
+  // without a tail.
   static ptrdiff_t last_columns(const Problem<T>& p) {
     return packs(p) ? p.batch - (p.width - kLanes<T>) : kLanes<T>;
   }
 
-  // Of the panels of x_t or, in the backward pass, of the gradient of W_x x_t. sequence_gradient does
-  // without a tail, and so does a narrow input, which the forward pass also gets as a dense one, if it
-  // has a gradient: the sums have the same bits.
+  // Of the panels of x_t or, in the backward pass, of the gradient of W_x x_t. sequence_gradient
+  // does without a tail, and so does a narrow input, which the forward pass also gets as a dense
+  // one, if it has a gradient: the sums have the same bits.
   static ptrdiff_t last_input_columns(const Problem<T>& p) {
     const bool narrow = p.grad_state == nullptr && p.input_size <= kNarrow;
     return p.whole_sequence || narrow ? kLanes<T> : last_columns(p);
   }
 
-  // The group's part of the thread's packed rows (depth,) of a weight; every earlier group has kGroup
-  // units.
+  // The group's part of the thread's packed rows (depth,) of a weight; every earlier group has
+  // kGroup units.
   T* packed_of(T* packed, Range group, ptrdiff_t depth, bool bf16) const {
     const ptrdiff_t groups = (group.begin - units.begin) / kGroup;
     const ptrdiff_t whole = bf16 ? kGates * bf16_blocks(depth) * kBf16Block / 2
@@ -210,21 +208,22 @@ struct Share {
   }
 
   // Tile i of packed rows (depth,), for the rows (W,) of a result that follow one another.
-  Bf16Tile bf16_tile(
-      const T* packed, ptrdiff_t i, ptrdiff_t depth, T* result, ptrdiff_t rows) const {
+  Bf16Tile bf16_tile(const T* packed, ptrdiff_t i, ptrdiff_t depth, T* result,
+                     ptrdiff_t rows) const {
     const Bf16* const left = as_bf16(packed) + i * bf16_blocks(depth) * kBf16Block;
     return {left, reinterpret_cast<float*>(result), W, rows};
   }
 
-  // rows (+)= the group's rows of `weight` (4H, depth) times `right`; `packed` is the packed form of
-  // the thread's rows, which is used if the forward pass packs.
-  void product(
-      Range group, const T* weight, T* packed, ptrdiff_t depth, const RightLayout<T>& layout,
-      bool centred, const T* right, T* const* rows, bool add) const {
+  // rows (+)= the group's rows of `weight` (4H, depth) times `right`; `packed` is the packed form
+  // of the thread's rows, which is used if the forward pass packs.
+  void product(Range group, const T* weight, T* packed, ptrdiff_t depth,
+               const RightLayout<T>& layout, bool centred, const T* right, T* const* rows,
+               bool add) const {
     const ptrdiff_t n = group.size();
     if (packs()) {
       T* const of_group = packed_of(packed, group, depth, layout.bf16);
-      if (!layout.bf16) return packed_product(of_group, kGates * n, depth, right, layout, rows, add);
+      if (!layout.bf16)
+        return packed_product(of_group, kGates * n, depth, right, layout, rows, add);
       Bf16Tile tiles[kGates];
       for (int gate = 0; gate < kGates; ++gate) {
         tiles[gate] = bf16_tile(of_group, gate, depth, rows[gate * n], n);
@@ -232,20 +231,20 @@ struct Share {
       const ptrdiff_t blocks = bf16_blocks(depth);
       bf16_product(tiles, kGates, blocks, as_bf16(right), blocks, W / kLanes<float>, add);
       if (centred) {
-        add_product_of_mean(tiles, kGates, blocks, as_bf16(right), [](ptrdiff_t) {
-          return broadcast<T>(1);
-        });
+        add_product_of_mean(tiles, kGates, blocks, as_bf16(right),
+                            [](ptrdiff_t) { return broadcast<T>(1); });
       }
       return;
     }
     for (int gate = 0; gate < kGates; ++gate) {
-      plain_product(
-          weight + (gate * H + group.begin) * depth, n, depth, right, W, rows + gate * n, add);
+      plain_product(weight + (gate * H + group.begin) * depth, n, depth, right, W, rows + gate * n,
+                    add);
     }
   }
 
   // Pack the columns `range` of a weight (4H, columns), as rows of its transpose.
-  void pack_transposed(const T* weight, ptrdiff_t columns, Range range, T* packed, bool bf16) const {
+  void pack_transposed(const T* weight, ptrdiff_t columns, Range range, T* packed,
+                       bool bf16) const {
     const auto at = [&](ptrdiff_t row, ptrdiff_t k) {
       return weight[k * columns + range.begin + row];
     };
@@ -253,8 +252,8 @@ struct Share {
          : pack(packed, range.size(), kGates * H, at);
   }
 
-  // Rows (W,) at `result`, one after another, (+)= the rows that pack_transposed packed times `right`,
-  // the panel of step t.
+  // Rows (W,) at `result`, one after another, (+)= the rows that pack_transposed packed times
+  // `right`, the panel of step t.
   void transposed_product(ptrdiff_t t, const T* packed, const RightLayout<T>& layout, bool centred,
                           const T* right, ptrdiff_t rows, T* result, bool add) {
     const ptrdiff_t depth = kGates * H;
@@ -271,9 +270,8 @@ struct Share {
     const ptrdiff_t count = bf16_tiles.size(), blocks = bf16_blocks(depth);
     bf16_product(bf16_tiles.data(), count, blocks, as_bf16(right), blocks, W / kLanes<float>, add);
     if (!centred) return;
-    add_product_of_mean(bf16_tiles.data(), count, blocks, as_bf16(right), [&](ptrdiff_t b) {
-      return -load(counted_at(t) + b);
-    });
+    add_product_of_mean(bf16_tiles.data(), count, blocks, as_bf16(right),
+                        [&](ptrdiff_t b) { return -load(counted_at(t) + b); });
   }
 
   // h_{t-1} of unit j as it enters the product, after dropout.
@@ -314,13 +312,13 @@ struct Share {
   const int thread, threads;
   const ptrdiff_t H, W;
   const Range units;
-  const Range inputs;           // of the D features of a dense input
+  const Range inputs;                         // of the D features of a dense input
   const RightLayout<T> layout, input_layout;  // of the panels
-  T* const packed;  // this thread's part of W_h
-  T* packed_ih;     // of W_x, or in the backward pass of its transpose
-  Rows<T> input_rows;                // of put_input
-  std::vector<T*> result_rows;       // of transposed_product
-  std::vector<Bf16Tile> bf16_tiles;  // likewise
+  T* const packed;                            // this thread's part of W_h
+  T* packed_ih;                               // of W_x, or in the backward pass of its transpose
+  Rows<T> input_rows;                         // of put_input
+  std::vector<T*> result_rows;                // of transposed_product
+  std::vector<Bf16Tile> bf16_tiles;           // likewise
   [[no_unique_address]] Laps laps;
 };
 

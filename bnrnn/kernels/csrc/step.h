@@ -10,9 +10,9 @@
 namespace bnrnn {
 
 // A step processes a group of units in several parts, each for all its units before the next: their
-// sums over the batch and their statistics are then vectors of units, and while one unit waits for a
-// result, the processor computes another. Layer normalisation needs statistics over all units of all
-// threads, so the thread then completes each part for all its groups before the next (`apart`).
+// sums over the batch and their statistics are then vectors of units, and while one unit waits for
+// a result, the processor computes another. Layer normalisation needs statistics over all units of
+// all threads, so the thread then completes each part for all its groups before the next (`apart`).
 //
 // kGeneral: whether there may be layer normalisation or noise; otherwise their code is not compiled
 // in.
@@ -77,7 +77,8 @@ class Step : public Share<T> {
   LayerNorm<T, 1> layer_c;
 
  protected:
-  // Find how the two terms of a group's units are normalised at step t, once their moments are known.
+  // Find how the two terms of a group's units are normalised at step t, once their moments are
+  // known.
   void find_standards(ptrdiff_t t, Range group) {
     of_x.find(p.ih, t, group, H);
     of_h.find(p.hh, t, group, H);
@@ -97,9 +98,7 @@ class Step : public Share<T> {
   T beta_of(ptrdiff_t j) const { return p.beta_c == nullptr ? 0 : p.beta_c[j]; }
 
   // Replace the arguments of the gates by the gates: tanh(z_g), and sigmoid of the others.
-  static BNRNN_INLINE void activate(Vector<T> (&z)[kGates]) {
-    sigmoid_and_tanh<T, kCandidate>(z);
-  }
+  static BNRNN_INLINE void activate(Vector<T> (&z)[kGates]) { sigmoid_and_tanh<T, kCandidate>(z); }
 
   // The index of unit j among the units held: those of the thread if `apart`, else of the group.
   ptrdiff_t row(ptrdiff_t j, Range group) const { return j - (apart ? units.begin : group.begin); }

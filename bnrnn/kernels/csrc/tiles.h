@@ -12,7 +12,8 @@
 
 namespace bnrnn {
 
-// Tiles over up to kDepth of k use the same panel of the right operand, kDepth by kTileVectors vectors.
+// Tiles over up to kDepth of k use the same panel of the right operand, kDepth by kTileVectors
+// vectors.
 #if defined(__AVX512F__)
 constexpr int kTileRows = 6, kTileVectors = 4;  // 24 of 32 registers are accumulators
 // Such a tile reads less than the second-level cache can supply, and its beginning and end take 90
@@ -20,12 +21,12 @@ constexpr int kTileRows = 6, kTileVectors = 4;  // 24 of 32 registers are accumu
 constexpr ptrdiff_t kDepth = 512;
 #else
 constexpr int kTileRows = 4, kTileVectors = 3;  // 12 of 16 registers
-constexpr ptrdiff_t kDepth = 256;  // the panel stays in the first-level cache
+constexpr ptrdiff_t kDepth = 256;               // the panel stays in the first-level cache
 #endif
 
 // The left operand of a product over a range of k. The elements of a row lie in runs of kRun k:
-// element (r, k) of a tile is a[r * row + k / kRun * run + k % kRun]; `tile` elements further is that
-// of the next tile.
+// element (r, k) of a tile is a[r * row + k / kRun * run + k % kRun]; `tile` elements further is
+// that of the next tile.
 constexpr int kRun = 4;
 template <typename T>
 struct Left {
@@ -52,12 +53,11 @@ BNRNN_INLINE void for_each_k(const Left<T>& left, Visit&& visit) {
 }
 
 // c[r][column...] (+)= the sum over the k of all left operands, one after another, from row `row`
-// on; the vectors of row k of the right operand follow those of row k - 1. Meanwhile, fetch a vector
-// per k, from `ahead` on, into the second-level cache.
+// on; the vectors of row k of the right operand follow those of row k - 1. Meanwhile, fetch a
+// vector per k, from `ahead` on, into the second-level cache.
 template <typename T, int R, int N>
-void tile_product(
-    const Left<T>* lefts, ptrdiff_t count, ptrdiff_t row, const T* b, T* const* c, ptrdiff_t column,
-    bool add, const T* ahead) {
+void tile_product(const Left<T>* lefts, ptrdiff_t count, ptrdiff_t row, const T* b, T* const* c,
+                  ptrdiff_t column, bool add, const T* ahead) {
   constexpr int lanes = kLanes<T>;
   Vector<T> sums[R][N];
 #pragma GCC unroll 8
@@ -95,11 +95,10 @@ void tile_product(
   }
 }
 
-// Two tiles of kTileRows rows by one vector. One tile alone has fewer sums than the processor can add
-// to at a time.
+// Two tiles of kTileRows rows by one vector. One tile alone has fewer sums than the processor can
+// add to at a time.
 template <typename T>
-void tile_pair_product(
-    const Left<T>& left, const T* b, T* const* c, ptrdiff_t column, bool add) {
+void tile_pair_product(const Left<T>& left, const T* b, T* const* c, ptrdiff_t column, bool add) {
   Vector<T> sums[2 * kTileRows];
 #pragma GCC unroll 16
   for (int r = 0; r < 2 * kTileRows; ++r) sums[r] = add ? load(c[r] + column) : zero<T>();
@@ -117,8 +116,8 @@ void tile_pair_product(
 }
 
 template <typename T>
-using TileProduct = void (*)(
-    const Left<T>*, ptrdiff_t, ptrdiff_t, const T*, T* const*, ptrdiff_t, bool, const T*);
+using TileProduct = void (*)(const Left<T>*, ptrdiff_t, ptrdiff_t, const T*, T* const*, ptrdiff_t,
+                             bool, const T*);
 
 template <typename T, int R>
 TileProduct<T> tile_of(int vectors) {
@@ -149,18 +148,16 @@ TileProduct<T> tile_of(int rows, int vectors) {
 // kTogether of k at once: lane n of a sum has column n / kTogether, and of k those that leave the
 // remainder n % kTogether. Only the first `rows` results are stored.
 template <typename T, int kTogether, int kRows>
-void tail_product(
-    const Left<T>* lefts, ptrdiff_t count, ptrdiff_t row, const T* right, T* const* c,
-    ptrdiff_t column, ptrdiff_t rows, bool add) {
+void tail_product(const Left<T>* lefts, ptrdiff_t count, ptrdiff_t row, const T* right, T* const* c,
+                  ptrdiff_t column, ptrdiff_t rows, bool add) {
   constexpr int lanes = kLanes<T>, columns = lanes / kTogether;
   Vector<T> sums[kRows] = {};
   for (ptrdiff_t i = 0; i < count; ++i) {
     const Left<T>& left = lefts[i];
     // Add the products of `count` k, from `a` on, with these rows of the right operand.
     const auto add_products = [&](const T* a, Vector<T> of_k, auto count) {
-      const Vector<T> by_column = permuted<T>(of_k, of_k, [](int lane) {
-        return lane % kTogether * columns + lane / kTogether;
-      });
+      const Vector<T> by_column = permuted<T>(
+          of_k, of_k, [](int lane) { return lane % kTogether * columns + lane / kTogether; });
 #pragma GCC unroll 16
       for (int r = 0; r < kRows; ++r) {
         const T* const of_row = a + r / kTileRows * left.tile + r % kTileRows * left.row;
@@ -189,8 +186,8 @@ void tail_product(
 }
 
 template <typename T>
-using TailProduct = void (*)(
-    const Left<T>*, ptrdiff_t, ptrdiff_t, const T*, T* const*, ptrdiff_t, ptrdiff_t, bool);
+using TailProduct = void (*)(const Left<T>*, ptrdiff_t, ptrdiff_t, const T*, T* const*, ptrdiff_t,
+                             ptrdiff_t, bool);
 
 // The tail_product of kRows rows, for `together`, which is 2 or 4.
 template <typename T, int kRows>
@@ -202,10 +199,10 @@ TailProduct<T> tail_product_of(int together) {
 }
 
 // products.cpp instantiates the tiles and the products once for all other files.
-#define BNRNN_TILES(EXTERN, T)                                              \
-  EXTERN template TileProduct<T> tile_of<T>(int, int);                      \
-  EXTERN template TailProduct<T> tail_product_of<T, 2 * kTileRows>(int);    \
-  EXTERN template TailProduct<T> tail_product_of<T, kTileRows>(int);        \
+#define BNRNN_TILES(EXTERN, T)                                           \
+  EXTERN template TileProduct<T> tile_of<T>(int, int);                   \
+  EXTERN template TailProduct<T> tail_product_of<T, 2 * kTileRows>(int); \
+  EXTERN template TailProduct<T> tail_product_of<T, kTileRows>(int);     \
   EXTERN template TailProduct<T> tail_product_of<T, 1>(int);
 BNRNN_TILES(extern, float)
 BNRNN_TILES(extern, double)

@@ -1,5 +1,5 @@
-// Conversion between PyTorch's batch-major arrays and the kernel's feature-major arrays. Whole blocks
-// have a path of their own, in which the block stays in registers.
+// Conversion between PyTorch's batch-major arrays and the kernel's feature-major arrays. Whole
+// blocks have a path of their own, in which the block stays in registers.
 #pragma once
 
 #include <algorithm>
@@ -8,8 +8,8 @@
 
 namespace bnrnn {
 
-// Batch-major to feature-major: put(u, b, vector) gets vectors of the batch of one unit, for `count`
-// units, from the elements from(b)[u]; zero in the columns from B up to W.
+// Batch-major to feature-major: put(u, b, vector) gets vectors of the batch of one unit, for
+// `count` units, from the elements from(b)[u]; zero in the columns from B up to W.
 template <typename T, typename From, typename Put>
 void transpose_in(ptrdiff_t count, ptrdiff_t batch, ptrdiff_t width, From&& from, Put&& put) {
   constexpr int lanes = kLanes<T>;

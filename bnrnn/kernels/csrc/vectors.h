@@ -75,8 +75,8 @@ BNRNN_INLINE void store(T* p, Vector<T> v) {
   *reinterpret_cast<typename Types<T>::Unaligned*>(p) = v;
 }
 
-// Store to whole cache lines that are not needed soon, without reading them first and past the caches.
-// Other threads see them after `finish_streams`.
+// Store to whole cache lines that are not needed soon, without reading them first and past the
+// caches. Other threads see them after `finish_streams`.
 template <typename T>
 BNRNN_INLINE void stream(T* p, Vector<T> v) {
 #if defined(__AVX512F__)
@@ -136,8 +136,8 @@ BNRNN_INLINE void store_first(T* p, Vector<T> v, int count) {
 #endif
 }
 
-// Fetch the memory of `count` elements into the cache, to be read or (kWrite) written later. Rows that
-// are far apart are not recognised by the processor's own prefetchers.
+// Fetch the memory of `count` elements into the cache, to be read or (kWrite) written later. Rows
+// that are far apart are not recognised by the processor's own prefetchers.
 template <bool kWrite, typename T>
 BNRNN_INLINE void prefetch(const T* p, ptrdiff_t count) {
   constexpr ptrdiff_t line = 64 / sizeof(T);
@@ -200,9 +200,8 @@ template <typename T, int kStride>
 BNRNN_INLINE void interleave(Vector<T>& a, Vector<T>& b) {
   // Swap blocks of kStride lanes, as a transpose of 2 x 2 blocks does.
   constexpr int n = kLanes<T>;
-  const Vector<T> low = permuted<T>(a, b, [](int i) {
-    return i / kStride % 2 == 1 ? n + i - kStride : i;
-  });
+  const Vector<T> low =
+      permuted<T>(a, b, [](int i) { return i / kStride % 2 == 1 ? n + i - kStride : i; });
   b = permuted<T>(a, b, [](int i) { return i / kStride % 2 == 1 ? n + i : i + kStride; });
   a = low;
 }
@@ -268,8 +267,8 @@ constexpr std::array<int, N> order_for_sums() {
   return order;
 }
 
-// to[n] = sum of the lanes of v[n], in the same order as above; N is a power of two and at least the
-// number of lanes.
+// to[n] = sum of the lanes of v[n], in the same order as above; N is a power of two and at least
+// the number of lanes.
 template <typename T, int N>
 BNRNN_INLINE void sum(const Vector<T> (&v)[N], T* to) {
   constexpr int lanes = kLanes<T>;
@@ -331,8 +330,8 @@ BNRNN_INLINE Vector<T> clamp(Vector<T> x, T most) {
   return maximum<T>(broadcast<T>(-most), minimum<T>(broadcast<T>(most), x));
 }
 
-// visit(b, vectors) for blocks of vectors from column b on: blocks of 4, and single ones at the end.
-// `vectors` is an integral constant.
+// visit(b, vectors) for blocks of vectors from column b on: blocks of 4, and single ones at the
+// end. `vectors` is an integral constant.
 template <typename T, typename Visit>
 BNRNN_INLINE void for_blocks(ptrdiff_t width, Visit&& visit) {
   constexpr ptrdiff_t kTogether = 4;

@@ -10,18 +10,18 @@
 namespace bnrnn {
 
 // Computes the rows of the thread's units, one block of steps at a time, while their gradients are
-// in the cache. The right operand, the x_t of a block, is the same for all threads: each writes some of
-// its columns.
+// in the cache. The right operand, the x_t of a block, is the same for all threads: each writes
+// some of its columns.
 //   panel_at(t)                  the panel that has the gradient of y_t, see products.h
 //   put(t, column, count, put)   calls put(b, u, vector) with vectors of x_t[b], of which the first
 //                                begins at this column; `count` elements are wanted
 template <typename T, typename PanelAt, typename Put>
 class WeightGradient {
  public:
-  // `to` is (4H, columns), with columns rounded up to whole vectors. If it is null, nothing is done.
-  // `right` has two blocks of right_size elements: a fast thread may write the next block while a slow
-  // one still reads this one. `panel_layout` is that of the panels. `bf16` has the gradient of y_t in
-  // bfloat16 if `bf16.wanted`.
+  // `to` is (4H, columns), with columns rounded up to whole vectors. If it is null, nothing is
+  // done. `right` has two blocks of right_size elements: a fast thread may write the next block
+  // while a slow one still reads this one. `panel_layout` is that of the panels. `bf16` has the
+  // gradient of y_t in bfloat16 if `bf16.wanted`.
   WeightGradient(const Share<T>& share, ptrdiff_t columns, T* to, T* right,
                  const RightLayout<T>& panel_layout, const Bf16Gradient<T>& bf16, PanelAt panel_at,
                  Put put)
@@ -40,7 +40,8 @@ class WeightGradient {
         panel_at(panel_at),
         put_columns(put) {}
 
-  // Write the thread's columns of x_t. After the first step of a block, a barrier must precede `add`.
+  // Write the thread's columns of x_t. After the first step of a block, a barrier must precede
+  // `add`.
   void put(ptrdiff_t t) {
     if (to == nullptr) return;
     const Range steps = block_of(t);
@@ -51,13 +52,13 @@ class WeightGradient {
       if (begin >= end) return;
       if (bf16.wanted) {
         put_columns(t, begin, end - begin, [&](ptrdiff_t b, ptrdiff_t u, Vector<T> x) {
-          put_bf16_right<T>(
-              bf16_right_at(as_bf16(block), bf16.blocks(), bf16.at(t, b), begin + u), b, x);
+          put_bf16_right<T>(bf16_right_at(as_bf16(block), bf16.blocks(), bf16.at(t, b), begin + u),
+                            b, x);
         });
         return;
       }
-      // [chunk of columns][t, last step first][b][column]. Columns beyond the last only add to columns
-      // that nobody reads.
+      // [chunk of columns][t, last step first][b][column]. Columns beyond the last only add to
+      // columns that nobody reads.
       T* const rows = block + column * steps.size() * p.batch +
                       (steps.end - 1 - t) * p.batch * across + begin - column;
       put_columns(t, begin, end - begin, [&](ptrdiff_t b, ptrdiff_t u, Vector<T> x) {
@@ -152,8 +153,8 @@ class WeightGradient {
       for (ptrdiff_t r = tile.end; r < std::min(tile.end + kTileRows, rows.end); ++r) {
         prefetch<true>(to + r * width + column, across);  // of the next tile
       }
-      tile_of<T>(static_cast<int>(tile.size()), vectors)(
-          from, count, tile.begin, b, c, column, add, i < vectors ? ahead : b);
+      tile_of<T>(static_cast<int>(tile.size()), vectors)(from, count, tile.begin, b, c, column, add,
+                                                         i < vectors ? ahead : b);
       ahead += depth * kLanes<T>;
     }
   }
@@ -165,7 +166,8 @@ class WeightGradient {
       for (; r + kHeight <= rows.end; r += kHeight) {
         T* c[kHeight];
         for (int i = 0; i < kHeight; ++i) c[i] = to + (r + i) * width;
-        tail_product_of<T, kHeight>(layout.together)(from, count, r, b, c, layout.whole, kHeight, add);
+        tail_product_of<T, kHeight>(layout.together)(from, count, r, b, c, layout.whole, kHeight,
+                                                     add);
       }
     };
     add_some(std::integral_constant<int, 2 * kTileRows>());
@@ -192,8 +194,8 @@ auto recurrent_weight_gradient(const Share<T>& share, const Bf16Gradient<T>& bf1
   return WeightGradient(
       share, share.H, share.p.grad_weight_hh, share.p.right_hh, share.layout, bf16,
       [&](ptrdiff_t t) { return share.panel_at(t, kGates * share.H); },
-      [&share, mean = Rows<T>(share.H)](
-          ptrdiff_t t, ptrdiff_t column, ptrdiff_t count, auto&& put) mutable {
+      [&share, mean = Rows<T>(share.H)](ptrdiff_t t, ptrdiff_t column, ptrdiff_t count,
+                                        auto&& put) mutable {
         const bool centres = share.p.centres_hidden() && !share.is_lone(t);
         for (ptrdiff_t j = column; j < column + count; ++j) {
           mean[j] = !centres ? 0 : share.mean_over_batch(t, [&](ptrdiff_t b) {
