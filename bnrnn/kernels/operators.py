@@ -1,12 +1,13 @@
 """Registration of the C++ operators with PyTorch's autograd, compiler and `vmap`."""
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bnrnn.kernels import build, reference
+from bnrnn.kernels import build, gradient, reference
 from bnrnn.kernels.interface import (
     Moments,
     Noise,
@@ -36,7 +37,7 @@ def load() -> None:
         "bnrnn_cpu::bernoulli",
         lambda key, stream, count, p: key.new_empty(count, dtype=torch.bool),
     )
-    library.register_autograd("bnrnn_cpu::forward", _backward, setup_context=_save)
+    gradient.register(torch.ops.bnrnn_cpu.forward.default, _save, _backward)
 
 
 def _fake_forward(
@@ -82,7 +83,7 @@ def _fake_backward(*arguments: Any) -> Any:
     )
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+def _save(ctx: Any, inputs: Sequence[Any], output: Any) -> None:
     *_, moments, saved = output
     ctx.save_for_backward(*inputs[:_TENSORS], *moments, *saved)
     ctx.settings, ctx.found = inputs[_TENSORS : _TENSORS + _SETTINGS], len(moments)

@@ -106,15 +106,14 @@ class StepStatistics(nn.modules.batchnorm._BatchNorm):
         elif first_step + steps > len(self.mean):
             self._grow(first_step + steps)
         rows = slice(first_step, first_step + steps)
-        valid = torch.ones_like(self.num_batches[rows])
-        if counts is not None:
-            valid = counts[:steps].to(valid.dtype)
-        seen = self.num_batches[rows].add_(valid)
+        seen = self.num_batches[rows].add_(1 if counts is None else counts[:steps])
         # Start with a plain average, which removes the buffers' initial content. Later, take a
         # running average, except in calibration.
-        weight = valid.to(self.mean.dtype) / seen.clamp(min=1)
+        weight = 1 / seen.clamp(min=1).to(self.mean.dtype)
         if self.source != "calibrate" and self.momentum is not None:
-            weight = torch.maximum(weight, self.momentum * valid.to(weight.dtype))
+            weight = weight.clamp(min=self.momentum)
+        if counts is not None:
+            weight = weight * counts[:steps]
         for average, found in ((self.mean, moments.mean), (self.var, moments.var)):
             average[rows].lerp_(found[:steps].to(average.dtype), weight[:, None])
         if self.max_length is not None or counts is not None or first_step > 0:

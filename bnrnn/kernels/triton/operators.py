@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bnrnn.kernels import reference
+from bnrnn.kernels import gradient, reference
 from bnrnn.kernels.interface import Moments, Normalization, TermMoments, Weights
 from bnrnn.kernels.triton import plan, steps
 from bnrnn.kernels.triton.layout import by_gate
@@ -178,7 +178,7 @@ def _(
     return torch.empty_like(x), *states, new(weight_hh.shape), *(new(n) for n in widths)
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+def _save(ctx: Any, inputs: Sequence[Any], output: Any) -> None:
     ctx.save_for_backward(*inputs[:_TENSORS], *output[-1])
     ctx.count_padding, ctx.eps, _, ctx.way = inputs[_TENSORS:]
     ctx.set_materialize_grads(False)
@@ -206,7 +206,7 @@ def _gradients(ctx: Any, *grads: Any) -> Any:
     return *of_tensors, *[None] * (len(ctx.needs_input_grad) - _DIFFERENTIABLE)
 
 
-torch.library.register_autograd("bnrnn_triton::forward", _gradients, setup_context=_save)
+gradient.register(forward, _save, _gradients)
 
 
 def _gradients_by_reference(
