@@ -24,8 +24,10 @@ demo: install  ## compare LSTM and BN-LSTM on the embedded corpus: about two min
 	$(BIN)/python -m bnrnn.report.compare outputs/demo outputs/demo/comparison.png
 
 # Keep bytecode, regardless of the environment: compiling the tests takes longer than importing
-# them, and each process that a test starts would compile the package again.
-PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+# them, and each process that a test starts would compile the package again. Waiting threads must
+# not spin: the threads of JOBS processes share the cores.
+PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE PYTHONDONTWRITEBYTECODE= \
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 test: install  ## the tests except the slow ones
 	$(PYTEST)
 

@@ -36,7 +36,12 @@ def run(row: Row, seeds: int, jobs: int) -> str:
     """Run the tests and return the outcome in a few words."""
     if row.isa not in build.instruction_sets():
         return "skipped, this machine has " + ", ".join(build.instruction_sets())
-    settings = {"BNRNN_KERNEL_ISA": row.isa, "OMP_NUM_THREADS": str(row.threads)}
+    settings = {
+        "BNRNN_KERNEL_ISA": row.isa, "OMP_NUM_THREADS": str(row.threads),
+        # The threads of all jobs share the cores: if they spun while waiting, the tests would take
+        # ten times as long.
+        "OMP_WAIT_POLICY": "PASSIVE",
+    }  # fmt: skip
     if row.aten:
         settings["ATEN_CPU_CAPABILITY"] = row.aten
     began = time.monotonic()
