@@ -279,6 +279,9 @@ def test_a_row_alone_in_evaluation_is_the_row_in_its_batch(bidirectional):
         ({"proj_size": 2}, "proj_size must be 0"),
         ({"kernel": "fpga"}, "kernel must be one of auto, scan, torch.lstm"),
         ({"max_length": 0}, "max_length must be positive"),
+        ({"gamma_init": float("nan")}, "gamma_init must be a finite number, got nan"),
+        ({"eps": float("inf")}, "eps must be a finite number, got inf"),
+        ({"max_length": 1.5}, "max_length must be an integer or None, got 1.5"),
     ],
 )
 def test_bad_arguments(kwargs, message):

@@ -4,6 +4,7 @@ This does not import torch, so that the command can refuse a setting immediately
 """
 
 import inspect
+import math
 import numbers
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -38,10 +39,10 @@ class Checked:
     """The base class that ends a chain of `__post_init__` calls."""
 
     def __post_init__(self) -> None:
-        """Check the types of all fields.
+        """Check the types of all fields, and that numbers are finite.
 
         Raises:
-            ValueError: a value has the wrong type.
+            ValueError: a value has the wrong type, or is infinite or NaN.
         """
         for f in fields(self):  # type: ignore[arg-type]
             if f.type not in _KINDS:
@@ -49,6 +50,8 @@ class Checked:
             (kinds, allowed), value = _KINDS[f.type], getattr(self, f.name)
             is_kind = isinstance(value, kinds) and (f.type is bool or not isinstance(value, bool))
             require(is_kind, f.name, value, allowed)
+            if isinstance(value, numbers.Real) and not isinstance(value, numbers.Integral):
+                require(math.isfinite(value), f.name, value, "a finite number")
 
 
 @dataclass
