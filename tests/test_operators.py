@@ -7,6 +7,7 @@ import torch._dynamo.testing
 from bnrnn import kernels
 from bnrnn.kernels import Normalization, Weights, operators
 from bnrnn.kernels import cpu as compiled
+from bnrnn.kernels.gradient import register
 from tests.test_cpu_kernel import FRAME, LAYER, NONE, SUM, leaves, problem
 
 OPTIONS = [
@@ -144,3 +145,36 @@ def test_what_does_not_fit_is_refused(name, wrong, message):
     case = problem(4, 5, 3, 6, dtype=torch.float32) | {name: wrong, "count_padding": True}
     with pytest.raises((ValueError, TypeError), match=message):
         compiled.recurrence(**case)
+
+
+def test_a_registered_gradient_of_tensors_and_lists():
+    """Of x^2, [s x, x^3] and [], for which autograd knows the gradients."""
+
+    def results(x, s):
+        return x.square(), [s * x, x**3], []
+
+    def save(ctx, inputs, output):
+        ctx.save_for_backward(inputs[0], output[1][1])
+        ctx.s = inputs[1]
+
+    def backward(ctx, of_square, of_scaled, of_cube, *_):
+        x, cube = ctx.saved_tensors
+        return 2 * x * of_square + ctx.s * of_scaled + 3 * cube / x * of_cube, None, None, None
+
+    with torch.library._scoped_library("bnrnn_test", "FRAGMENT") as library:
+        library.define("powers(Tensor x, float s) -> (Tensor, Tensor[], Tensor[])")
+        library.impl("powers", results, "CPU")
+        library.impl("powers", results, "Meta")
+        powers = torch.ops.bnrnn_test.powers.default
+        register(powers, save, backward)
+        x = torch.randn(5, requires_grad=True)
+        square, (scaled, cube), empty = powers(x, 2.0)
+        assert empty == []
+        expected = x.square() * 3 + 2.0 * x + x**3
+        torch.testing.assert_close(square * 3 + scaled + cube, expected)
+        for of, kept in ((square * 3 + scaled + cube, expected), (cube, x**3)):
+            (found,) = torch.autograd.grad(of.sum(), x, retain_graph=True)
+            torch.testing.assert_close(found, torch.autograd.grad(kept.sum(), x)[0])
+        with torch.no_grad():
+            assert not powers(x, 2.0)[0].requires_grad
+        torch.library.opcheck(powers, (x.detach().requires_grad_(), 2.0))
