@@ -55,6 +55,11 @@ class Standing:
         found = (_first_at(run, target) for run in self.runs)
         return [point for point in found if point is not None]
 
+    @property
+    def steps(self) -> str:
+        """The mean number of training steps: `3,160`."""
+        return f"{mean([run.result.steps for run in self.runs if run.result is not None]):,.0f}"
+
     def test_shown(self) -> str:
         """The mean test over the seeds with its range: `1.553 (1.550 to 1.557)`."""
         number, tests = self.first.metric.number, self.tests
@@ -193,11 +198,12 @@ def _of_data(ranked: list[Standing], runs: list[Run], size: str) -> list[Block]:
 def table(ranked: list[Standing], target: float, runs: list[Run]) -> Table:
     metric = ranked[0].first.metric
     header: list[Text] = [
-        "model", f"test, {metric.label}", "seeds", "best validation", "steps to the target",
-        "seconds to the target", "best settings", "settings tried", "command",
+        "model", f"test, {metric.label}", "seeds", "steps", "best validation",
+        "steps to the target", "seconds to the target", "best settings", "settings tried",
+        "command",
     ]  # fmt: skip
     rows = [_row(standing, target, runs) for standing in ranked]
-    return Table(header, "lrrrrrwrw", rows)
+    return Table(header, "lrrrrrrwrw", rows)
 
 
 def _row(found: Standing, target: float, runs: list[Run]) -> list[Text]:
@@ -207,6 +213,7 @@ def _row(found: Standing, target: float, runs: list[Run]) -> list[Text]:
         run.subject.model_title,
         found.test_shown(),
         str(len(found.runs)),
+        found.steps,
         run.metric.number(found.valid),
         found.steps_shown(target),
         f"{mean([seconds for _, seconds in reached]):,.0f}" if reached else "-",

@@ -181,19 +181,19 @@ def _families(runs: list[Run]) -> str:
             "the LSTM's best" if "lstm" in {s.first.model for s in ranked} else "the target"
         )
         header: list[Text] = [
-            "model", f"test, {first.metric.label}", "seeds", f"steps to {whose_best}",
+            "model", f"test, {first.metric.label}", "seeds", "steps", f"steps to {whose_best}",
             "learning rate",
         ]  # fmt: skip
         rows: list[list[Text]] = [
             [
-                s.first.subject.model_title, s.test_shown(), str(len(s.runs)),
+                s.first.subject.model_title, s.test_shown(), str(len(s.runs)), s.steps,
                 s.steps_shown(value), f"{s.first.settings['optimizer']['lr']:g}",
             ]
             for s in shown
         ]  # fmt: skip
         until = f"Steps until validation reaches {first.metric.number(value)}, {whose}."
         blocks += [
-            Heading(3, first.subject.data_title), Paragraph(until), Table(header, "lrrrr", rows),
+            Heading(3, first.subject.data_title), Paragraph(until), Table(header, "lrrrrr", rows),
         ]  # fmt: skip
     return f"\n{to_markdown(blocks)}\n" if blocks else "\n"
 
