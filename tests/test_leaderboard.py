@@ -98,9 +98,9 @@ def test_where_more_is_better(tmp_path):
 
 def test_files_and_terminal(bnrnn_here, outputs):
     shown = bnrnn_here("mode=leaderboard", f"outputs={outputs}").stdout
-    rows = [line.split() for line in shown.splitlines()]
-    assert ["BN-LSTM", "1.125", "(0.875", "to", "1.375)", "2", "400", "1.250", "250", "2", "2"] in rows
-    assert ["LSTM,", "zoneout", "1.625", "1", "400", "1.750", "not", "reached", "-", "1"] in rows
+    rows = [" ".join(line.split()) for line in shown.splitlines()]
+    assert "BN-LSTM 1.125 (0.875 to 1.375) 2 400 1.250 250 2 2" in rows
+    assert "LSTM, zoneout 1.625 1 400 1.750 not reached - 1" in rows
     folder = outputs / "leaderboard"
     markdown = (folder / "leaderboard.md").read_text()
     assert "learning rate 0.001" in markdown
