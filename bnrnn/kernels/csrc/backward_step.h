@@ -69,6 +69,9 @@ class BackwardStep : public Step<T, kGeneral> {
       if (p.grad_beta_c != nullptr) p.grad_beta_c[j] += sums[u];
       if (p.c.grad_gamma != nullptr) p.c.grad_gamma[j] += sums_hat[u];
     }
+    if (!kGeneral || !p.c.layer) return;
+    layer_c.put_gradient(group, {kept_row(kOfY, group.begin, group)}, kRowsKept * W,
+                         {kept_row(kCellHat, group.begin, group)}, kRowsKept * W, of_c.gamma);
   }
 
   // The second part: from the cell state to the gradients of the gates' arguments.
@@ -91,6 +94,15 @@ class BackwardStep : public Step<T, kGeneral> {
         if (p.hh.grad_gamma != nullptr) p.hh.grad_gamma[k] += of_h_hat[u];
       }
     }
+    if (!kGeneral || !(p.ih.layer || p.hh.layer)) return;
+    T *x[kGates], *h[kGates], *const dz = kept_row(kOfGates, group.begin, group);
+    terms(t, group, group.begin, x, h);
+    const auto put = [&](auto& layer, T* const(&y)[kGates], const T(&gamma)[kGates][kGroup]) {
+      layer.put_gradient(group, {dz, dz + W, dz + 2 * W, dz + 3 * W}, kRowsKept * W,
+                         {y[0], y[1], y[2], y[3]}, W, gamma);
+    };
+    if (p.ih.layer) put(layer_ih, x, of_x.gamma);
+    if (p.hh.layer) put(layer_hh, h, of_h.gamma);
   }
 
   // The third part: from the gates' arguments to the products.
@@ -245,7 +257,6 @@ class BackwardStep : public Step<T, kGeneral> {
       }
     });
     sum_y = total, sum_y_hat = total_hat;
-    if (layer) layer_c.put_gradient(j, {dy}, {c_hat}, of_c.gammas(u));
   }
 
   // From c̃_t = f c_{t-1} + i g to the gradients of the gates' arguments, which replace the gates.
@@ -301,10 +312,6 @@ class BackwardStep : public Step<T, kGeneral> {
       totals[kSumOfXHat + gate][u] = sum_x[gate];
       totals[kSumOfHHat + gate][u] = sum_h[gate];
     }
-    if (!kGeneral) return;
-    const T* const dz[kGates] = {gates, gates + W, gates + 2 * W, gates + 3 * W};
-    if (p.ih.layer) layer_ih.put_gradient(j, dz, {x[0], x[1], x[2], x[3]}, of_x.gammas(u));
-    if (p.hh.layer) layer_hh.put_gradient(j, dz, {h[0], h[1], h[2], h[3]}, of_h.gammas(u));
   }
 
   // From z = BN(W_x x_t) + BN(W_h h_{t-1}) + b to the gradients of the two products. That of the

@@ -55,7 +55,8 @@ class Call {
     p.steps = l.steps(), p.batch = l.batch(), p.width = l.width();
     p.hidden = l.hidden(), p.input_size = l.input_size();
     p.threads =
-        static_cast<int>(std::min<int64_t>(threads_for(l.weight_hh.numel() * p.width), p.hidden));
+        static_cast<int>(std::min<int64_t>(threads_for(l.weight_hh.numel() * p.width),
+                                           l.has_layer() ? layer_parts(p.hidden) : p.hidden));
     p.sums = l.sums();
     p.bf16 = l.bf16();
     p.weight_hh = data(l.weight_hh);
@@ -177,7 +178,7 @@ class Call {
     slot.eps = static_cast<T>(eps);
     slot.layer = kind == "layer";
     if (slot.layer) {
-      slot.parts = data(empty({2, p.hidden, p.width}));
+      slot.parts = data(empty({2, layer_parts(p.hidden), p.width}));
       return slot;
     }
     slot.mean = data(mean);

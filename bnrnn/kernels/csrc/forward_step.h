@@ -51,12 +51,10 @@ class ForwardStep : public Step<T, kGeneral> {
 
   // The group's part of the layer statistics of the two terms.
   void forward_parts(ptrdiff_t t, Range group) {
-    for (ptrdiff_t j = group.begin; j < group.end; ++j) {
-      T *x[kGates], *h[kGates];
-      terms(t, group, j, x, h);
-      if (p.ih.layer) layer_ih.put(j, {x[0], x[1], x[2], x[3]});
-      if (p.hh.layer) layer_hh.put(j, {h[0], h[1], h[2], h[3]});
-    }
+    T *x[kGates], *h[kGates];
+    terms(t, group, group.begin, x, h);
+    if (p.ih.layer) layer_ih.put(group, {x[0], x[1], x[2], x[3]});
+    if (p.hh.layer) layer_hh.put(group, {h[0], h[1], h[2], h[3]});
   }
 
   // Compute the moments of the two terms.
@@ -87,6 +85,7 @@ class ForwardStep : public Step<T, kGeneral> {
   // Compute the gates and c_t.
   void forward_cell(ptrdiff_t t, Range group) {
     for (ptrdiff_t j = group.begin; j < group.end; ++j) forward_cell(t, group, j);
+    if (kGeneral && p.c.layer) layer_c.put(group, {new_cell(t, group.begin, group)});
   }
 
   // Compute the moments of the cell state.
@@ -149,9 +148,7 @@ class ForwardStep : public Step<T, kGeneral> {
       const Integers<T> runs = load(live + b) != 0;
       store(c_new + b, runs ? c : before);
     }
-    if (!kGeneral) return;
-    if (p.c.layer) layer_c.put(j, {c_new});
-    if (c_new == c_after) return;
+    if (!kGeneral || c_new == c_after) return;
     const FactorRow<T> hold = row_of(p.hold_cell, t, j);
     for (ptrdiff_t b = 0; b < W; b += kLanes<T>) {
       const Vector<T> before = load(c_before + b), kept = hold(b);

@@ -116,19 +116,26 @@ void forward_step_apart(ForwardStep<T, true>& step, ptrdiff_t t, Barrier& barrie
   step.for_groups([&](Range group) {
     forward_products(step, t, group);
     step.forward_parts(t, group);
+    step.laps.lap(Part::kMoments);
   });
   if (p.ih.layer || p.hh.layer) barrier.wait();
+  step.laps.lap(Part::kBarrier);
   step.layer_ih.find(t), step.layer_hh.find(t);
   step.for_groups([&](Range group) {
     step.forward_moments(t, group);
+    step.laps.lap(Part::kMoments);
     step.forward_cell(t, group);
+    step.laps.lap(Part::kCell);
   });
   if (p.c.layer) barrier.wait();
+  step.laps.lap(Part::kBarrier);
   step.layer_c.find(t);
   step.for_groups([&](Range group) {
     step.forward_cell_moments(t, group);
     step.forward_state(t, group);
+    step.laps.lap(Part::kState);
     step.put_output(t, group);
+    step.laps.lap(Part::kOutput);
   });
 }
 
@@ -182,22 +189,30 @@ void backward_step_apart(BackwardStep<T, true>& step, ptrdiff_t t, Barrier& barr
   const Problem<T>& p = step.p;
   step.for_groups([&](Range group) {
     step.get_grad_output(t, group);
+    step.laps.lap(Part::kOutput);
     step.input_term_again(t, group);
     step.find_all_standards(t, group);
+    step.laps.lap(Part::kInputTerm);
     step.backward_state(t, group);
+    step.laps.lap(Part::kBackwardState);
   });
   if (p.c.layer) barrier.wait();
+  step.laps.lap(Part::kBarrier);
   step.layer_c.find_gradient();
   step.for_groups([&](Range group) {
     step.find_all_standards(t, group);
     step.backward_cell(t, group);
+    step.laps.lap(Part::kBackwardCell);
   });
   if (p.ih.layer || p.hh.layer) barrier.wait();
+  step.laps.lap(Part::kBarrier);
   step.layer_ih.find_gradient(), step.layer_hh.find_gradient();
   step.for_groups([&](Range group) {
     step.find_all_standards(t, group);
     step.backward_terms(t, group);
+    step.laps.lap(Part::kBackwardTerms);
     step.put_grad_input(t, group);
+    step.laps.lap(Part::kGradInput);
   });
 }
 

@@ -15,6 +15,11 @@ namespace bnrnn {
 // Up to this many input features, computing W_x x_t twice is cheaper than keeping it.
 constexpr ptrdiff_t kNarrow = 4;
 
+// The hidden units whose layer statistics are summed by one thread, regardless of the number of
+// threads: see layer_norm.h.
+constexpr ptrdiff_t kLayerPart = 4;
+constexpr ptrdiff_t layer_parts(ptrdiff_t hidden) { return (hidden + kLayerPart - 1) / kLayerPart; }
+
 // The normalisation of one term. If gamma is null the slot is empty and the term is not changed.
 template <typename T>
 struct Slot {
@@ -22,7 +27,7 @@ struct Slot {
 
   // Layer normalisation: statistics over the features of each sequence, see layer_norm.h.
   bool layer = false;
-  T* parts = nullptr;     // 2 (H, W): each unit's part of the statistics of the current step
+  T* parts = nullptr;     // 2 (layer_parts(H), W): sums over few units at the current step
   T* of_steps = nullptr;  // 2 (W,) per step, the mean and 1 / sqrt(var + eps); if kept
 
   // Batch normalisation: statistics over the sequences of a batch.

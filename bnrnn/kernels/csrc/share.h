@@ -51,6 +51,27 @@ bool has_layer(const Problem<T>& p) {
   return p.ih.layer || p.hh.layer || p.c.layer;
 }
 
+// The number of units that must belong to one thread.
+template <typename T>
+ptrdiff_t units_together(const Problem<T>& p) {
+  return has_layer(p) ? kLayerPart : 1;
+}
+
+// The units of a thread.
+template <typename T>
+Range units_of(const Problem<T>& p, int threads, int thread) {
+  const ptrdiff_t together = units_together(p);
+  const Range range = part({0, ceil_div(p.hidden, together)}, threads, thread);
+  return {range.begin * together, std::min(range.end * together, p.hidden)};
+}
+
+// The largest number of units of a thread.
+template <typename T>
+ptrdiff_t most_units(const Problem<T>& p, int threads) {
+  const ptrdiff_t together = units_together(p);
+  return ceil_div(ceil_div(p.hidden, together), threads) * together;
+}
+
 template <typename T>
 bool has_noise(const Problem<T>& p) {
   return !(p.hold_cell.is_constant(0) && p.hold_hidden.is_constant(0) &&
@@ -65,15 +86,15 @@ struct Share {
         threads(threads),
         H(p.hidden),
         W(p.width),
-        units(part({0, H}, threads, thread)),
+        units(units_of(p, threads, thread)),
         inputs(part({0, p.input_size}, threads, thread)),
         layout(W, last_columns(p), p.bf16),
         input_layout(W, last_input_columns(p), p.bf16_input()),
-        packed(p.packed + thread * packed_part(ceil_div(H, threads), H, p.bf16)),
+        packed(p.packed + thread * packed_part(most_units(p, threads), H, p.bf16)),
         packed_ih(p.packed_ih) {
     if (packed_ih == nullptr) return;
     packed_ih += thread * (p.grad_input == nullptr
-                               ? packed_part(ceil_div(H, threads), p.input_size, p.bf16_input())
+                               ? packed_part(most_units(p, threads), p.input_size, p.bf16_input())
                                : packed_part(ceil_div(p.input_size, threads), H, p.bf16_input()));
   }
 

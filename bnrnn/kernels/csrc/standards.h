@@ -1,8 +1,6 @@
 // How the terms of a group of hidden units are normalised: what is the same for all sequences.
 #pragma once
 
-#include <array>
-
 #include "share.h"
 
 namespace bnrnn {
@@ -34,13 +32,6 @@ struct Standards {
   }
 
   Vector<T> hat(int n, ptrdiff_t u, Vector<T> y) const { return y * rstd[n][u] + shift[n][u]; }
-
-  // Those of unit u.
-  std::array<T, N> gammas(ptrdiff_t u) const {
-    std::array<T, N> of;
-    for (int n = 0; n < N; ++n) of[n] = gamma[n][u];
-    return of;
-  }
 
   // visit(u, count) for each vector of the group's units.
   template <typename Visit>
