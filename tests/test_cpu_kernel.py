@@ -220,7 +220,7 @@ def test_large_problems(shape, one_hot, norms, threads):
     "norms",
     [
         FRAME, NONE, SUM, ("frame", "none", "frame"), ("none", "frame", "none"),
-        ("layer", "frame", "frame"), ("frame", "layer", "layer"),
+        ("layer", "frame", "frame"), ("frame", "layer", "layer"), LAYER, ("layer", "none", "none"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize(

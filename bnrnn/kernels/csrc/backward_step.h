@@ -69,7 +69,7 @@ class BackwardStep : public Step<T, kGeneral> {
       if (p.grad_beta_c != nullptr) p.grad_beta_c[j] += sums[u];
       if (p.c.grad_gamma != nullptr) p.c.grad_gamma[j] += sums_hat[u];
     }
-    if (!kGeneral || !p.c.layer) return;
+    if (!kGeneral || !layer_c.active) return;
     layer_c.put_gradient(group, {kept_row(kOfY, group.begin, group)}, kRowsKept * W,
                          {kept_row(kCellHat, group.begin, group)}, kRowsKept * W, of_c.gamma);
   }
@@ -101,8 +101,9 @@ class BackwardStep : public Step<T, kGeneral> {
       layer.put_gradient(group, {dz, dz + W, dz + 2 * W, dz + 3 * W}, kRowsKept * W,
                          {y[0], y[1], y[2], y[3]}, W, gamma);
     };
-    if (p.ih.layer) put(layer_ih, x, of_x.gamma);
-    if (p.hh.layer) put(layer_hh, h, of_h.gamma);
+    if (layer_ih.active) put(layer_ih, x, of_x.gamma);
+    if (layer_hh.active) put(layer_hh, h, of_h.gamma);
+    scalar_input.add_spread(group, {dz, dz + W, dz + 2 * W, dz + 3 * W}, kRowsKept * W, of_x);
   }
 
   // The third part: from the gates' arguments to the products.
@@ -195,7 +196,7 @@ class BackwardStep : public Step<T, kGeneral> {
     const T beta = beta_of(j);
     T *x[kGates], *h[kGates];
     terms(t, group, j, x, h);
-    if (kGeneral && p.ih.layer && p.term == nullptr) {  // a kept term is normalised already
+    if (kGeneral && layer_ih.active && p.term == nullptr) {  // a kept term is normalised already
       for (int gate = 0; gate < kGates; ++gate) layer_ih.normalize(x[gate]);
     }
     T* const gates = kept_row(kOfGates, j, group);
@@ -205,7 +206,7 @@ class BackwardStep : public Step<T, kGeneral> {
     T *const dy = kept_row(kOfY, j, group), *const c_hat = kept_row(kCellHat, j, group);
     const FactorRow<T> candidate_factor = row_of(p.candidate_factor, t, j);
     const FactorRow<T> hold = row_of(p.hold_hidden, t, j);
-    const bool layer = kGeneral && p.c.layer;
+    const bool layer = kGeneral && layer_c.active;
     // Recompute the gates and c_t.
     for (ptrdiff_t b = 0; b < W; b += kLanes<T>) {
       Vector<T> gate_of[kGates];
@@ -275,7 +276,7 @@ class BackwardStep : public Step<T, kGeneral> {
     terms(t, group, j, x, h);
     const FactorRow<T> candidate_factor = row_of(p.candidate_factor, t, j);
     const FactorRow<T> hold = row_of(p.hold_cell, t, j);
-    const bool layer = kGeneral && p.c.layer;
+    const bool layer = kGeneral && layer_c.active;
     Vector<T> sum_z[kGates] = {}, sum_x[kGates] = {}, sum_h[kGates] = {};
     for (ptrdiff_t b = 0; b < W; b += kLanes<T>) {
       const Vector<T> m = load(counted + b);
@@ -321,7 +322,8 @@ class BackwardStep : public Step<T, kGeneral> {
     const T inverse = inverse_count(t), *counted = counted_at(t);
     T *x[kGates], *h[kGates], *const panel = panel_at(t, kGates * H);
     terms(t, group, j, x, h);
-    const bool layer_x = kGeneral && p.ih.layer, layer_h = kGeneral && p.hh.layer, is_sum = p.sums;
+    const bool layer_x = kGeneral && layer_ih.active, layer_h = kGeneral && layer_hh.active,
+               is_sum = p.sums;
     const bool scalar = scalar_input.is_given();
     const T x_inverse = p.ih.per_step ? inverse : 0, h_inverse = p.hh.per_step ? inverse : 0;
     for (int gate = 0; gate < kGates; ++gate) {

@@ -184,6 +184,7 @@ Gradients backward(const OptionalTensor& grad_output, const OptionalTensor& grad
     const bool by_symbol = l.one_hot() && !l.has_few_symbols();
     of_weight_ih = by_symbol ? call.zeros({D, 4 * H}) : call.zeros({4 * H, D});
     (l.one_hot() ? p.grad_columns : p.grad_weight_ih) = call.data(of_weight_ih);
+    if (p.ih.layer && !l.one_hot() && D == 1) p.grad_spread = call.data(call.zeros({H}));
   }
   const Tensor of_weight_hh = call.empty({4 * H, whole_vectors(H)});
   p.grad_weight_hh = call.data(of_weight_hh);

@@ -53,8 +53,8 @@ class ForwardStep : public Step<T, kGeneral> {
   void forward_parts(ptrdiff_t t, Range group) {
     T *x[kGates], *h[kGates];
     terms(t, group, group.begin, x, h);
-    if (p.ih.layer) layer_ih.put(group, {x[0], x[1], x[2], x[3]});
-    if (p.hh.layer) layer_hh.put(group, {h[0], h[1], h[2], h[3]});
+    if (layer_ih.active) layer_ih.put(group, {x[0], x[1], x[2], x[3]});
+    if (layer_hh.active) layer_hh.put(group, {h[0], h[1], h[2], h[3]});
   }
 
   // Compute the moments of the two terms.
@@ -63,8 +63,8 @@ class ForwardStep : public Step<T, kGeneral> {
     for (ptrdiff_t j = group.begin; kGeneral && j < group.end; ++j) {
       terms(t, group, j, x, h);
       for (int gate = 0; gate < kGates; ++gate) {
-        if (p.ih.layer) layer_ih.normalize(x[gate]);
-        if (p.hh.layer) layer_hh.normalize(h[gate]);
+        if (layer_ih.active) layer_ih.normalize(x[gate]);
+        if (layer_hh.active) layer_hh.normalize(h[gate]);
       }
     }
     terms(t, group, group.begin, x, h);
@@ -85,7 +85,7 @@ class ForwardStep : public Step<T, kGeneral> {
   // Compute the gates and c_t.
   void forward_cell(ptrdiff_t t, Range group) {
     for (ptrdiff_t j = group.begin; j < group.end; ++j) forward_cell(t, group, j);
-    if (kGeneral && p.c.layer) layer_c.put(group, {new_cell(t, group.begin, group)});
+    if (kGeneral && layer_c.active) layer_c.put(group, {new_cell(t, group.begin, group)});
   }
 
   // Compute the moments of the cell state.
@@ -164,7 +164,8 @@ class ForwardStep : public Step<T, kGeneral> {
     const T* h_before = state_at(t) + j * W;
     T* h_after = state_at(t + 1) + j * W;
     const FactorRow<T> hold = row_of(p.hold_hidden, t, j);
-    const bool zoneout = kGeneral && !p.hold_hidden.is_constant(0), layer = kGeneral && p.c.layer;
+    const bool zoneout = kGeneral && !p.hold_hidden.is_constant(0),
+               layer = kGeneral && layer_c.active;
     for_blocks<T>(W, [&](ptrdiff_t first, auto vectors) {
       Vector<T> squashed[vectors];
       for (int i = 0; i < vectors; ++i) {

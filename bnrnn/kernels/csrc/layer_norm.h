@@ -30,12 +30,13 @@ void sum_parts(ptrdiff_t parts, ptrdiff_t width, T* to, Part&& part, Finish&& fi
 template <typename T, int N>
 class LayerNorm {
  public:
-  LayerNorm(const Slot<T>& slot, const Share<T>& share)
-      : slot(slot),
+  LayerNorm(const Slot<T>& slot, const Share<T>& share, bool active)
+      : active(active),
+        slot(slot),
         H(share.H),
         W(share.W),
         is_first(share.thread == 0),
-        rows(slot.layer ? 2 * share.W : 0) {}
+        rows(active ? 2 * share.W : 0) {}
 
   // Forward: of each part of a group's units, the mean over their rows, and the sum of squares
   // about it. y[n] is the first unit's row; the rows of the next units follow it.
@@ -62,7 +63,7 @@ class LayerNorm {
 
   // After a barrier: mean and 1 / sqrt(var + eps) of all units' features.
   void find(ptrdiff_t t) {
-    if (!slot.layer) return;
+    if (!active) return;
     T *mean = rows.data(), *rstd = mean + W;
     const T units = static_cast<T>(H), features = N * units;
     sum_parts<T>(
@@ -83,7 +84,7 @@ class LayerNorm {
 
   // Backward: read the statistics that the forward pass stored.
   void recall(ptrdiff_t t) {
-    if (!slot.layer) return;
+    if (!active) return;
     std::copy_n(slot.of_steps + t * 2 * W, 2 * W, rows.begin());
   }
 
@@ -118,7 +119,7 @@ class LayerNorm {
 
   // After a barrier: the means of γ ∂ and γ ∂ ŷ over all features.
   void find_gradient() {
-    if (!slot.layer) return;
+    if (!active) return;
     means.resize(2 * W);
     const T features = static_cast<T>(N * H);
     for (int k = 0; k < 2; ++k) {
@@ -134,6 +135,8 @@ class LayerNorm {
     const Vector<T> off = load(means.data() + b) + hat * load(means.data() + W + b);
     return (grad * gamma - off) * load(rows.data() + W + b);
   }
+
+  const bool active;  // whether the slot has layer normalisation that this class computes
 
  private:
   ptrdiff_t parts() const { return layer_parts(H); }

@@ -118,7 +118,7 @@ void forward_step_apart(ForwardStep<T, true>& step, ptrdiff_t t, Barrier& barrie
     step.forward_parts(t, group);
     step.laps.lap(Part::kMoments);
   });
-  if (p.ih.layer || p.hh.layer) barrier.wait();
+  if (step.layer_ih.active || step.layer_hh.active) barrier.wait();
   step.laps.lap(Part::kBarrier);
   step.layer_ih.find(t), step.layer_hh.find(t);
   step.for_groups([&](Range group) {
@@ -204,7 +204,7 @@ void backward_step_apart(BackwardStep<T, true>& step, ptrdiff_t t, Barrier& barr
     step.backward_cell(t, group);
     step.laps.lap(Part::kBackwardCell);
   });
-  if (p.ih.layer || p.hh.layer) barrier.wait();
+  if (step.layer_ih.active || step.layer_hh.active) barrier.wait();
   step.laps.lap(Part::kBarrier);
   step.layer_ih.find_gradient(), step.layer_hh.find_gradient();
   step.for_groups([&](Range group) {
@@ -329,6 +329,7 @@ template <typename T>
 void backward(const Problem<T>& problem) {
   if (needs_general_code(problem)) {
     in_parallel<BackwardStep<T, true>>(problem, backward_steps<T, true>);
+    ScalarInput<T>::complete_gradient(problem);
   } else if constexpr (kHasFastCode<T>) {
     in_parallel<BackwardStep<T, false>>(problem, backward_steps<T, false>);
   }

@@ -132,6 +132,7 @@ struct Problem {
   T* grad_columns = nullptr;  // laid out like `columns`, initially zero
   // (4H, D), initially zero; if dense, with D rounded up to whole vectors
   T* grad_weight_ih = nullptr;
+  T* grad_spread = nullptr;     // (H,) zeros, if `ih` has layer normalisation of one feature
   T* grad_weight_hh = nullptr;  // (4H, H), with H rounded up to whole vectors
   // The right operands of these two gradients if they are products, each 2 right_size elements,
   // initially zero if `bf16`.

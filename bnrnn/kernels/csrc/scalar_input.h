@@ -11,7 +11,18 @@
 //   BN(w_k x_t) = γ_k (a_k x_t + s_k)     with a_k = w_k r_k, s_k = -mean_k r_k, r_k the given
 //   ∂γ_k = a_k q_k + s_k Σ ∂z_k           1 / sqrt(var_k + ε)
 //   ∂w_k = γ_k q_k r_k
+//
+// With layer normalisation, the statistics of w_k x over the 4H rows are w x and σ² x², with the
+// mean w and the variance σ² of W_x. With y = x / sqrt(σ² x² + ε),
+//
+//   LN(w_k x_t) = γ_k a_k y               with a_k = w_k - w
+//   ∂γ_k = a_k q_k                        with q_k = Σ ∂z_k y
+//   ∂a_k = γ_k q_k,  ∂σ² = -1/2 Σ_k γ_k a_k Σ ∂z_k y³
+//   ∂w_k = ∂a_k - mean(∂a) + ∂σ² 2 a_k / 4H
 #pragma once
+
+#include <functional>
+#include <utility>
 
 #include "standards.h"
 
@@ -23,7 +34,9 @@ class ScalarInput {
   explicit ScalarInput(const Share<T>& share)
       : share(share),
         p(share.p),
-        given(p.narrow != nullptr && p.input_size == 1 && !p.sums && !p.ih.layer),
+        given(p.narrow != nullptr && p.input_size == 1 && !p.sums),
+        layer(given && p.ih.layer),
+        of_weights(layer ? moments_of_weights(p) : std::pair<T, T>()),
         centred(given ? share.W : 0) {}
 
   // Whether the input has this form.
@@ -33,6 +46,13 @@ class ScalarInput {
   void find(ptrdiff_t t) {
     if (!given) return;
     const T* const x = p.narrow + t * share.W;
+    if (layer) {
+      for (ptrdiff_t b = 0; b < share.W; b += kLanes<T>) {
+        const Vector<T> y = load(x + b);
+        store(row() + b, y / root<T>(y * y * of_weights.second + p.ih.eps));
+      }
+      return;
+    }
     by_batch = p.ih.gamma != nullptr && p.ih.per_step && !share.is_lone(t);
     mean = by_batch ? share.mean_over_batch(t, [&](ptrdiff_t b) { return load(x + b); }) : 0;
     for (ptrdiff_t b = 0; b < share.W; b += kLanes<T>) store(row() + b, load(x + b) - mean);
@@ -40,7 +60,7 @@ class ScalarInput {
     var = share.mean_over_batch(t, [&](ptrdiff_t b) { return load(row() + b) * load(row() + b); });
   }
 
-  // x_t - m, (W,).
+  // x_t - m, or y with layer normalisation, (W,).
   T* row() { return centred.data(); }
 
   // Whether the statistics of the step are those of its batch.
@@ -54,7 +74,8 @@ class ScalarInput {
   void apply_to(Standards<T, kGates>& x, Range group) {
     for (int gate = 0; gate < kGates; ++gate) {
       x.for_vectors(group, [&](ptrdiff_t u, int count) {
-        const Vector<T> w = load_first(p.weight_ih + gate * share.H + group.begin + u, count);
+        const T* const weights = p.weight_ih + gate * share.H + group.begin + u;
+        const Vector<T> w = load_first(weights, count) - of_weights.first;
         const Vector<T> r = load(x.rstd[gate] + u), scale = load(x.scale[gate] + u);
         store(a[gate] + u, w * r);
         store(s[gate] + u, by_batch ? zero<T>() : load(x.shift[gate] + u));
@@ -73,10 +94,55 @@ class ScalarInput {
     if (p.grad_weight_ih != nullptr) p.grad_weight_ih[k] += of_weight[gate][u] * q;
   }
 
+  // With layer normalisation: add each unit's part of -2 ∂σ². dz[gate] is the first unit's row;
+  // those of the next units are `stride` elements further.
+  void add_spread(Range group, const T* const (&dz)[kGates], ptrdiff_t stride,
+                  const Standards<T, kGates>& x) const {
+    if (!layer || p.grad_spread == nullptr) return;
+    for (ptrdiff_t u = 0; u < group.size(); ++u) {
+      Vector<T> total = zero<T>();
+      for (ptrdiff_t b = 0; b < share.W; b += kLanes<T>) {
+        Vector<T> of_y = zero<T>();
+        for (int gate = 0; gate < kGates; ++gate) {
+          of_y += load(dz[gate] + u * stride + b) * x.scale[gate][u];
+        }
+        const Vector<T> y = load(centred.data() + b);
+        total += of_y * (y * y * y);
+      }
+      p.grad_spread[group.begin + u] += bnrnn::sum<T>(total);
+    }
+  }
+
+  // With layer normalisation: turn the sums in grad_weight_ih, ∂a, into ∂w.
+  static void complete_gradient(const Problem<T>& p) {
+    if (p.grad_spread == nullptr || p.grad_weight_ih == nullptr) return;
+    const ptrdiff_t rows = kGates * p.hidden;
+    const T mean = moments_of_weights(p).first;
+    const T of_mean = sum(p.grad_weight_ih, rows) / rows;
+    const T of_var = sum(p.grad_spread, p.hidden) / -2;
+    for (ptrdiff_t k = 0; k < rows; ++k) {
+      p.grad_weight_ih[k] += of_var * 2 * (p.weight_ih[k] - mean) / rows - of_mean;
+    }
+  }
+
  private:
+  template <typename Of = std::identity>
+  static T sum(const T* terms, ptrdiff_t count, Of&& of = {}) {
+    double total = 0;
+    for (ptrdiff_t i = 0; i < count; ++i) total += of(terms[i]);
+    return static_cast<T>(total);
+  }
+
+  static std::pair<T, T> moments_of_weights(const Problem<T>& p) {
+    const ptrdiff_t rows = kGates * p.hidden;
+    const T mean = sum(p.weight_ih, rows) / rows;
+    return {mean, sum(p.weight_ih, rows, [=](T w) { return (w - mean) * (w - mean); }) / rows};
+  }
+
   const Share<T>& share;
   const Problem<T>& p;
-  const bool given;
+  const bool given, layer;
+  const std::pair<T, T> of_weights;  // with layer normalisation: w and σ², else 0
   bool by_batch = false;
   T mean = 0, var = 0;
   Rows<T> centred;

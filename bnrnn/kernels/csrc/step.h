@@ -27,9 +27,9 @@ class Step : public Share<T> {
         apart(has_layer(p)),
         scalar_input(*this),
         one_hot_input(*this),
-        layer_ih(p.ih, *this),
-        layer_hh(p.hh, *this),
-        layer_c(p.c, *this),
+        layer_ih(p.ih, *this, p.ih.layer && !scalar_input.is_given()),
+        layer_hh(p.hh, *this, p.hh.layer),
+        layer_c(p.c, *this, p.c.layer),
         at_hand(apart ? units.size() : kGroup) {
     input.resize(kGates * at_hand * W);
   }
