@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import gpu, reader, unnormalised
+from bench import family, gpu, reader, unnormalised
 from bench import recurrence as bench
 from bench.plain_loop import PlainLoopBNLSTM
 from bnrnn import BNLSTM
@@ -58,6 +58,19 @@ def test_the_benchmark_without_normalisation(tmp_path, monkeypatch):
     assert len(measured) == 2 * 2 * 2 * 2
     assert all(took > 0 for point in measured for took in point["seconds"].values())
     assert (tmp_path / "unnormalised.md").read_text().count("| 4 |") == 2
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_the_family(tmp_path, monkeypatch):
+    for name, shape in {"one": bench.Shape(3, 4, 1, 6), "symbols": bench.Shape(3, 4, 5, 6)}.items():
+        monkeypatch.setitem(family.PAPER, name, shape)
+    monkeypatch.setattr(family, "SHAPES", {"one": 2, "symbols": 3})
+    family.main([str(tmp_path)])
+    seconds = json.loads((tmp_path / "family.json").read_text())["seconds"]
+    assert {len(took) for took in seconds["one"].values()} == {2}
+    assert {len(took) for took in seconds["symbols"].values()} == {3}
+    assert all(s > 0 for models in seconds.values() for took in models.values() for s in took)
+    assert (tmp_path / "family.md").read_text().count(" / ") == 1 + 2 * (len(family.MODELS) - 1)
 
 
 @pytest.mark.slow
