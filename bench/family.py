@@ -16,12 +16,10 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from bench import output
 from bench.recurrence import PAPER, Shape
 from bnrnn import BNLSTM
 from bnrnn.command.allocator import keep_large_blocks
-from bnrnn.runs.files import write_atomic
-from bnrnn.runs.provenance import provenance
-from bnrnn.runs.record import write_json
 
 SHAPES = {"pMNIST": 9, "reader": 9, "PTB": 5}  # number of rounds
 _PLAIN = dict.fromkeys(("input_norm", "recurrent_norm", "cell_norm"), "none")
@@ -54,10 +52,10 @@ def measure(shape: Shape, rounds: int) -> dict[str, list[float]]:
             module.zero_grad(set_to_none=True)
             gc.collect()
             began = time.perf_counter()
-            output = module(x)[0]
-            output.backward(gradient)
+            result = module(x)[0]
+            result.backward(gradient)
             end = time.perf_counter()
-            del output  # else the next model's time would include freeing this graph
+            del result  # else the next model's time would include freeing this graph
             if round >= 2:
                 seconds[name].append(end - began)
     return seconds
@@ -69,8 +67,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, help="instead of 5 to 9")
     options = parser.parse_args(arguments)
     keep_large_blocks()
-    facts = provenance(torch.device("cpu"))
-    facts = {key: facts[key] for key in ("machine", "threads", "torch", "commit")}
+    facts = output.facts()
     found = {
         name: measure(PAPER[name], options.rounds or rounds) for name, rounds in SHAPES.items()
     }
@@ -93,10 +90,7 @@ def main(arguments: list[str] | None = None) -> None:
             for shape, seconds in found.items()
         ]
         text.append(f"| {name} | " + " | ".join(cells) + " |")
-    print("\n".join(text))
-    options.out.mkdir(parents=True, exist_ok=True)
-    write_json(options.out / "family.json", {**facts, "seconds": found})
-    write_atomic(options.out / "family.md", ("\n".join(text) + "\n").encode())
+    output.write(options.out, "family", text, {**facts, "seconds": found})
 
 
 if __name__ == "__main__":

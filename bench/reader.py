@@ -18,11 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from bench import output
 from bnrnn.command.allocator import keep_large_blocks
 from bnrnn.nn.attentive_reader import VARIANTS, AttentiveReader
-from bnrnn.runs.files import write_atomic
-from bnrnn.runs.provenance import provenance
-from bnrnn.runs.record import write_json
 
 BATCH, QUESTION = 64, 30
 # The paper: 240 units, a vocabulary of 65,829 words; four sentences, or a whole article.
@@ -75,8 +73,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args(arguments)
     keep_large_blocks()
-    facts = provenance(torch.device("cpu"))
-    facts = {key: facts[key] for key in ("machine", "threads", "torch", "commit")}
+    facts = output.facts()
     found = {name: measure(T, options.rounds, VOCABULARY, HIDDEN) for name, T in LENGTHS.items()}
     text = [
         "# Questions per second in training",
@@ -92,10 +89,7 @@ def main(arguments: list[str] | None = None) -> None:
     for model in next(iter(found.values())):
         rates = [BATCH / statistics.median(seconds[model]) for seconds in found.values()]
         text.append(f"| {model} | " + " | ".join(f"{rate:.1f}" for rate in rates) + " |")
-    print("\n".join(text))
-    options.out.mkdir(parents=True, exist_ok=True)
-    write_json(options.out / "reader.json", {**facts, "seconds": found})
-    write_atomic(options.out / "reader.md", ("\n".join(text) + "\n").encode())
+    output.write(options.out, "reader", text, {**facts, "seconds": found})
 
 
 if __name__ == "__main__":

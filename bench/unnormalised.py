@@ -16,12 +16,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from bench import output
 from bnrnn import BNLSTM
 from bnrnn.command.allocator import keep_large_blocks
-from bnrnn.kernels import operators
-from bnrnn.runs.files import write_atomic
-from bnrnn.runs.provenance import provenance
-from bnrnn.runs.record import write_json
+from bnrnn.kernels import BuildError, operators
 
 STEPS, FEATURES = 200, 50
 HIDDEN = (32, 64, 128, 256, 512, 1024)
@@ -49,9 +47,9 @@ def measure(hidden: int, batch: int, input: str, training: bool, rounds: int) ->
 def _time(module: BNLSTM, x: Tensor, gradient: Tensor | None) -> float:
     began = time.perf_counter()
     with torch.set_grad_enabled(gradient is not None):
-        output = module(x)[0]
+        result = module(x)[0]
         if gradient is not None:
-            output.backward(gradient)
+            result.backward(gradient)
     return time.perf_counter() - began
 
 
@@ -61,9 +59,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args(arguments)
     keep_large_blocks()
-    facts = provenance(torch.device("cpu"))
-    facts = {key: facts[key] for key in ("machine", "threads", "torch", "commit")}
-    operators.load()
+    facts = output.facts()
+    try:
+        operators.load()
+    except BuildError as error:
+        parser.error(str(error))
     lanes = torch.ops.bnrnn_cpu.lanes(False)
     text = [
         "# A layer without normalisation",
@@ -92,10 +92,7 @@ def main(arguments: list[str] | None = None) -> None:
                               "training": training, "seconds": seconds})  # fmt: skip
             text.append(f"| {hidden:,} | " + " | ".join(row) + " |")
         text.append("")
-    print("\n".join(text))
-    options.out.mkdir(parents=True, exist_ok=True)
-    write_json(options.out / "unnormalised.json", {**facts, "lanes": lanes, "measured": found})
-    write_atomic(options.out / "unnormalised.md", "\n".join(text).encode())
+    output.write(options.out, "unnormalised", text, {**facts, "lanes": lanes, "measured": found})
 
 
 if __name__ == "__main__":
