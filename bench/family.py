@@ -66,6 +66,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("out", nargs="?", default="results/bench", type=Path)
     parser.add_argument("--rounds", type=int, help="instead of 5 to 9")
     options = parser.parse_args(arguments)
+    output.make_folder(parser, options.out)
     keep_large_blocks()
     facts = output.facts()
     found = {

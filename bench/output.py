@@ -1,5 +1,6 @@
 """What the benchmarks have in common: where they ran, and the files that they write."""
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,14 @@ from bnrnn.runs.provenance import provenance
 from bnrnn.runs.record import write_json
 
 
+def make_folder(parser: argparse.ArgumentParser, path: Path) -> None:
+    """Make the folder for the output, or end the command, before anything is measured."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"cannot write to {path}: {error.strerror}")
+
+
 def facts() -> dict[str, Any]:
     """The machine, the number of threads, and the versions of PyTorch and of the source."""
     found = provenance(torch.device("cpu"))
@@ -20,6 +29,5 @@ def facts() -> dict[str, Any]:
 def write(out: Path, name: str, text: Sequence[str], numbers: dict[str, Any]) -> None:
     """Print the lines of a table; write them to `name`.md and the numbers to `name`.json."""
     print("\n".join(text))
-    out.mkdir(parents=True, exist_ok=True)
     write_json(out / f"{name}.json", numbers)
     write_atomic(out / f"{name}.md", ("\n".join(text) + "\n").encode())

@@ -72,6 +72,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("out", nargs="?", default="results/bench", type=Path)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args(arguments)
+    output.make_folder(parser, options.out)
     keep_large_blocks()
     facts = output.facts()
     found = {name: measure(T, options.rounds, VOCABULARY, HIDDEN) for name, T in LENGTHS.items()}
