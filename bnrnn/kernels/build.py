@@ -40,6 +40,8 @@ _INSTRUCTIONS = {
     "avx2": ("-mavx2", "-mfma"),
     "baseline": (),
 }
+# They come first: the others then share the other cores.
+_SLOWEST_TO_COMPILE = ("recurrence.cpp", "bindings.cpp", "products.cpp")
 _BUILDING = "building-"  # name prefix of build folders
 _PATIENCE = 600  # seconds to wait for another process that builds
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
@@ -191,9 +193,9 @@ def _compile(folder: Path) -> Path:
         # Imported here because it is slow, and needed only once per machine.
         from torch.utils import cpp_extension
 
-        # The largest file first, as it takes longest: the others then share the other cores.
-        sources = sorted(_CSRC.glob("*.cpp"), key=lambda source: -source.stat().st_size)
-        with _quietly():
+        slowest = [_CSRC / name for name in _SLOWEST_TO_COMPILE]
+        sources = slowest + sorted(set(_CSRC.glob("*.cpp")).difference(slowest))
+        with _compiling():
             cpp_extension.load(
                 name=_NAME,
                 sources=[str(source) for source in sources],
@@ -225,17 +227,24 @@ def _flush(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """Put ninja on the path and silence PyTorch's log: the caller reports a failure in one line."""
-    path, torch_log = os.environ.get("PATH", ""), logging.getLogger("torch.utils.cpp_extension")
-    level = torch_log.level
+def _compiling() -> Iterator[None]:
+    """Set what PyTorch takes from the environment: ninja's place and the number of compilers.
+
+    PyTorch's log is silenced meanwhile: the caller reports a failure in one line.
+    """
+    torch_log = logging.getLogger("torch.utils.cpp_extension")
+    level, path, jobs = torch_log.level, os.environ.get("PATH", ""), os.environ.get("MAX_JOBS")
     if shutil.which("ninja") is None:  # in a virtual environment it is in Python's folder
         os.environ["PATH"] = os.pathsep.join([sysconfig.get_path("scripts"), path])
+    if jobs is None:  # more than one per processor, ninja's default, delays the slowest
+        os.environ["MAX_JOBS"] = str(os.cpu_count() or 1)
     torch_log.setLevel(logging.ERROR)
     try:
         yield
     finally:
         os.environ["PATH"] = path
+        if jobs is None:
+            del os.environ["MAX_JOBS"]
         torch_log.setLevel(level)
 
 

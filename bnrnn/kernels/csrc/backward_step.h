@@ -165,7 +165,7 @@ class BackwardStep : public Step<T, kGeneral> {
  private:
   using Base::terms, Base::rows_at, Base::activate, Base::beta_of;
   using Base::input_row, Base::row, Base::input, Base::at_hand;
-  using Base::find_standards, Base::of_x, Base::of_h, Base::of_c, Base::bias;
+  using Base::find_standards, Base::of_x, Base::of_h, Base::of_c, Base::offset;
 
   // The rows (W,) that a unit keeps between the parts of a step: its gates, later the gradients of
   // their arguments, the gradient of y, and the normalised cell state.
@@ -212,9 +212,8 @@ class BackwardStep : public Step<T, kGeneral> {
       Vector<T> gate_of[kGates];
 #pragma GCC unroll 4
       for (int gate = 0; gate < kGates; ++gate) {
-        const Vector<T> x_hat = of_x.hat(gate, u, load(x[gate] + b));
-        const Vector<T> h_hat = of_h.hat(gate, u, load(h[gate] + b));
-        gate_of[gate] = x_hat * of_x.gamma[gate][u] + (h_hat * of_h.gamma[gate][u] + bias[gate][u]);
+        gate_of[gate] = load(x[gate] + b) * of_x.scale[gate][u] +
+                        (load(h[gate] + b) * of_h.scale[gate][u] + offset[gate][u]);
       }
       activate(gate_of);
 #pragma GCC unroll 4
@@ -338,25 +337,27 @@ class BackwardStep : public Step<T, kGeneral> {
       T* const of_input_row = input_row(gate, j, group);
       T* const of_dense = p.dense != nullptr && !is_sum ? input_panel_at(t, kGates * H) : nullptr;
       T* const dz = kept_row(kOfGates + gate, j, group);
-      for (ptrdiff_t b = 0; b < W; b += kLanes<T>) {
-        const Vector<T> m = load(counted + b), of_z = load(dz + b);
-        const Vector<T> h_hat = of_h.hat(gate, u, load(h[gate] + b));
-        const Vector<T> of_product = layer_h
-                                         ? layer_hh.gradient(of_z, h_hat, of_h.gamma[gate][u], b)
-                                         : (of_z - m * (mean_h + h_hat * mean_h_hat)) * h_scale;
-        p.bf16 ? store(dz + b, of_product) : layout.put(panel, kGates * H, k, b, of_product);
-        if (scalar) continue;
-        const Vector<T> x_hat = of_x.hat(gate, u, load(x[gate] + b));
-        const Vector<T> of_input = layer_x ? layer_ih.gradient(of_z, x_hat, of_x.gamma[gate][u], b)
-                                           : (of_z - m * (mean_x + x_hat * mean_x_hat)) * x_scale;
-        if (of_dense == nullptr || input_layout.bf16) {
-          store(of_input_row + b, is_sum ? of_product : of_input);
-        } else {
-          input_layout.put(of_dense, kGates * H, k, b, of_input);
-        }
+      const auto of_product = [&](ptrdiff_t b) {
+        const Vector<T> of_z = load(dz + b), hat = of_h.hat(gate, u, load(h[gate] + b));
+        return layer_h ? layer_hh.gradient(of_z, hat, of_h.gamma[gate][u], b)
+                       : (of_z - load(counted + b) * (mean_h + hat * mean_h_hat)) * h_scale;
+      };
+      const auto of_input = [&](ptrdiff_t b) {
+        if (is_sum) return of_product(b);
+        const Vector<T> of_z = load(dz + b), hat = of_x.hat(gate, u, load(x[gate] + b));
+        return layer_x ? layer_ih.gradient(of_z, hat, of_x.gamma[gate][u], b)
+                       : (of_z - load(counted + b) * (mean_x + hat * mean_x_hat)) * x_scale;
+      };
+      if (of_dense != nullptr && !input_layout.bf16) {
+        input_layout.put_row(of_dense, kGates * H, k, of_input);
+      } else if (!scalar) {
+        for (ptrdiff_t b = 0; b < W; b += kLanes<T>) store(of_input_row + b, of_input(b));
       }
       if (p.bf16) {
+        for (ptrdiff_t b = 0; b < W; b += kLanes<T>) store(dz + b, of_product(b));
         put_bf16_gradient(t, panel, k, dz, bf16_of_recurrent.row(t, gate, j), p.centres_hidden());
+      } else {
+        layout.put_row(panel, kGates * H, k, of_product);
       }
       if (of_dense != nullptr && input_layout.bf16) {
         put_bf16_gradient(t, of_dense, k, of_input_row, bf16_of_input.row(t, gate, j),

@@ -12,7 +12,7 @@ namespace {
 // A block of the result and, kDeep of k at a time, of both operands fit into the second-level
 // cache. A block is wide because each packs its rows of `a` again.
 constexpr ptrdiff_t kRows = 120, kDeep = 128;
-static_assert(kDeep <= kDepth);
+static_assert(kDeep <= kDepth && kRows % kTileRows == 0 && kRows % kTallRows<float> == 0);
 template <typename T>
 constexpr ptrdiff_t kColumns = 16 * kTileVectors * kLanes<T>;
 
@@ -32,14 +32,15 @@ class Block {
       const ptrdiff_t deep = std::min(kDeep, a.columns - k0);
       const T* const from = &a.at(rows.begin, k0);
       if (a.column_stride == 1) {
-        pack(left.data(), rows.size(), deep,
+        pack(left.data(), rows.size(), deep, layout.tile_rows,
              [from, stride = a.row_stride](ptrdiff_t r, ptrdiff_t k) {
                return from[r * stride + k];
              });
       } else {
-        pack(left.data(), rows.size(), deep, [from, &a](ptrdiff_t r, ptrdiff_t k) {
-          return from[r * a.row_stride + k * a.column_stride];
-        });
+        pack(left.data(), rows.size(), deep, layout.tile_rows,
+             [from, &a](ptrdiff_t r, ptrdiff_t k) {
+               return from[r * a.row_stride + k * a.column_stride];
+             });
       }
       for (ptrdiff_t k = 0; k < deep; ++k) {
         const T* const row = &b.at(k0 + k, columns.begin);

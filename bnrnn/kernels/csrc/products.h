@@ -23,12 +23,27 @@ inline Range part(Range whole, ptrdiff_t parts, ptrdiff_t i) {
 
 inline ptrdiff_t ceil_div(ptrdiff_t a, ptrdiff_t b) { return (a + b - 1) / b; }
 
-inline ptrdiff_t whole_tiles(ptrdiff_t rows) { return ceil_div(rows, kTileRows) * kTileRows; }
+inline ptrdiff_t whole_tiles(ptrdiff_t rows, ptrdiff_t tile_rows) {
+  return ceil_div(rows, tile_rows) * tile_rows;
+}
 
-// Visit the columns of a (W,) row in nearly equal chunks of at most kTileVectors vectors.
+// The number of chunks of columns of a (W,) row, each of at most kTileVectors vectors.
+template <typename T>
+ptrdiff_t column_chunks(ptrdiff_t width) {
+  return ceil_div(width / kLanes<T>, kTileVectors);
+}
+
+// The rows of the tiles of a product of this width.
+template <typename T>
+int tile_rows_for(ptrdiff_t width) {
+  const bool tall = width / kLanes<T> <= column_chunks<T>(width) * (kTileVectors - 1);
+  return tall ? kTallRows<T> : kTileRows;
+}
+
+// Visit the columns of a (W,) row in chunks of nearly equal size.
 template <typename T, typename Visit>
 void for_column_chunks(ptrdiff_t width, Visit&& visit) {
-  const ptrdiff_t vectors = width / kLanes<T>, chunks = ceil_div(vectors, kTileVectors);
+  const ptrdiff_t vectors = width / kLanes<T>, chunks = column_chunks<T>(width);
   for (ptrdiff_t i = 0; i < chunks; ++i) {
     const Range chunk = part({0, vectors}, chunks, i);
     visit(chunk.begin * kLanes<T>, static_cast<int>(chunk.size()));
@@ -38,17 +53,16 @@ void for_column_chunks(ptrdiff_t width, Visit&& visit) {
 inline ptrdiff_t whole_runs(ptrdiff_t depth) { return ceil_div(depth, kRun) * kRun; }
 
 // Pack the first `rows` rows of a matrix into panels for tile_product, as
-// [block of kDepth][tile][run][kTileRows][kRun]; at(row, k) is the element, zero beyond the last
-// row and the last k.
+// [block of kDepth][tile][run][row of the tile][kRun]; at(row, k) is the element, zero beyond the
+// last row and the last k.
 template <typename T, typename At>
-void pack(T* packed, ptrdiff_t rows, ptrdiff_t depth, At&& at) {
+void pack(T* packed, ptrdiff_t rows, ptrdiff_t depth, ptrdiff_t tile_rows, At&& at) {
   for (ptrdiff_t k0 = 0; k0 < depth; k0 += kDepth) {
     const ptrdiff_t end = std::min(k0 + kDepth, depth);
-    for (ptrdiff_t r0 = 0; r0 < rows; r0 += kTileRows) {
+    for (ptrdiff_t r0 = 0; r0 < rows; r0 += tile_rows) {
       for (ptrdiff_t k = k0; k < end; k += kRun) {
-        const bool whole = r0 + kTileRows <= rows && k + kRun <= end;
-#pragma GCC unroll 8
-        for (ptrdiff_t r = 0; r < kTileRows; ++r) {
+        const bool whole = r0 + tile_rows <= rows && k + kRun <= end;
+        for (ptrdiff_t r = 0; r < tile_rows; ++r) {
 #pragma GCC unroll 4
           for (ptrdiff_t i = 0; i < kRun; ++i) {
             *packed++ = whole || (r0 + r < rows && k + i < end) ? at(r0 + r, k + i) : T(0);
@@ -102,8 +116,10 @@ class RightLayout {
                  : last * kRun <= kLanes<T> ? kRun
                  : last * 2 <= kLanes<T>    ? 2
                                             : 1),
-        whole(together == 1 ? width : width - kLanes<T>) {
+        whole(together == 1 ? width : width - kLanes<T>),
+        tile_rows(tile_rows_for<T>(whole)) {
     for_chunks([&](ptrdiff_t column, ptrdiff_t across) {
+      if (column < whole) chunks.push_back({column, across});
       for (ptrdiff_t n = 0; n < across; n += kLanes<T>) places.push_back({column, across, n});
     });
   }
@@ -135,14 +151,30 @@ class RightLayout {
     }
   }
 
+  // Write all of row k, of which of(column) is the vector that begins at this column; not if
+  // `bf16`.
+  template <typename Of>
+  BNRNN_INLINE void put_row(T* panel, ptrdiff_t depth, ptrdiff_t k, Of&& of) const {
+    for (const Chunk& chunk : chunks) {
+      T* const to = panel + chunk.column * depth + k * chunk.across;
+      for (ptrdiff_t n = 0; n < chunk.across; n += kLanes<T>) store(to + n, of(chunk.column + n));
+    }
+    if (together > 1) put(panel, depth, k, whole, of(whole));
+  }
+
   const bool bf16;
   const int together;     // how many k of the tail a vector holds; 1 if there is no tail
   const ptrdiff_t whole;  // columns before the tail
+  const int tile_rows;    // of the left operand
 
  private:
+  struct Chunk {
+    ptrdiff_t column, across;
+  };
   struct Place {
     ptrdiff_t chunk, across, within;  // the chunk's first column and its width; columns before it
   };
+  std::vector<Chunk> chunks;  // before the tail
   std::vector<Place> places;  // of each vector of a row
 };
 
@@ -150,19 +182,19 @@ class RightLayout {
 // the left operand of the tile that begins at this row and k. Half or more of the right operand
 // comes from the caches of other processors, so the tiles of each part of it fetch the next part.
 template <typename T, typename LeftAt>
-void tiled_product(LeftAt&& left_at, ptrdiff_t rows, ptrdiff_t depth, const T* right,
-                   ptrdiff_t width, T* const* c, bool add) {
+void tiled_product(LeftAt&& left_at, ptrdiff_t tile_rows, ptrdiff_t rows, ptrdiff_t depth,
+                   const T* right, ptrdiff_t width, T* const* c, bool add) {
   for_column_chunks<T>(width, [&](ptrdiff_t column, int vectors) {
     const ptrdiff_t across = vectors * kLanes<T>;
     for (ptrdiff_t k0 = 0; k0 < depth; k0 += kDepth) {
       const ptrdiff_t deep = std::min(kDepth, depth - k0);
       const T *const b = right + column * depth + k0 * across, *const next = b + deep * across;
       ptrdiff_t r0 = 0;
-      for (; vectors == 1 && r0 + 2 * kTileRows <= rows; r0 += 2 * kTileRows) {
+      for (; vectors == 1 && r0 + 2 * tile_rows <= rows; r0 += 2 * tile_rows) {
         tile_pair_product<T>(left_at(r0, k0, deep), b, c + r0, column, add || k0 > 0);
       }
-      for (ptrdiff_t tile = 0; r0 < rows; r0 += kTileRows, ++tile) {
-        const int count = static_cast<int>(std::min<ptrdiff_t>(kTileRows, rows - r0));
+      for (ptrdiff_t tile = 0; r0 < rows; r0 += tile_rows, ++tile) {
+        const int count = static_cast<int>(std::min(tile_rows, rows - r0));
         const Left<T> left = left_at(r0, k0, deep);
         const T* const ahead = tile < vectors ? next + tile * deep * kLanes<T> : b;
         tile_of<T>(count, vectors)(&left, 1, 0, b, c + r0, column, add || k0 > 0, ahead);
@@ -171,24 +203,24 @@ void tiled_product(LeftAt&& left_at, ptrdiff_t rows, ptrdiff_t depth, const T* r
   });
 }
 
-// The product with a left operand that `pack` made.
+// The product with a left operand that `pack` made for tiles of layout.tile_rows rows.
 template <typename T>
 void packed_product(const T* packed, ptrdiff_t rows, ptrdiff_t depth, const T* right,
                     const RightLayout<T>& layout, T* const* c, bool add) {
+  const ptrdiff_t tile_rows = layout.tile_rows;
   const auto left_at = [&](ptrdiff_t row, ptrdiff_t k, ptrdiff_t deep) {
-    const ptrdiff_t tile = kTileRows * whole_runs(deep);
-    return Left<T>{packed + whole_tiles(rows) * k + row / kTileRows * tile, kRun, tile,
-                   kTileRows * kRun, deep};
+    const ptrdiff_t tile = tile_rows * whole_runs(deep);
+    return Left<T>{packed + whole_tiles(rows, tile_rows) * k + row / tile_rows * tile, kRun, tile,
+                   tile_rows * kRun, deep};
   };
-  tiled_product<T>(left_at, rows, depth, right, layout.whole, c, add);
+  tiled_product<T>(left_at, tile_rows, rows, depth, right, layout.whole, c, add);
   if (layout.together == 1) return;
   const T* tail = right + layout.whole * depth;
   for (ptrdiff_t k0 = 0; k0 < depth; k0 += kDepth) {
     const ptrdiff_t deep = std::min(kDepth, depth - k0);
-    for (ptrdiff_t r0 = 0; r0 < rows; r0 += 2 * kTileRows) {
-      const auto product = rows - r0 > kTileRows
-                               ? tail_product_of<T, 2 * kTileRows>(layout.together)
-                               : tail_product_of<T, kTileRows>(layout.together);
+    for (ptrdiff_t r0 = 0; r0 < rows; r0 += 2 * tile_rows) {
+      const auto product =
+          tail_product_of<T>(layout.together, layout.tile_rows, rows - r0 > tile_rows ? 2 : 1);
       const Left<T> left = left_at(r0, k0, deep);
       product(&left, 1, 0, tail, c + r0, layout.whole, rows - r0, add || k0 > 0);
     }
@@ -201,10 +233,11 @@ void packed_product(const T* packed, ptrdiff_t rows, ptrdiff_t depth, const T* r
 template <typename T>
 void plain_product(const T* matrix, ptrdiff_t rows, ptrdiff_t depth, const T* right,
                    ptrdiff_t width, T* const* c, bool add) {
+  const int tile_rows = tile_rows_for<T>(width);
   const auto left_at = [&](ptrdiff_t row, ptrdiff_t k, ptrdiff_t deep) {
-    return contiguous_left(matrix + row * depth + k, depth, deep);
+    return contiguous_left(matrix + row * depth + k, depth, deep, tile_rows);
   };
-  tiled_product<T>(left_at, rows, depth, right, width, c, add);
+  tiled_product<T>(left_at, tile_rows, rows, depth, right, width, c, add);
 }
 
 #define BNRNN_PRODUCTS(EXTERN, T)                                                            \

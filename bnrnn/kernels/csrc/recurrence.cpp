@@ -49,23 +49,24 @@ template <typename T>
 void pack_weights(const Share<T>& share) {
   const Problem<T>& p = share.p;
   if (!share.packs()) return;
-  const auto pack_rows = [&](const T* weight, T* packed, ptrdiff_t depth, bool bf16) {
+  const auto pack_rows = [&](const T* weight, T* packed, ptrdiff_t depth,
+                             const RightLayout<T>& layout) {
     share.for_groups([&](Range group) {
       const ptrdiff_t n = group.size();
-      T* const to = share.packed_of(packed, group, depth, bf16);
+      T* const to = share.packed_of(packed, group, depth, layout);
       const auto at = [&](ptrdiff_t row, ptrdiff_t k) {
         return weight[share.feature(group, row) * depth + k];
       };
-      if (!bf16) return pack(to, kGates * n, depth, at);
+      if (!layout.bf16) return pack(to, kGates * n, depth, layout.tile_rows, at);
       for (int gate = 0; gate < kGates; ++gate) {
         pack_bf16(as_bf16(to) + gate * bf16_blocks(depth) * kBf16Block, n, depth,
                   [&](ptrdiff_t u, ptrdiff_t k) { return at(gate * n + u, k); });
       }
     });
   };
-  if (p.batch > 1) pack_rows(p.weight_hh, share.packed, share.H, p.bf16);
+  if (p.batch > 1) pack_rows(p.weight_hh, share.packed, share.H, share.layout);
   if (share.has_input_product()) {
-    pack_rows(p.weight_ih, share.packed_ih, p.input_size, p.bf16_input());
+    pack_rows(p.weight_ih, share.packed_ih, p.input_size, share.input_layout);
   }
 }
 
@@ -220,11 +221,11 @@ template <typename T, bool kGeneral>
 void backward_steps(BackwardStep<T, kGeneral>& step, Barrier& barrier) {
   const Problem<T>& p = step.p;
   const ptrdiff_t features = kGates * step.H;
-  step.pack_transposed(p.weight_hh, step.H, step.units, step.packed, p.bf16);
+  step.pack_transposed(p.weight_hh, step.H, step.units, step.packed, step.layout);
   // Whether backward_state writes to grad_state a part that does not pass through W_h.
   const bool around = !step.drops_hidden() && (p.mask_stride != 0 || !p.hold_hidden.is_constant(0));
   if (p.grad_input != nullptr) {
-    step.pack_transposed(p.weight_ih, p.input_size, step.inputs, step.packed_ih, p.bf16_input());
+    step.pack_transposed(p.weight_ih, p.input_size, step.inputs, step.packed_ih, step.input_layout);
   }
   auto of_weight_hh = recurrent_weight_gradient(step, step.bf16_of_recurrent);
   auto of_weight_ih =

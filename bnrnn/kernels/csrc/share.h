@@ -28,7 +28,7 @@ inline ptrdiff_t steps_per_block(ptrdiff_t batch) {
 inline ptrdiff_t packed_part(ptrdiff_t units, ptrdiff_t depth, bool bf16) {
   const ptrdiff_t groups = ceil_div(units, kGroup);
   if (bf16) return groups * kGates * bf16_blocks(depth) * kBf16Block / 2;
-  return (kGates * units + (groups + kGates) * kTileRows) * whole_runs(depth);
+  return (kGates * units + (groups + kGates) * kTallRows<float>)*whole_runs(depth);
 }
 
 // The values of a `Factor` for one unit at one step.
@@ -195,10 +195,11 @@ struct Share {
 
   // The group's part of the thread's packed rows (depth,) of a weight; every earlier group has
   // kGroup units.
-  T* packed_of(T* packed, Range group, ptrdiff_t depth, bool bf16) const {
+  T* packed_of(T* packed, Range group, ptrdiff_t depth, const RightLayout<T>& layout) const {
     const ptrdiff_t groups = (group.begin - units.begin) / kGroup;
-    const ptrdiff_t whole = bf16 ? kGates * bf16_blocks(depth) * kBf16Block / 2
-                                 : whole_tiles(kGates * kGroup) * whole_runs(depth);
+    const ptrdiff_t whole =
+        layout.bf16 ? kGates * bf16_blocks(depth) * kBf16Block / 2
+                    : whole_tiles(kGates * kGroup, layout.tile_rows) * whole_runs(depth);
     return packed + groups * whole;
   }
 
@@ -242,7 +243,7 @@ struct Share {
                bool add) const {
     const ptrdiff_t n = group.size();
     if (packs()) {
-      T* const of_group = packed_of(packed, group, depth, layout.bf16);
+      T* const of_group = packed_of(packed, group, depth, layout);
       if (!layout.bf16)
         return packed_product(of_group, kGates * n, depth, right, layout, rows, add);
       Bf16Tile tiles[kGates];
@@ -263,14 +264,15 @@ struct Share {
     }
   }
 
-  // Pack the columns `range` of a weight (4H, columns), as rows of its transpose.
+  // Pack the columns `range` of a weight (4H, columns), as rows of its transpose, for a product
+  // with a right operand of this layout.
   void pack_transposed(const T* weight, ptrdiff_t columns, Range range, T* packed,
-                       bool bf16) const {
+                       const RightLayout<T>& layout) const {
     const auto at = [&](ptrdiff_t row, ptrdiff_t k) {
       return weight[k * columns + range.begin + row];
     };
-    bf16 ? pack_bf16(as_bf16(packed), range.size(), kGates * H, at)
-         : pack(packed, range.size(), kGates * H, at);
+    layout.bf16 ? pack_bf16(as_bf16(packed), range.size(), kGates * H, at)
+                : pack(packed, range.size(), kGates * H, layout.tile_rows, at);
   }
 
   // Rows (W,) at `result`, one after another, (+)= the rows that pack_transposed packed times
@@ -312,9 +314,9 @@ struct Share {
     if (p.centres_hidden()) {
       return put_centred(panel, H, j, t, [&](ptrdiff_t b) { return state_in_product(t, j, b); });
     }
-    for (ptrdiff_t b = 0; b < W; b += kLanes<T>) {
-      layout.put(panel, H, j, b, state_in_product(t, j, b));
-    }
+    const auto state_at = [&](ptrdiff_t b) { return state_in_product(t, j, b); };
+    if (!p.bf16) return layout.put_row(panel, H, j, state_at);
+    for (ptrdiff_t b = 0; b < W; b += kLanes<T>) layout.put(panel, H, j, b, state_at(b));
   }
 
   // The feature (of 4H) that a row of a group holds; the rows are ordered by gate.

@@ -87,10 +87,7 @@ class Step : public Share<T> {
       of_x.for_vectors(group, [&](ptrdiff_t u, int count) {
         const ptrdiff_t k = gate * H + group.begin + u;
         const Vector<T> b = p.bias == nullptr ? zero<T>() : load_first(p.bias + k, count);
-        const Vector<T> of_input = load(of_x.offset[gate] + u);
-        const Vector<T> of_hidden = load(of_h.offset[gate] + u);
-        store(bias[gate] + u, scalar_input.is_given() ? of_input + b : b);
-        store(offset[gate] + u, of_input + of_hidden + b);
+        store(offset[gate] + u, load(of_x.offset[gate] + u) + load(of_h.offset[gate] + u) + b);
       });
     }
   }
@@ -133,10 +130,10 @@ class Step : public Share<T> {
   Rows<T> input;  // [gate][unit][W]
   // W_h h_{t-1} in the forward pass, `recurrent` in the backward pass.
   Rows<T> recurrent_rows;  // [gate][unit][W]
-  // Of a group's units: `bias` is added to γ_x x_hat + γ_h h_hat, `offset` to the scaled terms.
+  // Of a group's units; `offset` is added to the scaled terms, and includes the bias.
   Standards<T, kGates> of_x, of_h;
   Standards<T, 1> of_c;
-  T bias[kGates][kGroup], offset[kGates][kGroup];
+  T offset[kGates][kGroup];
 };
 
 }  // namespace bnrnn

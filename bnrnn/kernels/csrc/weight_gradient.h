@@ -114,7 +114,7 @@ class WeightGradient {
       const T* const panel = panel_at(t);
       panel_layout.for_chunks([&](ptrdiff_t column, ptrdiff_t across) {
         const ptrdiff_t depth = std::min(across, p.batch - column);
-        lefts.push_back(contiguous_left(panel + column * kGates * H, across, depth));
+        lefts.push_back(contiguous_left(panel + column * kGates * H, across, depth, kTileRows));
       });
     }
   }
@@ -145,12 +145,12 @@ class WeightGradient {
     const int vectors = static_cast<int>(across / kLanes<T>);
     const T* ahead = b + depth * across;  // the next part, which other processors may have
     // Tiles of nearly equal height: one of few rows has too few sums to add to.
-    const ptrdiff_t tiles = ceil_div(rows.size(), kTileRows);
+    const ptrdiff_t tiles = ceil_div(rows.size(), layout.tile_rows);
     for (ptrdiff_t i = 0; i < tiles; ++i) {
       const Range tile = part(rows, tiles, i);
-      T* c[kTileRows];
+      T* c[kTallRows<T>];
       for (ptrdiff_t r = tile.begin; r < tile.end; ++r) c[r - tile.begin] = to + r * width;
-      for (ptrdiff_t r = tile.end; r < std::min(tile.end + kTileRows, rows.end); ++r) {
+      for (ptrdiff_t r = tile.end; r < std::min(tile.end + layout.tile_rows, rows.end); ++r) {
         prefetch<true>(to + r * width + column, across);  // of the next tile
       }
       tile_of<T>(static_cast<int>(tile.size()), vectors)(from, count, tile.begin, b, c, column, add,
@@ -161,18 +161,18 @@ class WeightGradient {
 
   void add_tail(const Left<T>* from, ptrdiff_t count, Range rows, const T* b, bool add) const {
     ptrdiff_t r = rows.begin;
-    const auto add_some = [&](auto height) {
-      constexpr int kHeight = decltype(height)::value;
-      for (; r + kHeight <= rows.end; r += kHeight) {
-        T* c[kHeight];
-        for (int i = 0; i < kHeight; ++i) c[i] = to + (r + i) * width;
-        tail_product_of<T, kHeight>(layout.together)(from, count, r, b, c, layout.whole, kHeight,
-                                                     add);
+    const auto add_some = [&](int tile_rows, int tiles) {
+      const ptrdiff_t height = tile_rows * tiles;
+      for (; r + height <= rows.end; r += height) {
+        T* c[2 * kTileRows];
+        for (ptrdiff_t i = 0; i < height; ++i) c[i] = to + (r + i) * width;
+        tail_product_of<T>(layout.together, tile_rows, tiles)(from, count, r, b, c, layout.whole,
+                                                              height, add);
       }
     };
-    add_some(std::integral_constant<int, 2 * kTileRows>());
-    add_some(std::integral_constant<int, kTileRows>());
-    add_some(std::integral_constant<int, 1>());
+    add_some(kTileRows, 2);
+    add_some(kTileRows, 1);
+    add_some(1, 1);
   }
 
   const Share<T>& share;
