@@ -147,7 +147,7 @@ def _build(library: Path) -> None:
         for left in library.parent.iterdir():
             if left.name.startswith(_BUILDING):  # left by a killed process: we hold the lock
                 shutil.rmtree(left, ignore_errors=True)
-        _log.info("Compiling the CPU kernel (once, about 20 seconds)")
+        _log.info("Compiling the CPU kernel (once, about 15 seconds)")
         with tempfile.TemporaryDirectory(
             dir=library.parent, prefix=_BUILDING, ignore_cleanup_errors=True
         ) as folder:
