@@ -91,7 +91,7 @@ def main(arguments: list[str] | None = None) -> None:
             for shape, seconds in found.items()
         ]
         text.append(f"| {name} | " + " | ".join(cells) + " |")
-    output.write(options.out, "family", text, {**facts, "seconds": found})
+    output.report(options.out, "family", text, {**facts, "seconds": found})
 
 
 if __name__ == "__main__":

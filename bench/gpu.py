@@ -29,12 +29,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bench import output
 from bench.recurrence import PAPER, Shape
 from bnrnn import BNLSTM
 from bnrnn.kernels.triton import plan
-from bnrnn.runs.files import write_atomic
-from bnrnn.runs.provenance import provenance
-from bnrnn.runs.record import write_json
 
 WAYS = {"persistent": "triton persistent", "alternating": "triton alternating"}
 TORCH, REFERENCE = "nn.LSTM", "reference"
@@ -57,6 +55,7 @@ def main(arguments: list[str] | None = None) -> None:
         raise SystemExit(NO_DEVICE)
     if options.only_ask:
         return
+    output.make_folder(parser, options.out)
     end = time.monotonic() + 60 * options.minutes - 10  # 10 s to write the results
     found: dict[str, Any] = facts() | {"tests": tests(min(_TESTS_MINUTES, options.minutes / 2))}
     found |= {"rates": {}, "shapes": [], "crossing": []}
@@ -79,11 +78,7 @@ def main(arguments: list[str] | None = None) -> None:
                 found["crossing"].append(row)
     found["complete"] = time.monotonic() < end
     name = re.sub(r"[^A-Za-z0-9]+", "-", found["machine"]).strip("-").lower()
-    options.out.mkdir(parents=True, exist_ok=True)
-    write_json(options.out / f"gpu-{name}.json", found)
-    text = table(found)
-    write_atomic(options.out / f"gpu-{name}.md", text.encode())
-    print(text)
+    output.report(options.out, f"gpu-{name}", table(found).splitlines(), found)
     if found["tests"]["status"] != 0:
         raise SystemExit(f"bnrnn: error: {found['tests']['summary']}: see above")
 
@@ -91,10 +86,8 @@ def main(arguments: list[str] | None = None) -> None:
 def facts() -> dict[str, Any]:
     import triton
 
-    kept = ("machine", "torch", "commit")
-    all_facts = provenance(torch.device("cuda"))
     device = torch.cuda.get_device_properties(0)
-    return {key: all_facts[key] for key in kept} | {
+    return output.facts("cuda") | {
         "triton": triton.__version__,
         "cuda": torch.version.cuda,
         "capability": f"{device.major}.{device.minor}",

@@ -20,14 +20,19 @@ def make_folder(parser: argparse.ArgumentParser, path: Path) -> None:
         parser.error(f"cannot write to {path}: {error.strerror}")
 
 
-def facts() -> dict[str, Any]:
+def facts(device: str = "cpu") -> dict[str, Any]:
     """The machine, the number of threads, and the versions of PyTorch and of the source."""
-    found = provenance(torch.device("cpu"))
+    found = provenance(torch.device(device))
     return {key: found[key] for key in ("machine", "threads", "torch", "commit")}
 
 
-def write(out: Path, name: str, text: Sequence[str], numbers: dict[str, Any]) -> None:
-    """Print the lines of a table; write them to `name`.md and the numbers to `name`.json."""
+def report(out: Path, name: str, text: Sequence[str], numbers: dict[str, Any]) -> None:
+    """Print the lines of a page; write them to `name`.md and the numbers to `name`.json."""
     print("\n".join(text))
     write_json(out / f"{name}.json", numbers)
-    write_atomic(out / f"{name}.md", ("\n".join(text) + "\n").encode())
+    write(out, name, text)
+
+
+def write(out: Path, name: str, text: Sequence[str]) -> None:
+    """Write the lines of a page to `name`.md."""
+    write_atomic(out / f"{name}.md", ("\n".join(text).rstrip() + "\n").encode())

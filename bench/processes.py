@@ -21,11 +21,9 @@ from torch import nn
 from torch.multiprocessing.spawn import spawn
 from tqdm import tqdm
 
+from bench import output
 from bnrnn import BNLSTM, processes, synchronise
 from bnrnn.command.allocator import keep_large_blocks
-from bnrnn.runs.files import write_atomic
-from bnrnn.runs.provenance import provenance
-from bnrnn.runs.record import write_json
 
 # T, B, D, H
 SHAPES = {"pMNIST": (784, 100, 1, 100), "Penn Treebank": (100, 64, 50, 1000)}
@@ -107,7 +105,7 @@ def measure(size: int, rounds: int) -> dict[str, dict[str, list[float]]]:
     }
 
 
-def table(seconds: dict[str, dict[str, list[float]]], rounds: int, where: dict) -> str:
+def table(seconds: dict[str, dict[str, list[float]]], rounds: int, where: dict) -> list[str]:
     lines = [
         "# A training step that several processes share", "",
         f"Written by `make bench`. {where['machine']}, one thread a process, PyTorch "
@@ -129,22 +127,20 @@ def table(seconds: dict[str, dict[str, list[float]]], rounds: int, where: dict) 
             ms = [round(1000 * t) for t in (statistics.median(times), min(times), max(times))]
             ratio = statistics.median(times) / alone
             lines.append(f"| {subject} | {ms[0]} ({ms[1]} to {ms[2]}) | **{ratio:.2f}** |")
-    return "\n".join(lines) + "\n"
+    return lines
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("out", type=Path, nargs="?", default=Path("results/bench"))
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
+    output.make_folder(parser, options.out)
     seconds = measure(options.processes, options.rounds)
-    where = provenance(torch.device("cpu")) | {"threads": 1}
+    where = output.facts() | {"threads": 1}
     text = table(seconds, options.rounds, where)
-    options.out.mkdir(parents=True, exist_ok=True)
-    write_atomic(options.out / "processes.md", text.encode())
-    write_json(options.out / "processes.json", {"seconds": seconds} | where)
-    print(text)
+    output.report(options.out, "processes", text, where | {"seconds": seconds})
 
 
 if __name__ == "__main__":

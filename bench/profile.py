@@ -17,12 +17,11 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from bench import output
 from bench.recurrence import OURS, PAPER, Shape, build, product_rate
 from bnrnn.command.allocator import keep_large_blocks
 from bnrnn.kernels import operators
 from bnrnn.kernels.build import BuildError
-from bnrnn.runs.files import write_atomic
-from bnrnn.runs.provenance import provenance
 
 ROUNDS = 12
 SHAPES = ("pMNIST", "reader", "PTB")
@@ -96,14 +95,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("out", nargs="?", default="results/bench", type=Path)
     parser.add_argument("--shapes", nargs="*", default=list(SHAPES), choices=list(PAPER))
     options = parser.parse_args(arguments)
+    output.make_folder(parser, options.out)
     os.environ["BNRNN_KERNEL_PROFILE"] = "1"
     try:
-        options.out.mkdir(parents=True, exist_ok=True)
         operators.load()
-    except (OSError, BuildError) as error:
+    except BuildError as error:
         parser.error(str(error))
     keep_large_blocks()
-    facts = provenance(torch.device("cpu"))
+    facts = output.facts()
     rate, bytes_a_second = product_rate(), bandwidth()
     text = [
         "# Where the time of a training step goes",
@@ -118,7 +117,7 @@ def main(arguments: list[str] | None = None) -> None:
         tqdm.write(f"{name}: {PAPER[name]}", file=sys.stderr)
         text.append(table(name, PAPER[name], rate, bytes_a_second))
         print(text[-1])
-    write_atomic(options.out / "profile.md", "\n".join(text).encode())
+    output.write(options.out, "profile", text)
 
 
 if __name__ == "__main__":

@@ -90,7 +90,7 @@ def main(arguments: list[str] | None = None) -> None:
     for model in next(iter(found.values())):
         rates = [BATCH / statistics.median(seconds[model]) for seconds in found.values()]
         text.append(f"| {model} | " + " | ".join(f"{rate:.1f}" for rate in rates) + " |")
-    output.write(options.out, "reader", text, {**facts, "seconds": found})
+    output.report(options.out, "reader", text, {**facts, "seconds": found})
 
 
 if __name__ == "__main__":

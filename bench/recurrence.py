@@ -27,11 +27,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from bench import output as page
 from bench.plain_loop import PlainLoopBNLSTM
 from bnrnn import BNLSTM, kernels
 from bnrnn.command.allocator import keep_large_blocks
-from bnrnn.runs.files import write_atomic
-from bnrnn.runs.provenance import provenance
 from bnrnn.runs.record import write_json
 
 OURS, TORCH, REFERENCE, PLAIN = "bnrnn", "nn.LSTM", "bnrnn, reference", "plain loop"
@@ -242,9 +241,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, help="instead of 3 to 15")
     parser.add_argument("--no-growth", action="store_true", help="leave out the figure")
     options = parser.parse_args(arguments)
+    page.make_folder(parser, options.out)
     keep_large_blocks()
-    facts = provenance(torch.device("cpu"))
-    facts = {key: facts[key] for key in ("machine", "threads", "torch", "commit")}
+    facts = page.facts()
     rate = product_rate()
     shapes: dict[str, Any] = {}
     subjects = (*SUBJECTS, HALF) if kernels.has_bfloat16() else SUBJECTS
@@ -274,10 +273,9 @@ def main(arguments: list[str] | None = None) -> None:
                 growth.setdefault(what, []).append({**asdict(shape), "subjects": timings})
         figure(growth, options.out / "growth.png")
         text += ["### How the cost grows", "", "![cost against T, B and H](growth.png)", ""]
-    options.out.mkdir(parents=True, exist_ok=True)
     found = {**facts, "gflops": rate, "shapes": shapes, "growth": growth}
     write_json(options.out / "recurrence.json", found)
-    write_atomic(options.out / "README.md", "\n".join(text).encode())
+    page.write(options.out, "README", text)
 
 
 if __name__ == "__main__":

@@ -93,7 +93,7 @@ def main(arguments: list[str] | None = None) -> None:
                               "training": training, "seconds": seconds})  # fmt: skip
             text.append(f"| {hidden:,} | " + " | ".join(row) + " |")
         text.append("")
-    output.write(options.out, "unnormalised", text, {**facts, "lanes": lanes, "measured": found})
+    output.report(options.out, "unnormalised", text, {**facts, "lanes": lanes, "measured": found})
 
 
 if __name__ == "__main__":
