@@ -240,9 +240,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--shapes", nargs="*", default=list(PAPER), choices=list(PAPER))
     parser.add_argument("--rounds", type=int, help="instead of 3 to 15")
     parser.add_argument("--no-growth", action="store_true", help="leave out the figure")
+    parser.add_argument(
+        "--default-allocator", action="store_true",
+        help="leave glibc's setting, as a program does that only imports bnrnn",
+    )  # fmt: skip
     options = parser.parse_args(arguments)
     page.make_folder(parser, options.out)
-    keep_large_blocks()
+    if not options.default_allocator:
+        keep_large_blocks()
+    allocator = "glibc's own" if options.default_allocator else "the same"
     facts = page.facts()
     rate = product_rate()
     shapes: dict[str, Any] = {}
@@ -253,7 +259,8 @@ def main(arguments: list[str] | None = None) -> None:
         "Written by `make bench`. Forward and backward of one layer with all gradients, float32 "
         "if not said otherwise. "
         f"{facts['machine']}, {facts['threads']} threads, PyTorch {facts['torch']}, commit "
-        f"{facts['commit']}. All subjects in turn in one process, with the same allocator setting.",
+        f"{facts['commit']}. All subjects in turn in one process, with {allocator} setting of the "
+        "allocator.",
         "",
     ]
     for name in options.shapes:

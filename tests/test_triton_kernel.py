@@ -114,7 +114,7 @@ def test_more_of_the_cell_suite(way):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("norms", test_cell.SLOTS)
+@pytest.mark.parametrize("norms", [norms for norms in test_cell.SLOTS if "layer" not in norms])
 @pytest.mark.parametrize("padding", ["none", "left out", "counted"])
 @pytest.mark.parametrize("way", ["stepwise", "alternating"])
 def test_the_equations_of_all_slots(norms, padding, way):

@@ -24,8 +24,8 @@ namespace bnrnn {
 // A thread with fewer multiply-adds than this costs more time than it saves.
 constexpr int64_t kWorkPerThread = 100'000;
 
-// Request large pages for a tensor's memory, if the system lets a program do so. The memory of a
-// long sequence is mapped in fewer steps then, and every step reads the whole packed W_h, where
+// Request large pages for a tensor's memory, if the system lets a program do so. The arrays of a
+// long sequence then take fewer page faults. Each step reads all of the packed W_h; in small pages,
 // each tile would start with a TLB miss.
 inline Tensor in_large_pages(const Tensor& tensor) {
 #if defined(MADV_HUGEPAGE)

@@ -28,7 +28,8 @@ inline ptrdiff_t steps_per_block(ptrdiff_t batch) {
 inline ptrdiff_t packed_part(ptrdiff_t units, ptrdiff_t depth, bool bf16) {
   const ptrdiff_t groups = ceil_div(units, kGroup);
   if (bf16) return groups * kGates * bf16_blocks(depth) * kBf16Block / 2;
-  return (kGates * units + (groups + kGates) * kTallRows<float>)*whole_runs(depth);
+  constexpr ptrdiff_t kMostRows = kTallRows<float>;  // of a tile
+  return (kGates * units + (groups + kGates) * kMostRows) * whole_runs(depth);
 }
 
 // The values of a `Factor` for one unit at one step.
