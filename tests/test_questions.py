@@ -250,10 +250,10 @@ def test_every_variants_run_beats_the_baselines_on_held_out_questions(variant, t
 
     Both are scored on the same questions.
     """
-    (run,) = RUNS.glob(f"cnn4-synthetic-{variant}-*seed0")
+    run = RUNS / f"cnn4-synthetic-{variant}-seed0"
     config = yaml.safe_load((run / "config.yaml").read_text())
     result = json.loads((run / "result.json").read_text())
-    corpus = load_cnn(tmp_path, True, config["data"]["synthetic"], "raise", False)
+    corpus = load_cnn(tmp_path, four_sentences=True, synthetic=config["data"]["synthetic"])
     guesses = baselines(corpus, "test")
     accuracy = 1 - result["test"]["error"]
     assert accuracy > 2 * max(guesses["frequent"], guesses["question"])

@@ -18,7 +18,7 @@ from bnrnn.kernels import triton as ours
 from bnrnn.kernels.triton import plan
 from tests import test_cell
 from tests.accuracy import assert_as_accurate
-from tests.test_cpu_kernel import FRAME, NONE, leaves, problem, random_case, run
+from tests.test_cpu_kernel import BATCH_SLOTS, FRAME, NONE, leaves, problem, random_case, run
 
 triton = pytest.importorskip("triton")
 tl = pytest.importorskip("triton.language")
@@ -114,7 +114,7 @@ def test_more_of_the_cell_suite(way):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("norms", [norms for norms in test_cell.SLOTS if "layer" not in norms])
+@pytest.mark.parametrize("norms", BATCH_SLOTS)
 @pytest.mark.parametrize("padding", ["none", "left out", "counted"])
 @pytest.mark.parametrize("way", ["stepwise", "alternating"])
 def test_the_equations_of_all_slots(norms, padding, way):
