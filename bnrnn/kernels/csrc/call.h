@@ -4,6 +4,7 @@
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/from_blob.h>
 #include <ATen/ops/zeros.h>
 
 #if defined(__linux__)
@@ -11,7 +12,7 @@
 #endif
 
 #include <algorithm>
-#include <cstdint>
+#include <cstdlib>
 #include <string_view>
 #include <utility>
 #include <vector>
@@ -24,19 +25,21 @@ namespace bnrnn {
 // A thread with fewer multiply-adds than this costs more time than it saves.
 constexpr int64_t kWorkPerThread = 100'000;
 
-// Request large pages for a tensor's memory, if the system lets a program do so. The arrays of a
-// long sequence then take fewer page faults. Each step reads all of the packed W_h; in small pages,
-// each tile would start with a TLB miss.
-inline Tensor in_large_pages(const Tensor& tensor) {
+// Allocate memory in large pages, if the system lets a program request them. Every step reads the
+// whole packed W_h; with small pages, each tile would start with a TLB miss.
+inline Tensor in_large_pages(int64_t elements, const at::TensorOptions& options) {
 #if defined(MADV_HUGEPAGE)
-  constexpr uintptr_t kPage = uintptr_t{2} << 20;
-  const auto begin = reinterpret_cast<uintptr_t>(tensor.data_ptr());
-  const uintptr_t first = (begin + kPage - 1) / kPage * kPage;
-  const uintptr_t end = (begin + tensor.nbytes()) / kPage * kPage;
-  // A hint: failure is harmless.
-  if (first < end) madvise(reinterpret_cast<void*>(first), end - first, MADV_HUGEPAGE);
+  constexpr size_t kPage = size_t{2} << 20;
+  const size_t bytes = elements * options.dtype().itemsize();
+  if (bytes >= kPage) {
+    const size_t whole = (bytes + kPage - 1) / kPage * kPage;
+    if (void* const memory = std::aligned_alloc(kPage, whole)) {
+      madvise(memory, whole, MADV_HUGEPAGE);  // a hint: failure is harmless
+      return at::from_blob(memory, {elements}, std::free, options);
+    }
+  }
 #endif
-  return tensor;
+  return at::empty({elements}, options);
 }
 
 inline int threads_for(int64_t multiply_adds) {
@@ -72,7 +75,7 @@ class Call {
     masks();
   }
 
-  Tensor empty(at::IntArrayRef shape) const { return in_large_pages(at::empty(shape, options)); }
+  Tensor empty(at::IntArrayRef shape) const { return at::empty(shape, options); }
   Tensor zeros(at::IntArrayRef shape) const { return at::zeros(shape, options); }
 
   template <typename Element = T>
@@ -85,7 +88,7 @@ class Call {
 
   // Memory for the packed rows (depth,) of a weight, and for some right operands (depth, W).
   T* packed(int64_t rows, int64_t depth, bool bf16) {
-    return data(empty({packed_size(rows, depth, p.threads, bf16)}));
+    return data(in_large_pages(packed_size(rows, depth, p.threads, bf16), options));
   }
 
   T* panels(int64_t count, int64_t depth, bool bf16) {
