@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from bench import output as page
+from bench import output
 from bench.plain_loop import PlainLoopBNLSTM
 from bnrnn import BNLSTM, kernels
 from bnrnn.command.allocator import keep_large_blocks
@@ -118,11 +118,11 @@ def measure(shape: Shape, rounds: int, subjects: tuple[str, ...] = SUBJECTS) -> 
             module.zero_grad(set_to_none=True)
             gc.collect()
             began = time.perf_counter()
-            output = forward()
+            result = forward()
             middle = time.perf_counter()
-            output.backward(gradient)
+            result.backward(gradient)
             end = time.perf_counter()
-            del output  # else the next subject's time would include freeing this graph
+            del result  # else the next subject's time would include freeing this graph
             if round >= _WARM_UP:
                 timings[subject].forward.append(middle - began)
                 timings[subject].backward.append(end - middle)
@@ -245,11 +245,11 @@ def main(arguments: list[str] | None = None) -> None:
         help="leave glibc's setting, as a program does that only imports bnrnn",
     )  # fmt: skip
     options = parser.parse_args(arguments)
-    page.make_folder(parser, options.out)
+    output.make_folder(parser, options.out)
     if not options.default_allocator:
         keep_large_blocks()
     allocator = "glibc's own" if options.default_allocator else "the same"
-    facts = page.facts()
+    facts = output.facts()
     rate = product_rate()
     shapes: dict[str, Any] = {}
     subjects = (*SUBJECTS, HALF) if kernels.has_bfloat16() else SUBJECTS
@@ -282,7 +282,7 @@ def main(arguments: list[str] | None = None) -> None:
         text += ["### How the cost grows", "", "![cost against T, B and H](growth.png)", ""]
     found = {**facts, "gflops": rate, "shapes": shapes, "growth": growth}
     write_json(options.out / "recurrence.json", found)
-    page.write(options.out, "README", text)
+    output.write(options.out, "README", text)
 
 
 if __name__ == "__main__":
