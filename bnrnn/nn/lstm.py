@@ -638,7 +638,15 @@ torch.serialization.add_safe_globals([BNLSTM, LSTMOptions, StepStatistics, nn.Mo
 
 def _in_autocast(weight: Tensor) -> bool:
     kind = weight.device.type
-    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return _has_autocast(kind) and torch.is_autocast_enabled(kind)
+
+
+def _has_autocast(device: str) -> bool:
+    return torch.amp.is_autocast_available(device)
+
+
+# See kernels/cpu.py. PyTorch 2.11 cannot trace the function.
+_has_autocast._dynamo_marked_constant = True  # pyright: ignore
 
 
 def _reverse(x: Tensor, lengths: Tensor | None) -> Tensor:
