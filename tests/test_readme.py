@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -201,7 +202,7 @@ def test_the_numbers_are_those_of_the_results():
 
 
 def test_our_result_names_its_length(tmp_path):
-    """The longest run counts, in any precision; one with other settings is only mentioned."""
+    """Runs of the same length count, else the longest, in any precision, but no other settings."""
 
     def ours(data="ptb", model="bnlstm"):
         return readme.ours(find_runs(tmp_path), data, model)
@@ -215,7 +216,12 @@ def test_our_result_names_its_length(tmp_path):
     make_run(tmp_path / "longer", "bnlstm", [1.5, 1.4], test=1.328, precision="tf32")
     result = json.loads((tmp_path / "longer" / "result.json").read_text())
     (tmp_path / "longer" / "result.json").write_text(json.dumps(result | {"epochs": 19.8101}))
+    assert ours() == "1.332 bits per character (LSTM 1.399) after 2 epochs"
+    shutil.rmtree(tmp_path / "bnlstm")
     assert ours() == "1.328 bits per character after 19.8 epochs (LSTM 1.399 after 2)"
+    make_run(tmp_path / "longest", "lstm", [1.5, 1.4, 1.4], test=1.375)
+    change(tmp_path / "longest" / "result.json", epochs=30.0)
+    assert ours() == "1.328 bits per character after 19.8 epochs (LSTM 1.375 after 30)"
 
 
 def test_the_table_of_the_family(tmp_path):

@@ -141,12 +141,12 @@ def test_three_seeds_have_a_mean_a_standard_deviation_and_a_verdict(tmp_path):
     assert bnlstm.deviation == pytest.approx(7e-4**0.5)
     assert bnlstm.difference == pytest.approx(0.01)
     assert rows(document(tmp_path), "BN-LSTM") == [
-        ["1.330 ± 0.026 test", "1.32, table 2", "+0.010", "within the seeds' spread", "3",
-         "39,500 of 39,500"],
+        ["1.330 ± 0.026 test", "1.32, table 2", "+0.010", "reached: within the seeds' spread",
+         "3", "39,500 of 39,500"],
     ]  # fmt: skip
     assert rows(document(tmp_path), "LSTM") == [
-        ["1.365 ± 0.005 test", "1.38, table 2", "−0.015", "outside the seeds' spread, better", "3",
-         "39,500 of 39,500"],
+        ["1.365 ± 0.005 test", "1.38, table 2", "−0.015",
+         "reached: outside the seeds' spread, better", "3", "39,500 of 39,500"],
     ]  # fmt: skip
     assert lstm.split == "test"
 
@@ -157,25 +157,40 @@ def test_two_seeds_have_a_range(tmp_path):
         make_run(tmp_path / f"b{seed}", "bnlstm", [accuracy], test=accuracy, **common)
         make_run(tmp_path / f"l{seed}", "lstm", [0.5], test=accuracy - 0.1, **common)
     assert rows(document(tmp_path), "BN-LSTM") == [
-        ["95.50 (95.00 to 96.00) test", "95.4, table 1", "+0.10", "within the seeds' spread", "2",
-         "100,000 of 100,000"],
+        ["95.50 (95.00 to 96.00) test", "95.4, table 1", "+0.10",
+         "reached: within the seeds' spread", "2", "100,000 of 100,000"],
     ]  # fmt: skip
     ((*_, difference, verdict, _, _),) = rows(document(tmp_path), "LSTM")
-    assert (difference, verdict) == ("−4.70", "outside the seeds' spread, worse")
+    assert (difference, verdict) == ("−4.70", "not reached: outside the seeds' spread, worse")
 
 
-def test_no_verdict_of_one_seed_a_shorter_run_or_other_settings(tmp_path):
+def test_the_verdict_on_one_seed_a_shorter_run_and_other_settings(tmp_path):
     make_run(tmp_path / "a", "bnlstm", [1.3], steps=39_500)
     make_run(tmp_path / "b", "lstm", [1.3], steps=3_160, scale="hour")
     make_run(tmp_path / "c", "lstm", [1.3], task="text8", steps=195_300, model__hidden_size=500)
     made = document(tmp_path)
-    assert rows(made, "BN-LSTM")[0][-3] == "one seed"
+    assert rows(made, "BN-LSTM")[0][-3] == "reached: one seed"
     text8 = ["500 units", "1.175 test", "1.43, table 3", "−0.255", "not the paper's settings", "1"]
     assert rows(made, "LSTM") == [
-        ["scale=hour", "1.175 test", "1.38, table 2", "−0.205", "8 % of the paper's steps", "1",
-         "3,160 of 39,500"],
+        ["scale=hour", "1.175 test", "1.38, table 2", "−0.205",
+         "reached after 8 % of the paper's steps", "1", "3,160 of 39,500"],
         [*text8, "195,300 of 195,300"],
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("model", "test", "verdict"),
+    [
+        ("lstm", 1.3849, "reached"),  # 1.38, in the paper's decimals
+        ("lstm", 1.3851, "not reached"),
+        ("bnlstm", 1.3264, "not reached"),  # 1.33; the paper: 1.32
+        ("bnlstm", 1.2, "reached"),
+    ],
+)
+def test_one_seed_reaches_a_number_in_the_papers_decimals(tmp_path, model, test, verdict):
+    make_run(tmp_path / "a", model, [test], steps=15_800, test=test)
+    (group,) = groups(find_runs(tmp_path))
+    assert group.verdict() == f"{verdict} after 40 % of the paper's steps"
 
 
 def test_the_best_validation_counts_where_the_paper_has_no_test(tmp_path):
@@ -228,7 +243,7 @@ def test_steps_are_compared_with_those_of_the_papers_own_run(tmp_path):
                  steps=550_000, task__batch_size=40, optimizer__lr=8e-4)  # fmt: skip
     ((value, _, _, verdict, _, steps),) = rows(document(tmp_path), "BN-e*")
     assert (value, steps) == ("50.00 ± 0.00 valid", "550,000 of 550,000")
-    assert verdict == "outside the seeds' spread, worse"
+    assert verdict == "not reached: outside the seeds' spread, worse"
 
 
 def test_of_one_seed_a_run_counts_once_and_lengths_apart(tmp_path):

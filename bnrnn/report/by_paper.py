@@ -26,6 +26,7 @@ from bnrnn.report.groups import (
     groups,
     one_a_seed,
     order,
+    paper_decimals,
     sweeps,
     unlike_the_paper,
 )
@@ -103,7 +104,7 @@ def _result_row(group: Group) -> list[Text]:
 
 
 def _as_in_the_paper(run: Run, reported: paper.Reported) -> str:
-    return run.metric.number(reported.value, max(run.metric.decimals - 1, 0))
+    return run.metric.number(reported.value, paper_decimals(run.metric))
 
 
 def _figures(runs: list[Run]) -> list[Block]:
@@ -198,7 +199,7 @@ def not_run(runs: list[Run]) -> list[Block]:
         if begun.get((data, model)):
             continue
         title, metric, source = paper.DATA[data]
-        value = metric.show(reported.value, metric.decimals - 1)
+        value = metric.show(reported.value, paper_decimals(metric))
         state = "; begun, not finished" if (data, model) in begun else ""
         items.append(
             f"{title}, {paper.model_title(model)}: {source.authors.partition(',')[0]} have {value} "

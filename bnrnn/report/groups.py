@@ -107,25 +107,37 @@ class Group:
         return self.mean - self.reported.value if self.reported else None
 
     def verdict(self) -> str:
-        """State whether the paper's number is within the seeds' spread, or why it is not known."""
-        if self.reported is None or self.difference is None:
+        """Whether the paper's number is reached, and what our runs lack; "-" if there is none."""
+        if self.reported is None:
             return "-"
-        if self.share is not None and self.share < 0.995:
-            return f"{percent(self.share)} of the paper's steps"
         if unlike_the_paper(self.first):
             return "not the paper's settings"
+        theirs = self.reported.value
+        within = self._spreads_over(theirs)
+        better = self.metric.best([self.mean, theirs]) == self.mean
+        reached = "reached" if within or better else "not reached"
         if self.share is None:
-            return "the paper's steps are not known"
+            return f"{reached}: the paper's steps are not known"
+        if self.share < 0.995:
+            return f"{reached} after {percent(self.share)} of the paper's steps"
         if len(self.runs) == 1:
-            return "one seed"
-        if len(self.runs) == 2:
-            within = min(self.values) <= self.reported.value <= max(self.values)
-        else:
-            within = abs(self.difference) <= self.deviation
+            return f"{reached}: one seed"
         if within:
-            return "within the seeds' spread"
-        better = self.metric.best([self.mean, self.reported.value]) == self.mean
-        return f"outside the seeds' spread, {'better' if better else 'worse'}"
+            return f"{reached}: within the seeds' spread"
+        return f"{reached}: outside the seeds' spread, {'better' if better else 'worse'}"
+
+    def _spreads_over(self, value: float) -> bool:
+        """Whether a paper's number is within the seeds' spread, or that of one seed, rounded."""
+        if len(self.runs) == 1:
+            return round(self.mean, paper_decimals(self.metric)) == value
+        if len(self.runs) == 2:
+            return min(self.values) <= value <= max(self.values)
+        return abs(self.mean - value) <= self.deviation
+
+
+def paper_decimals(metric: Metric) -> int:
+    """Decimals of the papers' numbers: one fewer than of ours."""
+    return max(metric.decimals - 1, 0)
 
 
 def percent(share: float) -> str:

@@ -37,8 +37,9 @@ _HOW_TO_READ = (
     "test_calibration_batches batches of it. If the paper has no test number, the number is marked "
     "valid, and is the best validation with batch statistics. A row is a group of runs that differ "
     "only in their seed: the mean with the standard deviation over three seeds or more (by n - 1), "
-    "or the range of two. If steps and settings are those of the paper, the verdict states whether "
-    "its number is within that spread. The difference of a shorter run is not a verdict."
+    "or the range of two. The paper's number is reached if ours is as good in the paper's decimals "
+    "or, with several seeds, if it is within that spread; the verdict also states what our runs "
+    "lack: steps, seeds, or the paper's settings."
 )
 
 
