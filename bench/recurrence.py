@@ -248,7 +248,9 @@ def main(arguments: list[str] | None = None) -> None:
     output.make_folder(parser, options.out)
     if not options.default_allocator:
         keep_large_blocks()
-    allocator = "glibc's own" if options.default_allocator else "the same"
+    command, allocator = "make bench", "the same"
+    if options.default_allocator:
+        command, allocator = "python -m bench.recurrence --default-allocator", "glibc's own"
     facts = output.facts()
     rate = product_rate()
     shapes: dict[str, Any] = {}
@@ -256,7 +258,7 @@ def main(arguments: list[str] | None = None) -> None:
     text = [
         "# What a training step of the recurrence costs",
         "",
-        "Written by `make bench`. Forward and backward of one layer with all gradients, float32 "
+        f"Written by `{command}`. Forward and backward of one layer with all gradients, float32 "
         "if not said otherwise. "
         f"{facts['machine']}, {facts['threads']} threads, PyTorch {facts['torch']}, commit "
         f"{facts['commit']}. All subjects in turn in one process, with {allocator} setting of the "

@@ -489,7 +489,8 @@ class BNLSTM(nn.Module):
             population=population, lengths=lengths,
             count_padding=self.options.count_padding, noise=noise, bfloat16=bfloat16, kernel=kernel,
         )  # fmt: skip
-        self._average(suffix, moments, lengths, first_step)
+        if population is None:
+            self._average(suffix, moments, lengths, first_step)
         return output, h, c
 
     def _suffixes(self, layer: int) -> list[str]:

@@ -125,16 +125,16 @@ class StepStatistics(nn.modules.batchnorm._BatchNorm):
         Raises:
             RuntimeError: no minibatch has been averaged yet.
         """
-        any_batch = self.num_batches.any()
-        if len(self.mean) == 0 or (can_read(any_batch) and not bool(any_batch)):
+        mean, var, any_batch = self.mean, self.var, self.num_batches.any()
+        if len(mean) == 0 or (can_read(any_batch) and not bool(any_batch)):
             raise RuntimeError(
                 "no population statistics: train this module or call bnrnn.calibrate(model, "
                 "batches) before evaluating it"
             )
         if first_step == 0:  # no views: a streamed text pays for each
-            return Moments(self.mean, self.var)
-        first_step = min(first_step, len(self.mean) - 1)
-        return Moments(self.mean[first_step:], self.var[first_step:])
+            return Moments(mean, var)
+        first_step = min(first_step, len(mean) - 1)
+        return Moments(mean[first_step:], var[first_step:])
 
     @torch.no_grad()
     def set(self, moments: Moments, num_batches: int) -> None:
