@@ -20,23 +20,28 @@ from tests.run_folders import change, make_run
 
 PAGES = {page: page.read_text() for page in readme.pages(ROOT)}
 README = PAGES[ROOT / "README.md"]
-COMMANDS = list(
-    dict.fromkeys(
-        line.partition("  #")[0].strip()
-        for text in PAGES.values()
-        for lines in re.findall(
-            r"^(bnrnn .*)$|`(bnrnn [^`]+)`", re.sub(r"\\\n *", "", text), re.MULTILINE
-        )
-        for line in lines
-        if line
-    )
-)
-LAUNCHED = [
-    line
-    for text in PAGES.values()
-    for line in re.findall(r"^torchrun .*$", text, re.MULTILINE)
-    if "--nnodes" not in line  # test_processes.py tests two machines
-]
+
+
+def commands_of(program):
+    """The commands in the pages, in blocks of code or in a line; test_docs.py tests extending.md.
+
+    A command goes up to a comment; a backslash continues it on the next line.
+    """
+    found = []
+    for page, text in PAGES.items():
+        if page.name == "extending.md":
+            continue
+        text = re.sub(r"\\\n *", "", text)
+        blocks = re.findall(r"^```.*?\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+        found += re.findall(rf"^{program} .*$", "\n".join(blocks), re.MULTILINE)
+        prose = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+        found += [" ".join(code.split()) for code in re.findall(rf"`({program} [^`]+)`", prose)]
+    return list(dict.fromkeys(command.partition("  #")[0].strip() for command in found))
+
+
+COMMANDS = commands_of("bnrnn")
+# test_processes.py tests two machines.
+LAUNCHED = [command for command in commands_of("torchrun") if "--nnodes" not in command]
 QUESTION = DATA / QUESTIONS / "000021e9748578a514493c773809465c661a28d1.question"
 SMALL = ["max_steps=2", "calibration_batches=2", "max_valid_batches=2", "model.hidden_size=8"]
 CHARACTERS = [*SMALL, "task.batch_size=500", "task.length=10", "task.stream_length=50000"]
@@ -55,7 +60,8 @@ def arguments(command, run, reader, board):
         words = [w.replace("submitit_slurm", "submitit_local") for w in words]
         words = [w.replace("seed=0,1,2", "seed=0").replace("node=4", "node=2") for w in words]
     words = [word.replace("question=FILE", f"question={QUESTION}") for word in words]
-    words = [word.replace("task.path=FILE", f"task.path={ROOT / 'LICENSE'}") for word in words]
+    path = f"task.path={ROOT / 'LICENSE'}"
+    words = [path if word.startswith("task.path=") else word for word in words]
     if "mode=leaderboard" in words:
         return [*words, f"outputs={board}"]
     if "mode=report" in words:
@@ -179,7 +185,7 @@ def test_the_library_example():
 @pytest.mark.filterwarnings("ignore")  # warnings of the exporters
 def test_the_exporting_example(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    page = PAGES[ROOT / "docs" / "module.md"]
+    page = PAGES[ROOT / "docs" / "from-lstm.md"]
     (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     scope = {}
     exec(example, scope)
