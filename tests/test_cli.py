@@ -467,7 +467,7 @@ def test_two_processes_cannot_train_in_one_run_directory(bnrnn, run):
         (["task.batch_size=1"], 2, ["task.batch_size must be 2 or more for model=bnlstm"]),
         (["task=text"], 2, ["add task.path=FILE"]),
         (["mode=evaluate"], 2, ["add run=DIR"]),
-        (["device=cuda:99"], 2, ["device=cuda:99: there are"]),
+        (["device=cuda:99"], 2, ["device=cuda:99: there are", "use device=auto"]),
         (["resume=nowhere"], 4, ["no run directory at nowhere"]),
         (["-m", "resume=nowhere"], 2, ["resume=auto"]),
         (["task=text", "task.path=nowhere.txt"], 3, ["nowhere.txt does not exist"]),

@@ -59,7 +59,8 @@ def choose_device(name: str, local_rank: int | None = None) -> torch.device:
     if device.type not in ("cpu", "cuda") or (device.type == "cpu" and device.index):
         raise ConfigError(f"device must be auto, cpu or cuda, got {name!r}")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"device={name}: there are {torch.cuda.device_count()} CUDA devices here")
+        count = torch.cuda.device_count()
+        raise ConfigError(f"device={name}: there are {count} CUDA devices here; use device=auto")
     return torch.device("cpu") if device.type == "cpu" else device  # cpu:0 is the CPU
 
 
