@@ -106,7 +106,7 @@ def ours(runs: list[Run], data: str, model: str, to_results: str = "results") ->
         if any((run.data, run.model) == (data, model) for run in runs):
             others.insert(0, "with other settings")
         return f"[only {others[0]}]({to_results}/README.md)" if others else "not run yet"
-    shown, base = max(itertools.product(of_model, of_base), key=_shorter)
+    shown, base = max(itertools.product(of_model, of_base), key=_common_length)
     number, base_number, seeds = _number(shown.runs), _number(base.runs), _seeds(shown, base)
     of_base = f"(LSTM {base_number.partition(' ')[0]}"
     if shown.first.settings.get("patience") is not None:
@@ -118,7 +118,7 @@ def ours(runs: list[Run], data: str, model: str, to_results: str = "results") ->
     return f"{number} {of_base}){'' if full else f' after {epochs} epochs'}{seeds}"
 
 
-def _shorter(pair: tuple[Group, Group]) -> tuple[int, bool, int, int]:
+def _common_length(pair: tuple[Group, Group]) -> tuple[int, bool, int, int]:
     """A sort key: steps of the shorter one, the same length, steps and runs of both."""
     steps = [group.steps[1] for group in pair]
     return min(steps), steps[0] == steps[1], sum(steps), sum(len(group.runs) for group in pair)
