@@ -246,11 +246,11 @@ def main(arguments: list[str] | None = None) -> None:
     )  # fmt: skip
     options = parser.parse_args(arguments)
     output.make_folder(parser, options.out)
-    if not options.default_allocator:
-        keep_large_blocks()
-    command, allocator = "make bench", "the same"
     if options.default_allocator:
         command, allocator = "python -m bench.recurrence --default-allocator", "glibc's own"
+    else:
+        command, allocator = "make bench", "the same"
+        keep_large_blocks()
     facts = output.facts()
     rate = product_rate()
     shapes: dict[str, Any] = {}

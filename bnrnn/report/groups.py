@@ -113,7 +113,7 @@ class Group:
         if unlike_the_paper(self.first):
             return "not the paper's settings"
         theirs = self.reported.value
-        within = self._spreads_over(theirs)
+        within = self._has_in_its_spread(theirs)
         better = self.metric.best([self.mean, theirs]) == self.mean
         reached = "reached" if within or better else "not reached"
         if self.share is None:
@@ -126,8 +126,9 @@ class Group:
             return f"{reached}: within the seeds' spread"
         return f"{reached}: outside the seeds' spread, {'better' if better else 'worse'}"
 
-    def _spreads_over(self, value: float) -> bool:
-        """Whether a paper's number is within the seeds' spread, or that of one seed, rounded."""
+    def _has_in_its_spread(self, value: float) -> bool:
+        """Whether a paper's number is within the seeds' spread; of one seed, whether ours is the
+        same in the paper's decimals."""
         if len(self.runs) == 1:
             return round(self.mean, paper_decimals(self.metric)) == value
         if len(self.runs) == 2:

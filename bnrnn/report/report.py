@@ -37,9 +37,9 @@ _HOW_TO_READ = (
     "test_calibration_batches batches of it. If the paper has no test number, the number is marked "
     "valid, and is the best validation with batch statistics. A row is a group of runs that differ "
     "only in their seed: the mean with the standard deviation over three seeds or more (by n - 1), "
-    "or the range of two. The paper's number is reached if ours is as good in the paper's decimals "
-    "or, with several seeds, if it is within that spread; the verdict also states what our runs "
-    "lack: steps, seeds, or the paper's settings."
+    "or the range of two. The paper's number is reached if ours is better, or if it is within that "
+    "spread or, with one seed, the same as ours in the paper's decimals. The verdict also states "
+    "what our runs lack: steps, seeds, or the paper's settings."
 )
 
 
