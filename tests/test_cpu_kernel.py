@@ -270,7 +270,7 @@ def test_a_sequence_that_is_not_finite_leaves_the_others_alone():
 
 
 @pytest.mark.parametrize(
-    "norms", [FRAME, ("sequence", "frame", "none"), ("none", "none", "frame"), SUM, LAYER]
+    "norms", [FRAME, ("sequence", "frame", "none"), ("none", "none", "frame"), NONE, SUM, LAYER]
 )
 @pytest.mark.parametrize(
     "options", [{}, {"one_hot": True}, {"constant_input": True, "noise": True}]

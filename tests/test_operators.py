@@ -46,7 +46,7 @@ def arguments(case):
         for j, features in enumerate([3, 9])
         for k, norms in enumerate(NORMS)
         for m, options in enumerate(OPTIONS)
-    ],
+    ] + [(torch.float32, 1, NONE, {})],  # the term of one feature is kept
     ids=str,
 )  # fmt: skip
 def test_opcheck(norms, options, features, dtype):

@@ -14,8 +14,8 @@ B rounded up to whole vectors (16 floats with AVX-512).
     masks of the noise            one byte per element
 
 In float32 this is 211 MB at T 784, B 100, H 100, and 154 MB at T 100, B 64, H 1000. If the sum
-W_h h_{t-1} + W_x x_t is normalised, the sum is saved instead of W_h h_{t-1}, and W_x x_t is not
-saved.
+W_h h_{t-1} + W_x x_t is normalised, or neither of them is, the sum is saved instead of W_h h_{t-1},
+and W_x x_t is not saved.
 
 With `bfloat16`, the factors of the products are rounded to bfloat16 (`csrc/bfloat16.h`), except
 where that would not pay: in one or two steps, a lone sequence, a narrow input, or an input term

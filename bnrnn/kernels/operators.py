@@ -59,7 +59,9 @@ def _fake_forward(
         whole_sequence = by_batch and kinds.ih == "sequence"
         is_dense = input.is_floating_point() and (whole_sequence or grad_input or not narrow)
         term = (0, 4 * hidden, 0)
-        if is_dense and not kinds.sums:
+        is_scalar = input.is_floating_point() and weight_ih.shape[1] == 1
+        is_one_term = kinds.sums or (kinds.ih == kinds.hh == "none" and not is_scalar)
+        if is_dense and not is_one_term:
             term = (steps, 4 * hidden, 1 if batch == 1 and not whole_sequence else width)
         saved = [
             new(steps, 4 * hidden, width), *(new(steps + 1, hidden, width) for _ in range(2)),

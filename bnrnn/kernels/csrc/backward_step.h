@@ -17,11 +17,11 @@ class BackwardStep : public Step<T, kGeneral> {
   using Base::scalar_input, Base::one_hot_input, Base::layer_ih, Base::layer_hh, Base::layer_c;
 
   BackwardStep(const Problem<T>& problem, int thread, int threads)
-      : Base(problem, thread, threads),
+      : Base(problem, thread, threads, false),
         bf16_of_recurrent(*this, p.bf16 && p.grad_weight_hh != nullptr),
         bf16_of_input(
             *this, p.bf16_input() && p.dense != nullptr && !p.sums && p.grad_weight_ih != nullptr),
-        grad_out(at_hand * W),
+        grad_out(units.size() * W),
         kept_rows(at_hand * kRowsKept * W),
         kept_sums((at_hand + kGroup) * kSumsKept) {}
 
@@ -31,19 +31,15 @@ class BackwardStep : public Step<T, kGeneral> {
     of_c.find(p.c, t, group, H);
   }
 
-  // Prepare `input` for the backward pass. If the sum is normalised, `recurrent` contains the term
-  // already, and `input` must be zero.
+  // Prepare `input` for the backward pass. If `sums`, `recurrent` contains the term already.
   void input_term_again(ptrdiff_t t, Range group) {
-    if (!p.sums) return input_term(t, group);
-    for (int gate = 0; gate < kGates; ++gate) {
-      std::fill_n(input_row(gate, group.begin, group), group.size() * W, T(0));
-    }
+    if (!p.sums) input_term(t, group);
   }
 
   // Read the group's part of the output gradient into `grad_out`.
   void get_grad_output(ptrdiff_t t, Range group) {
     if (p.grad_output == nullptr) return;
-    T* const rows = grad_out_row(group.begin, group);
+    T* const rows = grad_out_row(group.begin);
     transpose_in<T>(
         group.size(), p.batch, W,
         [&](ptrdiff_t b) {
@@ -78,7 +74,10 @@ class BackwardStep : public Step<T, kGeneral> {
   void backward_cell(ptrdiff_t t, Range group) {
     Vector<T> totals[kSumOfY][kGroup] = {};
     for (ptrdiff_t j = group.begin; j < group.end; ++j) backward_cell(t, group, j, totals);
-    for (int k = 0; k < kSumOfY; ++k) sum<T>(totals[k], sums_of(k, group));
+    for (int k = 0; k < kSumOfY; ++k) {
+      const bool is_wanted = k < kSumOfXHat || (k < kSumOfHHat ? wants_x_hat() : wants_h_hat());
+      if (is_wanted) sum<T>(totals[k], sums_of(k, group));
+    }
     for (int gate = 0; gate < kGates; ++gate) {
       const T* const of_z = sums_of(kSumOfZ + gate, group);
       const T* const of_x_hat = sums_of(kSumOfXHat + gate, group);
@@ -148,7 +147,7 @@ class BackwardStep : public Step<T, kGeneral> {
 
   // The thread's part of the gradient of a dense input: W_x^T times the gradient of W_x x_t.
   void put_grad_dense(ptrdiff_t t) {
-    if (p.grad_input == nullptr) return;
+    if (p.grad_input == nullptr || t == p.steps) return;
     grad_dense.resize(inputs.size() * W);
     this->transposed_product(t, this->packed_ih, input_layout, p.centres_input(),
                              input_panel_at(t, kGates * H), inputs.size(), grad_dense.data(),
@@ -183,12 +182,16 @@ class BackwardStep : public Step<T, kGeneral> {
     return kept_rows.data() + (row(j, group) * kRowsKept + i) * W;
   }
 
+  // Whether the sums with x̂, or with ĥ, are needed.
+  bool wants_x_hat() const { return p.ih.gamma != nullptr || scalar_input.is_given(); }
+  bool wants_h_hat() const { return p.hh.gamma != nullptr; }
+
   // A sum of each unit of the group.
   T* sums_of(int k, Range group) {
     return kept_sums.data() + k * (at_hand + kGroup) + row(group.begin, group);
   }
 
-  T* grad_out_row(ptrdiff_t j, Range group) { return grad_out.data() + row(j, group) * W; }
+  T* grad_out_row(ptrdiff_t j) { return grad_out.data() + (j - units.begin) * W; }
 
   void backward_state(ptrdiff_t t, Range group, ptrdiff_t j, Vector<T>& sum_y,
                       Vector<T>& sum_y_hat) {
@@ -202,7 +205,7 @@ class BackwardStep : public Step<T, kGeneral> {
     T* const gates = kept_row(kOfGates, j, group);
     const T *c_before = cell_at(t) + j * W, *live = live_at(t);
     T* const around = (drops_hidden() ? p.grad_around : p.grad_state) + j * W;
-    const T* const out = grad_out_row(j, group);
+    const T* const out = grad_out_row(j);
     T *const dy = kept_row(kOfY, j, group), *const c_hat = kept_row(kCellHat, j, group);
     const FactorRow<T> candidate_factor = row_of(p.candidate_factor, t, j);
     const FactorRow<T> hold = row_of(p.hold_hidden, t, j);
@@ -276,6 +279,7 @@ class BackwardStep : public Step<T, kGeneral> {
     const FactorRow<T> candidate_factor = row_of(p.candidate_factor, t, j);
     const FactorRow<T> hold = row_of(p.hold_cell, t, j);
     const bool layer = kGeneral && layer_c.active;
+    const bool of_x_hat = wants_x_hat(), of_h_hat = wants_h_hat();
     Vector<T> sum_z[kGates] = {}, sum_x[kGates] = {}, sum_h[kGates] = {};
     for (ptrdiff_t b = 0; b < W; b += kLanes<T>) {
       const Vector<T> m = load(counted + b);
@@ -303,8 +307,8 @@ class BackwardStep : public Step<T, kGeneral> {
       for (int gate = 0; gate < kGates; ++gate) {
         store(gates + gate * W + b, of_z[gate]);
         sum_z[gate] += of_z[gate];
-        sum_x[gate] += of_z[gate] * of_x.hat(gate, u, load(x[gate] + b));
-        sum_h[gate] += of_z[gate] * of_h.hat(gate, u, load(h[gate] + b));
+        if (of_x_hat) sum_x[gate] += of_z[gate] * of_x.hat(gate, u, load(x[gate] + b));
+        if (of_h_hat) sum_h[gate] += of_z[gate] * of_h.hat(gate, u, load(h[gate] + b));
       }
     }
     for (int gate = 0; gate < kGates; ++gate) {
@@ -356,6 +360,8 @@ class BackwardStep : public Step<T, kGeneral> {
       if (p.bf16) {
         for (ptrdiff_t b = 0; b < W; b += kLanes<T>) store(dz + b, of_product(b));
         put_bf16_gradient(t, panel, k, dz, bf16_of_recurrent.row(t, gate, j), p.centres_hidden());
+      } else if (p.hh.gamma == nullptr) {
+        layout.put_row(panel, kGates * H, k, [&](ptrdiff_t b) { return load(dz + b); });
       } else {
         layout.put_row(panel, kGates * H, k, of_product);
       }

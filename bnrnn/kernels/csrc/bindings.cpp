@@ -67,7 +67,7 @@ Results forward(const Layer& l, bool keep, bool grad_input) {
     }
     call.dense_input(term);
     p.packed_ih = call.packed(p.hidden, p.input_size, p.bf16_input());
-    p.input_panel_count = 2;
+    p.input_panel_count = 3;
     p.input_panels = call.panels(p.input_panel_count, p.input_size, p.bf16_input());
   } else {
     call.one_hot_or_narrow_input();
@@ -122,7 +122,7 @@ Gradients backward(const OptionalTensor& grad_output, const OptionalTensor& grad
   Call<T> call(l);
   bnrnn::Problem<T>& p = call.p;
   const int64_t H = p.hidden, W = p.width, D = p.input_size;
-  // If the sum is normalised, the backward pass does not need the term itself.
+  // The backward pass needs W_h h + W_x x if that is one term, but not W_x x itself.
   const bool is_dense = l.sums() ? l.is_dense(grad_input) : term.numel() > 0;
   is_dense ? call.dense_input(term) : call.one_hot_or_narrow_input();
   call.whole_sequence();

@@ -120,7 +120,7 @@ class Call {
     }
   }
 
-  // Set a dense input, whose term has the shape `term_shape`; of a normalised sum it is empty.
+  // Set a dense input, whose term has the shape `term_shape`; if `sums`, it is empty.
   void dense_input(const Tensor& term) {
     p.dense = data(l.input);
     p.weight_ih = data(l.weight_ih);

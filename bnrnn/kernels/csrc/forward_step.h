@@ -15,7 +15,7 @@ class ForwardStep : public Step<T, kGeneral> {
   using Base::scalar_input, Base::layer_ih, Base::layer_hh, Base::layer_c;
 
   ForwardStep(const Problem<T>& problem, int thread, int threads)
-      : Base(problem, thread, threads),
+      : Base(problem, thread, threads, problem.sums && problem.dense != nullptr),
         output_gates(at_hand * W),
         new_cells(p.hold_cell.is_constant(0) ? 0 : at_hand * W) {
     recurrent_rows.resize(kGates * at_hand * W);
@@ -31,7 +31,7 @@ class ForwardStep : public Step<T, kGeneral> {
                   p.centres_input(), this->input_panel_at(t, p.input_size), rows, false);
   }
 
-  // The group's rows of W_h h_{t-1}, added to the input term if the sum is normalised.
+  // The group's rows of W_h h_{t-1}, added to the input term if `sums`.
   void recurrent_product(ptrdiff_t t, Range group) {
     T* rows[kGates * kGroup];
     for_rows(group, [&](ptrdiff_t row, int gate, ptrdiff_t j) {

@@ -36,7 +36,12 @@ struct Layer {
   int64_t input_size() const { return weight_ih.size(1); }
   bool one_hot() const { return !input.is_floating_point(); }
   bool has_few_symbols() const { return one_hot() && input_size() <= kFewSymbols; }
-  bool sums() const { return hh == "sum"; }
+  // Whether W_h h + W_x x is one term: normalised as such, or not at all. The term of one feature
+  // stays apart, because no step needs to compute it (scalar_input.h).
+  bool sums() const {
+    const bool scalar = !one_hot() && input_size() == 1;
+    return hh == "sum" || (ih == "none" && hh == "none" && !scalar);
+  }
   bool whole_sequence() const { return ih == "sequence" && by_batch; }
   // A lone sequence, and one or two steps, take longer to round and pack the weights than they
   // save.

@@ -27,7 +27,7 @@
 // same in both passes.
 //
 // The backward pass recomputes the gates and v̂ from W_h h_{t-1}, which the forward pass keeps. If
-// the sum is normalised, the forward pass adds the product to the input term in the same array.
+// the two terms are one, the forward pass adds the product to the input term in the same array.
 #include "recurrence.h"
 
 #include <omp.h>
@@ -81,11 +81,10 @@ void find_sequence_moments(ForwardStep<T, kGeneral>& step, Barrier& barrier) {
   sequence_moments<T>(step);
 }
 
-// W_h h_{t-1} and W_x x_t, or their sum, for one group of units.
+// The two terms of one group of units, or their sum. W_x x_t of a dense input is there already.
 template <typename T, bool kGeneral>
 void forward_products(ForwardStep<T, kGeneral>& step, ptrdiff_t t, Range group) {
   const Problem<T>& p = step.p;
-  if (step.has_input_product() && !p.whole_sequence) step.input_product(t, group);
   if (p.sums) step.input_term(t, group);
   step.laps.lap(Part::kInputTerm);
   step.recurrent_product(t, group);
@@ -105,8 +104,6 @@ void forward_step(ForwardStep<T, kGeneral>& step, ptrdiff_t t) {
     step.forward_cell_moments(t, group);
     step.forward_state(t, group);
     step.laps.lap(Part::kState);
-    step.put_output(t, group);
-    step.laps.lap(Part::kOutput);
   });
 }
 
@@ -135,9 +132,16 @@ void forward_step_apart(ForwardStep<T, true>& step, ptrdiff_t t, Barrier& barrie
     step.forward_cell_moments(t, group);
     step.forward_state(t, group);
     step.laps.lap(Part::kState);
-    step.put_output(t, group);
-    step.laps.lap(Part::kOutput);
   });
+}
+
+// W_x x_t of a dense input, for all units of the thread.
+template <typename T, bool kGeneral>
+void input_products(ForwardStep<T, kGeneral>& step, ptrdiff_t t) {
+  const Problem<T>& p = step.p;
+  if (t == p.steps || !step.has_input_product() || p.whole_sequence) return;
+  step.for_groups([&](Range group) { step.input_product(t, group); });
+  step.laps.lap(Part::kInputTerm);
 }
 
 template <typename T, bool kGeneral>
@@ -147,12 +151,16 @@ void forward_steps(ForwardStep<T, kGeneral>& step, Barrier& barrier) {
   if (p.whole_sequence) {
     find_sequence_moments(step, barrier);
   } else {
-    step.put_input(0);
+    step.put_input(0), step.put_input(1);
   }
   for (ptrdiff_t j = step.units.begin; j < step.units.end; ++j) step.put_state(0, j);
   step.laps.lap(Part::kPacking);
+  barrier.wait();  // x_0 is complete
+  step.laps.lap(Part::kBarrier);
+  input_products(step, 0);
+  unsigned round = barrier.arrive();
   for (ptrdiff_t t = 0; t < p.steps; ++t) {
-    barrier.wait();  // h_{t-1} is complete
+    barrier.wait(round);  // h_{t-1} and x_{t+1} are complete
     step.laps.lap(Part::kBarrier);
     step.scalar_input.find(t);
     if constexpr (kGeneral) {
@@ -160,7 +168,12 @@ void forward_steps(ForwardStep<T, kGeneral>& step, Barrier& barrier) {
     } else {
       forward_step(step, t);
     }
-    if (!p.whole_sequence) step.put_input(t + 1);
+    if (!p.whole_sequence) step.put_input(t + 2);
+    step.laps.lap(Part::kInputTerm);
+    round = barrier.arrive();  // what follows needs no h_t of other threads
+    step.for_groups([&](Range group) { step.put_output(t, group); });
+    step.laps.lap(Part::kOutput);
+    input_products(step, t + 1);
   }
   finish_streams();
 }
@@ -169,8 +182,6 @@ void forward_steps(ForwardStep<T, kGeneral>& step, Barrier& barrier) {
 template <typename T, bool kGeneral>
 void backward_step(BackwardStep<T, kGeneral>& step, ptrdiff_t t) {
   step.for_groups([&](Range group) {
-    step.get_grad_output(t, group);
-    step.laps.lap(Part::kOutput);
     step.input_term_again(t, group);
     step.find_all_standards(t, group);
     step.laps.lap(Part::kInputTerm);
@@ -189,8 +200,6 @@ template <typename T>
 void backward_step_apart(BackwardStep<T, true>& step, ptrdiff_t t, Barrier& barrier) {
   const Problem<T>& p = step.p;
   step.for_groups([&](Range group) {
-    step.get_grad_output(t, group);
-    step.laps.lap(Part::kOutput);
     step.input_term_again(t, group);
     step.find_all_standards(t, group);
     step.laps.lap(Part::kInputTerm);
@@ -230,11 +239,13 @@ void backward_steps(BackwardStep<T, kGeneral>& step, Barrier& barrier) {
   auto of_weight_hh = recurrent_weight_gradient(step, step.bf16_of_recurrent);
   auto of_weight_ih =
       input_weight_gradient(step, p.sums ? step.bf16_of_recurrent : step.bf16_of_input);
-  const auto input_gradients = [&](ptrdiff_t t) {
-    step.put_grad_dense(t);
-    of_weight_ih.add(t);
+  const auto get_grad_output = [&](ptrdiff_t t) {
+    if (t < 0) return;
+    step.for_groups([&](Range group) { step.get_grad_output(t, group); });
+    step.laps.lap(Part::kOutput);
   };
   step.laps.lap(Part::kPacking);
+  get_grad_output(p.steps - 1);
   for (ptrdiff_t t = p.steps - 1; t >= 0; --t) {
     step.scalar_input.find(t);
     if constexpr (kGeneral) {
@@ -246,7 +257,11 @@ void backward_steps(BackwardStep<T, kGeneral>& step, Barrier& barrier) {
     of_weight_hh.put(t);
     if (!p.whole_sequence) of_weight_ih.put(t);
     step.laps.lap(Part::kWeightGradient);
-    barrier.wait();  // the gradient of W_h h_{t-1} is complete
+    const unsigned round = barrier.arrive();  // what follows needs no gradient of step t
+    get_grad_output(t - 1);
+    if (!p.whole_sequence) step.put_grad_dense(t + 1);
+    step.laps.lap(Part::kGradInput);
+    barrier.wait(round);  // the gradient of W_h h_{t-1} is complete
     step.laps.lap(Part::kBarrier);
     step.transposed_product(t, step.packed, step.layout, p.centres_hidden(),
                             step.panel_at(t, features), step.units.size(),
@@ -255,17 +270,18 @@ void backward_steps(BackwardStep<T, kGeneral>& step, Barrier& barrier) {
     of_weight_hh.add(t);
     step.laps.lap(Part::kWeightGradient);
     if (p.whole_sequence) continue;  // its gradient needs the sums over all steps
-    input_gradients(t);
+    of_weight_ih.add(t);
     step.laps.lap(Part::kGradInput);
   }
   step.complete_grad_state();
-  if (!p.whole_sequence) return;
+  if (!p.whole_sequence) return step.put_grad_dense(0);
   sequence_gradient(step);
   if (p.dense == nullptr) return;
   for (ptrdiff_t t = p.steps - 1; t >= 0; --t) {
     of_weight_ih.put(t);
     barrier.wait();  // the gradient of all W_x x_t is complete, too
-    input_gradients(t);
+    step.put_grad_dense(t);
+    of_weight_ih.add(t);
   }
 }
 
@@ -305,7 +321,7 @@ ptrdiff_t panel_size(ptrdiff_t depth, ptrdiff_t width, bool bf16) {
 }
 
 ptrdiff_t backward_panels(ptrdiff_t batch) {
-  return std::max<ptrdiff_t>(2, steps_per_block(batch));
+  return std::max<ptrdiff_t>(3, steps_per_block(batch));
 }
 
 ptrdiff_t right_size(ptrdiff_t batch, ptrdiff_t columns, bool bf16) {

@@ -71,8 +71,8 @@ struct Problem {
   bool centres_input() const { return bf16_input() && (sums ? hh : ih).per_step; }
   ptrdiff_t panel_width = 0;  // of `panels` and `input_panels`: W, or with that vector
 
-  // Whether hh normalises W_h h_{t-1} + W_x x_t and ih is empty. `recurrent` is then that sum, and
-  // the backward pass needs no input term.
+  // Whether W_h h_{t-1} + W_x x_t is one term, which hh normalises, if anything does; ih is empty.
+  // `recurrent` is then that sum, and the backward pass needs no input term.
   bool sums = false;
 
   // The input, in one of three forms:
@@ -87,7 +87,7 @@ struct Problem {
   const T* dense = nullptr;      // (T, B, D), an input of many features, with weight_ih
   const T* weight_ih = nullptr;  // (4H, D)
   // The term W_x x_t of a dense input: (T, 4H, W), or (4H, W) if term_stride is 0. If ih is layer
-  // normalisation, the forward pass normalises it in place. Null for a normalised sum.
+  // normalisation, the forward pass normalises it in place. Null if `sums`.
   T* term = nullptr;
   ptrdiff_t term_stride = 0;  // between steps
   // Instead of it, that of a lone sequence, (T, 4H), is given: its product reads W_x only once.
@@ -149,7 +149,7 @@ struct Problem {
   T* panels;
   ptrdiff_t panel_count;  // 2, or in the backward pass backward_panels(B)
   // The same for a dense input: x_t, (D, W), or the gradient of W_x x_t, (4H, W), of all steps if
-  // `whole_sequence`. For a normalised sum they are the panels above.
+  // `whole_sequence`. If `sums`, those of the gradient are the panels above.
   T* input_panels = nullptr;
   ptrdiff_t input_panel_count = 0;
 };

@@ -140,7 +140,7 @@ struct Share {
 
   // Write the thread's part of x_t to its panel.
   void put_input(ptrdiff_t t) {
-    if (t == p.steps || !has_input_product()) return;
+    if (t >= p.steps || !has_input_product()) return;
     T* const panel = input_panel_at(t, p.input_size);
     const bool centres = p.centres_input();
     if (centres) input_rows.resize(inputs.size() * W);

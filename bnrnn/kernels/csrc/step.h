@@ -22,21 +22,24 @@ class Step : public Share<T> {
   using Share<T>::p, Share<T>::H, Share<T>::W, Share<T>::units;
   using Share<T>::recurrent_at, Share<T>::term_at;
 
-  Step(const Problem<T>& problem, int thread, int threads)
+  // If `ahead`, the input term of all units is computed at once, into the rows of all units.
+  Step(const Problem<T>& problem, int thread, int threads, bool ahead)
       : Share<T>(problem, thread, threads),
         apart(has_layer(p)),
+        holds_all(apart || ahead),
         scalar_input(*this),
         one_hot_input(*this),
         layer_ih(p.ih, *this, p.ih.layer && !scalar_input.is_given()),
         layer_hh(p.hh, *this, p.hh.layer),
         layer_c(p.c, *this, p.c.layer),
-        at_hand(apart ? units.size() : kGroup) {
+        at_hand(holds_all ? units.size() : kGroup),
+        zeros(p.sums ? W : 0) {
     input.resize(kGates * at_hand * W);
   }
 
   // Write the group's rows of W_x x_t to `input`, unless they are not needed or `input_product`
-  // computes them. If the sum is normalised, write them to `recurrent_rows` instead, where the
-  // product will be added; `input` stays zero.
+  // computes them. If `sums`, write them to `recurrent_rows` instead, where the product will be
+  // added.
   void input_term(ptrdiff_t t, Range group) {
     if (this->has_input_product() || scalar_input.is_given()) return;
     for (int gate = 0; gate < kGates; ++gate) {
@@ -71,6 +74,7 @@ class Step : public Share<T> {
   bool drops_hidden() const { return kGeneral && Share<T>::drops_hidden(); }
 
   const bool apart;
+  const bool holds_all;  // whether all units of the thread have rows at hand, or only a group's
   ScalarInput<T> scalar_input;
   OneHotInput<T> one_hot_input;
   LayerNorm<T, kGates> layer_ih, layer_hh;
@@ -97,17 +101,20 @@ class Step : public Share<T> {
   // Replace the arguments of the gates by the gates: tanh(z_g), and sigmoid of the others.
   static BNRNN_INLINE void activate(Vector<T> (&z)[kGates]) { sigmoid_and_tanh<T, kCandidate>(z); }
 
-  // The index of unit j among the units held: those of the thread if `apart`, else of the group.
-  ptrdiff_t row(ptrdiff_t j, Range group) const { return j - (apart ? units.begin : group.begin); }
+  // The index of unit j among the units held: those of the thread, or of the group.
+  ptrdiff_t row(ptrdiff_t j, Range group) const {
+    return j - (holds_all ? units.begin : group.begin);
+  }
 
   T* input_row(int gate, ptrdiff_t j, Range group) {
     return input.data() + (gate * at_hand + row(j, group)) * W;
   }
 
-  // The rows of the two terms of unit j, one per gate.
+  // The rows of the two terms of unit j, one per gate. If `sums`, the second is the sum of both.
   void terms(ptrdiff_t t, Range group, ptrdiff_t j, T* (&x)[kGates], T* (&h)[kGates]) {
     for (int gate = 0; gate < kGates; ++gate) {
-      x[gate] = p.term != nullptr         ? term_at(t, gate * H + j)
+      x[gate] = p.sums                    ? zeros.data()
+                : p.term != nullptr       ? term_at(t, gate * H + j)
                 : scalar_input.is_given() ? scalar_input.row()
                                           : input_row(gate, j, group);
       h[gate] = recurrent_row(t, gate, j, group);
@@ -128,6 +135,7 @@ class Step : public Share<T> {
   const ptrdiff_t at_hand;  // number of units that have a row of `input`: see `row`
   // W_x x_t, in the backward pass then its gradient.
   Rows<T> input;  // [gate][unit][W]
+  Rows<T> zeros;  // (W,), if `sums`
   // W_h h_{t-1} in the forward pass, `recurrent` in the backward pass.
   Rows<T> recurrent_rows;  // [gate][unit][W]
   // Of a group's units; `offset` is added to the scaled terms, and includes the bias.
