@@ -445,7 +445,7 @@ def test_statistics_are_updated_the_same():
     )
 
 
-def test_from_64_plain_sequences_on_it_replaces_torchs_code_where_it_is_faster():
+def test_from_32_plain_sequences_on_it_replaces_torchs_code_where_it_is_faster():
     none = dict.fromkeys(("input_norm", "recurrent_norm", "cell_norm"), "none")
 
     def results(module, problem):
@@ -459,13 +459,13 @@ def test_from_64_plain_sequences_on_it_replaces_torchs_code_where_it_is_faster()
 
     problem = {
         "weights": nn.LSTM(5, 20).state_dict(),
-        "x": torch.randn(9, 64, 5),
-        "gradient": torch.randn(9, 64, 20),
+        "x": torch.randn(9, 32, 5),
+        "gradient": torch.randn(9, 32, 20),
     }
     module = BNLSTM(5, 20, **none)
     faster = "cpu" if torch.ops.bnrnn_cpu.lanes(False) == 16 else "torch.lstm"
-    assert module.active_kernel(batch=64) == faster
-    assert module.active_kernel(batch=63) == "torch.lstm"
+    assert module.active_kernel(batch=32) == faster
+    assert module.active_kernel(batch=31) == "torch.lstm"
     with torch.profiler.profile(acc_events=True) as profile:  # else PyTorch 2.11 warns
         module(problem["x"])
     ran = {event.key for event in profile.key_averages()}

@@ -108,12 +108,12 @@ def why_not(request: Request) -> str | None:
 def outruns_torch_lstm(request: Request) -> bool:
     """Whether this kernel is faster than `torch.lstm` on a request that both can run.
 
-    With AVX-512 and 64 or 128 sequences a training step takes 0.67 to 0.98 of its time, at all
-    sizes from 32 to 1,024 units; with 16 sequences up to 1.27 (`bench/unnormalised.py`). With AVX2
+    With AVX-512 and 32 to 128 sequences a training step takes 0.59 to 0.96 of its time, at all
+    sizes from 32 to 1,024 units; with 16 sequences up to 1.13 (`bench/unnormalised.py`). With AVX2
     and 64 sequences it takes 1.1 at 1,024 units.
     """
     return (
-        request.batch >= 64 and request.dtype == torch.float32
+        request.batch >= 32 and request.dtype == torch.float32
         # A trace without this kernel's operators runs where bnrnn is not installed.
         and not torch.jit.is_tracing()  # pyright: ignore
         and why_not(request) is None
