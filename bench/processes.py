@@ -49,6 +49,13 @@ def work(rank: int, size: int, port: int, rounds: int, results: "mp.SimpleQueue"
     torch.set_num_threads(1)
     keep_large_blocks()
     processes.meet(rank, size, 0, 600)
+    results.put((rank, time_subjects(rank, size, rounds)))
+    dist.barrier()
+    processes.leave()  # when all wrapped modules are freed: see examples/distributed.py
+
+
+def time_subjects(rank: int, size: int, rounds: int) -> dict[str, dict[str, list[float]]]:
+    """The seconds of each step, by shape and subject."""
     found: dict[str, dict[str, list[float]]] = {}
     bar = tqdm(total=len(SHAPES) * rounds, disable=None if rank == 0 else True)
     for name, (steps, batch, inputs, hidden) in SHAPES.items():
@@ -80,9 +87,7 @@ def work(rank: int, size: int, port: int, rounds: int, results: "mp.SimpleQueue"
                     seconds[subject].append(took)
             bar.update(number > 0)
         found[name] = seconds
-    results.put((rank, found))
-    dist.barrier()
-    processes.leave()
+    return found
 
 
 def measure(size: int, rounds: int) -> dict[str, dict[str, list[float]]]:

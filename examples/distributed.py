@@ -98,6 +98,9 @@ def work(rank: int, args: argparse.Namespace, meeting_point: str) -> None:
     if args.save:
         state = {"model": model.state_dict(), "losses": losses}
         torch.save(state, args.save / f"rank{rank}.pt")
+    # If the wrapper were freed after the group, it would free the group's threads while it holds
+    # Python's lock, for which they may wait.
+    del parallel
     dist.destroy_process_group()
 
 

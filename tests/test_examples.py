@@ -1,6 +1,7 @@
 """Small runs of the programs in examples/ on real data, with `nn.LSTM` and with `BNLSTM`."""
 
 import contextlib
+import gc
 import math
 import warnings
 from functools import partial
@@ -8,6 +9,7 @@ from functools import partial
 import pytest
 import torch
 from torch.multiprocessing.spawn import start_processes
+from torch.nn.parallel import DistributedDataParallel
 
 from examples import ctc, distributed, language_model, tagger
 from tests.conftest import DATA, needs_data
@@ -58,7 +60,17 @@ def test_edits_are_counted():
 
 
 def work_strictly(rank, args, *rest):
-    """`distributed.work` with warnings as errors and its output in a file."""
+    """`distributed.work` with warnings as errors and its output in a file.
+
+    A wrapped module that outlives its group can wait forever for the group's threads.
+    """
+    leave = torch.distributed.destroy_process_group
+
+    def leave_after_modules():
+        assert not any(type(left) is DistributedDataParallel for left in gc.get_objects())
+        leave()
+
+    torch.distributed.destroy_process_group = leave_after_modules
     with open(args.save / f"printed{rank}", "w") as file, contextlib.redirect_stdout(file):
         warnings.simplefilter("error")
         distributed.work(rank, args, *rest)

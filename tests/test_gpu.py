@@ -266,6 +266,7 @@ def test_distributed_on_one_device(tmp_path):
         lstm.zero_grad()
         lstm(x)[0].square().sum().backward()
         torch.testing.assert_close(found, [p.grad for p in lstm.parameters()])
+        del wrapped  # before its group: see examples/distributed.py
     finally:
         torch.distributed.destroy_process_group()
 
