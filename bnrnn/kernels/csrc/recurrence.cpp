@@ -54,9 +54,11 @@ void pack_weights(const Share<T>& share) {
     share.for_groups([&](Range group) {
       const ptrdiff_t n = group.size();
       T* const to = share.packed_of(packed, group, depth, layout);
-      const auto at = [&](ptrdiff_t row, ptrdiff_t k) {
-        return weight[share.feature(group, row) * depth + k];
-      };
+      const T* rows[kGates * kGroup];
+      for (ptrdiff_t row = 0; row < kGates * n; ++row) {
+        rows[row] = weight + share.feature(group, row) * depth;
+      }
+      const auto at = [&](ptrdiff_t row, ptrdiff_t k) { return rows[row][k]; };
       if (!layout.bf16) return pack(to, kGates * n, depth, layout.tile_rows, at);
       for (int gate = 0; gate < kGates; ++gate) {
         pack_bf16(as_bf16(to) + gate * bf16_blocks(depth) * kBf16Block, n, depth,
