@@ -15,7 +15,7 @@ class ForwardStep : public Step<T, kGeneral> {
   using Base::scalar_input, Base::layer_ih, Base::layer_hh, Base::layer_c;
 
   ForwardStep(const Problem<T>& problem, int thread, int threads)
-      : Base(problem, thread, threads, problem.sums && problem.dense != nullptr),
+      : Base(problem, thread, threads, problem.sums && Base::has_input_product(problem)),
         output_gates(at_hand * W),
         new_cells(p.hold_cell.is_constant(0) ? 0 : at_hand * W) {
     recurrent_rows.resize(kGates * at_hand * W);

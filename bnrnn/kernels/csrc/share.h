@@ -131,7 +131,10 @@ struct Share {
   }
 
   // Whether the forward pass multiplies W_x by a dense input.
-  bool has_input_product() const { return p.dense != nullptr && p.lone_term == nullptr; }
+  static bool has_input_product(const Problem<T>& p) {
+    return p.dense != nullptr && p.lone_term == nullptr;
+  }
+  bool has_input_product() const { return has_input_product(p); }
 
   // Row (W,) of the W_x x_t that is kept.
   T* term_at(ptrdiff_t t, ptrdiff_t feature) const {
