@@ -154,7 +154,7 @@ def test_noise_is_that_of_the_equations(recurrence, norms, padded, random):
         x.numpy(), h.numpy(), c.numpy(), in_numpy(weights), by_term(norms),
         lengths=None if lengths is None else lengths.numpy(),
         noise={k: v.numpy() if isinstance(v, torch.Tensor) else v
-               for k, v in noise._asdict().items()},
+               for k, v in vars(noise).items()},
     )  # fmt: skip
     for result, truth in zip(ours[:3], expected[:3], strict=True):
         assert_same(result, truth)

@@ -28,8 +28,8 @@ def arguments(case):
     kinds = case["normalization"]
     return (
         case["input"], case["h_0"], case["c_0"], *case["weights"], *given, case["lengths"],
-        *case["noise"][4:], case["count_padding"], kinds.ih, kinds.hh, kinds.c, kinds.eps,
-        kinds.eps_ih, *case["noise"][:4], False,
+        *case["noise"].masks, case["count_padding"], kinds.ih, kinds.hh, kinds.c, kinds.eps,
+        kinds.eps_ih, *case["noise"].rates, False,
     )  # fmt: skip
 
 
@@ -49,6 +49,7 @@ def arguments(case):
     ] + [(torch.float32, 1, NONE, {})],  # the term of one feature is kept
     ids=str,
 )  # fmt: skip
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # in PyTorch 2.14's opcheck
 def test_opcheck(norms, options, features, dtype):
     case = problem(5, 7, features, 6, norms, dtype, **options)
     needs_input = case["input"].requires_grad
@@ -147,6 +148,7 @@ def test_what_does_not_fit_is_refused(name, wrong, message):
         compiled.recurrence(**case)
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # in PyTorch 2.14's opcheck
 def test_a_registered_gradient_of_tensors_and_lists():
     """Of x^2, [s x, x^3] and [], for which autograd knows the gradients."""
 

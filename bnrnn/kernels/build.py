@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import sysconfig
 import tempfile
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -230,7 +231,7 @@ def _flush(path: Path) -> None:
 def _compiling() -> Iterator[None]:
     """Set what PyTorch takes from the environment: ninja's place and the number of compilers.
 
-    PyTorch's log is silenced meanwhile: the caller reports a failure in one line.
+    PyTorch's log and warnings are silenced meanwhile: the caller reports a failure in one line.
     """
     torch_log = logging.getLogger("torch.utils.cpp_extension")
     level, path, jobs = torch_log.level, os.environ.get("PATH", ""), os.environ.get("MAX_JOBS")
@@ -240,7 +241,8 @@ def _compiling() -> Iterator[None]:
         os.environ["MAX_JOBS"] = str(os.cpu_count() or 1)
     torch_log.setLevel(logging.ERROR)
     try:
-        yield
+        with warnings.catch_warnings(action="ignore"):
+            yield
     finally:
         os.environ["PATH"] = path
         if jobs is None:

@@ -71,10 +71,10 @@ def recurrence(
     if lengths is not None and not count_padding and input.is_floating_point():
         input = torch.where(reference.live_rows(lengths, len(input)), input, 0.0)
     given = [t for moments in population or TermMoments() for t in moments or (None, None)]
-    tensors = (input, h_0, c_0, *weights, *given, lengths, *noise[4:])
+    tensors = (input, h_0, c_0, *weights, *given, lengths, *noise.masks)
     kinds = normalization
     settings = (
-        count_padding, kinds.ih, kinds.hh, kinds.c, kinds.eps, kinds.eps_ih, *noise[:4],
+        count_padding, kinds.ih, kinds.hh, kinds.c, kinds.eps, kinds.eps_ih, *noise.rates,
         bfloat16 and h_0.dtype == torch.float32,
     )  # fmt: skip
     # A trace is for inference and must not depend on whether gradients are enabled.

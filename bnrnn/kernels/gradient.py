@@ -6,11 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C import (  # pyright: ignore
-    _after_autograd_keyset,
-    _any_requires_grad,
-    _AutoDispatchBelowAutograd,
-)
+from torch._C import _after_autograd_keyset, _AutoDispatchBelowAutograd  # pyright: ignore
 
 _libraries: list[torch.library.Library] = []  # a registration lasts as long as its library
 
@@ -50,7 +46,7 @@ def register(
     )
 
     def run(keyset: Any, *arguments: Any) -> Any:
-        if not (torch.is_grad_enabled() and _any_requires_grad(*arguments)):
+        if not (torch.is_grad_enabled() and any(map(_requires_grad, arguments))):
             return run_below(keyset, arguments)
         structure: list[int | None] = []  # of each part of the results: the length if it is a list
         rest = iter(function.apply(*arguments, keyset, structure))
@@ -62,6 +58,10 @@ def register(
     library = torch.library.Library(operator.namespace, "IMPL")
     library.impl(operator._schema.name, run, "Autograd", with_keyset=True)
     _libraries.append(library)
+
+
+def _requires_grad(argument: Any) -> bool:
+    return isinstance(argument, Tensor) and argument.requires_grad
 
 
 def _flat(results: Sequence[Any]) -> Iterator[Tensor]:

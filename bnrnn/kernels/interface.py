@@ -86,7 +86,8 @@ class Normalization(NamedTuple):
         return getattr(self, term) not in ("none", "layer")
 
 
-class Noise(NamedTuple):
+@dataclass(frozen=True)
+class Noise:
     """Zoneout and dropout in one pass over one layer and direction; none by default.
 
     Each mask, used in training, is true with the probability of its option. Without a mask (in
@@ -104,8 +105,18 @@ class Noise(NamedTuple):
     dropped_hidden: Tensor | None = None  # (B, H): where h_{t-1} is zeroed in W_h h_{t-1}
 
     @property
+    def rates(self) -> tuple[float, ...]:
+        return (
+            self.zoneout_cell, self.zoneout_hidden, self.recurrent_dropout, self.hidden_dropout
+        )  # fmt: skip
+
+    @property
+    def masks(self) -> tuple[Tensor | None, ...]:
+        return self.held_cell, self.held_hidden, self.dropped_candidate, self.dropped_hidden
+
+    @property
     def is_random(self) -> bool:
-        return any(mask is not None for mask in self[4:])
+        return any(mask is not None for mask in self.masks)
 
     @property
     def is_silent(self) -> bool:

@@ -146,7 +146,7 @@ def check_call(
         _check_indices(x, module.input_size)
     if lengths is not None:
         _check_lengths(lengths, steps, batch)
-    if isinstance(first_step, bool) or not isinstance(first_step, int | torch.SymInt):
+    if isinstance(first_step, bool) or not isinstance(first_step, (int, torch.SymInt)):
         raise TypeError(f"first_step must be an integer, got {first_step!r}")
     if first_step < 0 or (first_step > 0 and module.bidirectional):
         raise ValueError("first_step must be 0, or positive in a unidirectional module")

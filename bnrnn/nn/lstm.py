@@ -472,16 +472,15 @@ class BNLSTM(nn.Module):
         self, x: Tensor, h_0: Tensor, c_0: Tensor, suffix: str, lengths: Tensor | None,
         first_step: int, bfloat16: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-        weights, kinds, kernel = self._weights(suffix), self.normalization, self.options.kernel
+        kinds, kernel = self.normalization, self.options.kernel
         population = self._population(suffix, first_step)
         draws = self.training and (self.options.is_noisy or self.options.weight_dropout > 0)
         key = kernels.new_key() if draws else None
         shape = (x.shape[0], x.shape[1], self.hidden_size)
         noise = draw(self.options, shape, key, x.device)
-        w_h = drop_weights(weights.weight_hh, self.options.weight_dropout, key)
-        weights = weights._replace(weight_hh=w_h)
+        weights = self._weights(suffix, key)
         if x.shape[1] == 0:  # an empty batch: nothing to normalise, and any kernel will do
-            weights = weights._replace(gamma_ih=None, gamma_hh=None, gamma_c=None)
+            weights = Weights(*weights[:3], beta_c=weights.beta_c)
             kinds, kernel = Normalization("none", "none", "none"), "reference"
             population = None
         output, h, c, moments = kernels.recurrence(
@@ -504,9 +503,13 @@ class BNLSTM(nn.Module):
         # Not get_parameter: the weight may be parametrised, pruned or replaced by a tensor.
         return self.weight_hh_l0  # type: ignore[return-value]
 
-    def _weights(self, suffix: str) -> Weights:
-        found = {name: getattr(self, name + suffix, None) for name in Weights._fields}
-        return Weights(**found)  # type: ignore[arg-type]
+    def _weights(self, suffix: str, key: Tensor | None = None) -> Weights:
+        """The parameters of a layer and direction; with a key, after the dropout of weights."""
+        found: dict[str, Any] = {
+            name: getattr(self, name + suffix, None) for name in Weights._fields
+        }
+        found["weight_hh"] = drop_weights(found["weight_hh"], self.options.weight_dropout, key)
+        return Weights(**found)
 
     def _population(self, suffix: str, first_step: int) -> TermMoments | None:
         """The population statistics to normalise by; None: use batch statistics."""

@@ -1,5 +1,6 @@
 """The random masks of a training pass: zoneout, and the dropouts of a recurrence."""
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -31,21 +32,24 @@ def draw(
     if key is None:
         return Noise(o.zoneout_cell, o.zoneout_hidden)
     key = key.to(device, non_blocking=True)
-
-    def mask(stream: int, p: float, *rows: int) -> Tensor | None:
-        """A mask whose batch dimension is last in memory, as the CPU kernel reads it."""
-        if p == 0:
-            return None
-        whole = share.current().whole(batch)
-        count = whole * hidden * (rows[0] if rows else 1)
-        drawn = kernels.bernoulli(key, stream, count, p).view(*rows, hidden, whole)
-        return share.current().of(drawn, len(rows) + 1).contiguous().mT
-
+    size = batch, hidden
     return Noise(
         o.zoneout_cell, o.zoneout_hidden, o.recurrent_dropout, o.hidden_dropout,
-        mask(_CELL, o.zoneout_cell, steps), mask(_HIDDEN, o.zoneout_hidden, steps),
-        mask(_CANDIDATE, o.recurrent_dropout, steps), mask(_STATE, o.hidden_dropout),
+        _mask(key, _CELL, o.zoneout_cell, size, steps),
+        _mask(key, _HIDDEN, o.zoneout_hidden, size, steps),
+        _mask(key, _CANDIDATE, o.recurrent_dropout, size, steps),
+        _mask(key, _STATE, o.hidden_dropout, size),
     )  # fmt: skip
+
+
+def _mask(key: Tensor, stream: int, p: float, size: tuple[int, int], *steps: int) -> Tensor | None:
+    """A mask (*steps, B, H) whose batch dimension is last in memory, as the CPU kernel reads it."""
+    if p == 0:
+        return None
+    (batch, hidden), part = size, share.current()
+    whole = part.whole(batch)
+    drawn = kernels.bernoulli(key, stream, math.prod((*steps, hidden, whole)), p)
+    return part.of(drawn.view(*steps, hidden, whole), len(steps) + 1).contiguous().mT
 
 
 def drop_weights(weight: Tensor, p: float, key: Tensor | None) -> Tensor:
