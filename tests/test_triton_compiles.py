@@ -11,9 +11,10 @@ import sys
 
 import pytest
 
-pytest.importorskip("triton")
-
+from bnrnn.kernels.triton import VERSION
 from tests.conftest import ROOT
+
+pytest.importorskip("triton", minversion="{}.{}".format(*VERSION))
 
 # The resources of one multiprocessor of the smallest GPUs with compute capability 8.0 or more.
 REGISTERS, SHARED = 65536, 99 * 1024
