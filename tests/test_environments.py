@@ -71,6 +71,18 @@ def test_a_notebooks_backend(tmp_path, backend):
     assert (tmp_path / "runs" / "report" / "report.html").exists()
 
 
+def test_tensorflow_is_not_imported(tmp_path):
+    (tmp_path / "tensorflow.py").write_text("print('TensorFlow is here')")
+    done = subprocess.run(
+        [*COMMAND, "task=text", f"task.path={write_text(tmp_path)}", *TINY,
+         f"outputs={tmp_path / 'runs'}"],
+        capture_output=True, text=True, check=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.getcwd()])},
+    )  # fmt: skip
+    assert list(tmp_path.glob("runs/text/*/*/tb/*"))
+    assert "TensorFlow" not in done.stdout
+
+
 def test_the_first_cpu_is_the_cpu(bnrnn_here, tmp_path):
     text = f"task.path={write_text(tmp_path)}"
     assert bnrnn_here("task=text", text, *TINY, "device=cpu:0").returncode == 0

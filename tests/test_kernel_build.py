@@ -30,6 +30,13 @@ lstm = bnrnn.BNLSTM(3, 4)
 lstm(torch.randn(5, 2, 3))
 print(lstm.active_kernel())
 """
+COMPARE = """
+import torch, bnrnn
+fast, reference = (bnrnn.BNLSTM(7, 50, kernel=kernel) for kernel in ("cpu", "reference"))
+fast.load_state_dict(reference.state_dict())
+x = torch.randn(9, 20, 7)
+torch.testing.assert_close(fast(x), reference(x))
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -103,6 +110,14 @@ def test_a_run_without_a_compiler(tmp_path, no_compiler):
         "bnrnn: error: kernel 'cpu' cannot run this: it takes a C++ compiler"
     )
     assert "Traceback" not in err
+
+
+@pytest.mark.slow  # it compiles the kernel again
+@pytest.mark.skipif(shutil.which("clang++") is None, reason="no clang++")
+def test_the_kernel_that_clang_compiles(tmp_path):
+    process = in_a_clean_cache(tmp_path, code=COMPARE, CXX="clang++")
+    _, err = process.communicate(timeout=300)
+    assert (process.returncode, err) == (0, "")
 
 
 def test_a_cached_library_is_for_one_instruction_set(monkeypatch):

@@ -9,6 +9,7 @@ import resource
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import hydra
@@ -42,6 +43,9 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     # Figures go to files; the backend that a notebook sets for its shells works only inside it.
     os.environ["MPLBACKEND"] = "Agg"
+    # If this module exists, TensorBoard uses its own stub of TensorFlow. Otherwise it imports
+    # TensorFlow where that is installed, which takes seconds and prints to stderr.
+    sys.modules.setdefault("tensorboard.compat.notf", ModuleType("notf"))
     logging.raiseExceptions = False  # a closed pipe or full disk must not print tracebacks
     _jobs = 0
     _wrong.clear()

@@ -14,6 +14,7 @@ import hashlib
 import logging
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sysconfig
@@ -201,6 +202,7 @@ def _compile(folder: Path) -> Path:
                 name=_NAME,
                 sources=[str(source) for source in sources],
                 extra_cflags=list(flags()),
+                extra_ldflags=_link_flags(cpp_extension.get_cxx_compiler()),
                 build_directory=str(folder),
                 is_python_module=False,
                 is_standalone=False,
@@ -216,6 +218,13 @@ def _compile(folder: Path) -> Path:
             f"it takes a C++ compiler (c++, or the one that CXX names) to build: {line}"
         ) from error
     return folder / f"{_NAME}.so"
+
+
+def _link_flags(compiler: str) -> list[str]:
+    """PyTorch has loaded GCC's OpenMP runtime, but not that of clang."""
+    asked = [*shlex.split(compiler), "--version"]
+    version = subprocess.run(asked, capture_output=True, text=True, check=False).stdout
+    return ["-fopenmp"] if "clang" in version else []
 
 
 def _flush(path: Path) -> None:
