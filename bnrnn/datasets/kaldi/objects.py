@@ -134,7 +134,11 @@ def _parse_text(content: bytes, kind: Kind) -> np.ndarray:
         raise DamagedError("it is a vector, not a matrix of features")
     try:
         if kind == "integers":
-            return np.array(inner.split(), dtype=np.int32)
+            wide = np.array(inner.split(), dtype=np.int64)
+            found = wide.astype(np.int32)
+            if (found != wide).any():  # NumPy 1 reads a larger number as another one
+                raise OverflowError("integers must fit into 32 bits")
+            return found
         rows = [row.split() for row in inner.split(b"\n") if row.strip()]
         with np.errstate(all="ignore"):
             found = np.array(rows, dtype=np.float64).astype(np.float32)
