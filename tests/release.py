@@ -5,12 +5,15 @@ environment and home folder. Then use the module and the command there.
 """
 
 import argparse
+import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -26,6 +29,7 @@ assert output.shape == (28, 64, 100), output.shape
 assert lstm.active_kernel(False) == "cpu", lstm.active_kernel(False)
 assert all(p.grad is not None and p.grad.isfinite().all() for p in lstm.parameters())
 """
+_NOT_OLDEST = ("torch", "setuptools")
 OWN_TORCH = "from importlib.metadata import version; print(version('torch'))"
 VERSIONS = "import platform, torch; print(platform.python_version(), torch.__version__)"
 
@@ -66,25 +70,44 @@ def _call(command: list[str], folder: Path, variables: "os._Environ[str] | dict[
     return done.stdout
 
 
-def check(python: str, package: Path, extras: str, own_torch: bool) -> str:
+def oldest() -> str:
+    """Constraints to the oldest versions that pyproject.toml allows, except of PyTorch.
+
+    setuptools is excepted, too: PyTorch has its own bounds for it.
+    """
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    allowed = [project["dependencies"], *project["optional-dependencies"].values()]
+    bounds = re.findall(r"([\w-]+)>=([\d.]+)", " ".join(itertools.chain(*allowed)))
+    return "\n".join(f"{name}=={version}" for name, version in bounds if name not in _NOT_OLDEST)
+
+
+def check(python: str, package: Path, extras: str, versions: str) -> str:
     """Install and use the package.
 
     Args:
-        own_torch: use the PyTorch that `python` has, and the newest version of everything else,
-            because the versions in constraints.txt go with another PyTorch.
+        versions: those of constraints.txt ("tested"); "own torch": the PyTorch that `python` has,
+            and the newest of everything else, because constraints.txt goes with another PyTorch;
+            "oldest": see `oldest`.
 
     Returns:
         one line with the versions and the times.
     """
+    own_torch = versions == "own torch"
     with tempfile.TemporaryDirectory() as name:
         here = Environment(python, Path(name).resolve(), own_torch)
-        constraints = ROOT / "constraints.txt"
+        constraints = here.folder / "constraints"
+        tested = (ROOT / "constraints.txt").read_text()
         if own_torch:
-            constraints = here.folder / "constraints"
-            torch = _call([python, "-c", OWN_TORCH], here.folder, os.environ)
-            constraints.write_text(f"torch=={torch}")
+            constraints.write_text(
+                f"torch=={_call([python, '-c', OWN_TORCH], here.folder, os.environ)}"
+            )
+        elif versions == "oldest":
+            (torch,) = re.findall(r"(?m)^torch==.*", tested)
+            constraints.write_text(f"{torch}\n{oldest()}\n")
+        else:
+            constraints.write_text(tested)
         seconds = here.install(f"{package}{extras}", constraints)
-        versions = here.run("python", "-c", VERSIONS).strip().replace(" ", ", torch ")
+        found_versions = here.run("python", "-c", VERSIONS).strip().replace(" ", ", torch ")
 
         version = package.name.split("-")[1].removesuffix(".tar.gz")
         assert here.run("bnrnn", "--version") == f"bnrnn {version}\n"
@@ -106,7 +129,7 @@ def check(python: str, package: Path, extras: str, own_torch: bool) -> str:
                 here.home.glob("outputs/report/**/*.png")
             )
         return (
-            f"Python {versions}: installed in {seconds:.0f} s, kernel compiled in "
+            f"Python {found_versions}: installed in {seconds:.0f} s, kernel compiled in "
             f"{first - second:.0f} s"
         )
 
@@ -120,8 +143,12 @@ def main() -> None:
     parser.add_argument("pythons", nargs="+", metavar="PYTHON", help="python3.12, or a path")
     parser.add_argument("--dist", type=Path, default=ROOT / "dist", help="what was built")
     parser.add_argument(
-        "--own-torch", action="store_true",
+        "--own-torch", action="store_const", const="own torch", dest="versions", default="tested",
         help="use the PyTorch that each Python has, with the newest of everything else",
+    )  # fmt: skip
+    parser.add_argument(
+        "--oldest", action="store_const", const="oldest", dest="versions",
+        help="use the oldest versions that pyproject.toml allows of all but PyTorch",
     )  # fmt: skip
     parser.add_argument("--wheel-only", action="store_true", help="leave the sdist out")
     options = parser.parse_args()
@@ -137,7 +164,7 @@ def main() -> None:
     for python in options.pythons:
         for package, extras in used:
             try:
-                how = check(python, package, extras, options.own_torch)
+                how = check(python, package, extras, options.versions)
             except (AssertionError, OSError, RuntimeError) as error:
                 failed, how = True, f"{python}: FAILED: {type(error).__name__}: {error}"
             print(f"{package.name}{extras}, {how}", flush=True)
