@@ -138,6 +138,7 @@ results: install  ## regenerate results/ from the runs under outputs/
 bench: install  ## results/bench/: the cost of a training step, compared with nn.LSTM and others; a quarter of an hour
 	$(BIN)/python -m bench.recurrence results/bench
 	$(BIN)/python -m bench.unnormalised results/bench
+	$(BIN)/python -m bench.few_sequences results/bench
 	$(BIN)/python -m bench.family results/bench
 	$(BIN)/python -m bench.reader results/bench
 	$(BIN)/python -m bench.processes results/bench

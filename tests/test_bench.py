@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import family, gpu, processes, profile, reader, unnormalised
+from bench import family, few_sequences, gpu, processes, profile, reader, unnormalised
 from bench import recurrence as bench
 from bench.plain_loop import PlainLoopBNLSTM
 from bnrnn import BNLSTM
@@ -16,7 +16,7 @@ from bnrnn.nn.attentive_reader import VARIANTS
 from tests.accuracy import assert_as_accurate
 
 
-@pytest.mark.parametrize("benchmark", [bench, family, processes, profile, reader, unnormalised])
+@pytest.mark.parametrize("benchmark", [bench, family, few_sequences, processes, profile, reader, unnormalised])
 def test_a_folder_that_cannot_be_made_ends_a_benchmark(benchmark, tmp_path, capsys):
     (tmp_path / "file").touch()
     folder = tmp_path / "file" / "folder"
@@ -71,6 +71,17 @@ def test_the_benchmark_without_normalisation(tmp_path, monkeypatch):
     assert len(measured) == 2 * 2 * 2 * 2
     assert all(took > 0 for point in measured for took in point["seconds"].values())
     assert (tmp_path / "unnormalised.md").read_text().count("| 4 |") == 2
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_few_sequences(tmp_path, monkeypatch):
+    for name, value in {"STEPS": (1, 3), "HIDDEN": (4, 5), "SECONDS": 0.001}.items():
+        monkeypatch.setattr(few_sequences, name, value)
+    few_sequences.main([str(tmp_path), "--rounds", "1"])
+    measured = json.loads((tmp_path / "few_sequences.json").read_text())["measured"]
+    assert len(measured) == 2 * 2 * 4
+    assert all(took > 0 for point in measured for took in point["seconds"].values())
+    assert (tmp_path / "few_sequences.md").read_text().count("| 4 |") == 4
 
 
 @pytest.mark.slow

@@ -188,8 +188,10 @@ class BNLSTM(nn.Module):
                     )
             if kinds.c != "none" or self.options.cell_bias:
                 shapes["beta_c"] = (hidden_size,)
-            for name, shape in shapes.items():
-                self.register_parameter(name + suffix, nn.Parameter(torch.empty(shape, **factory)))
+            for name in Weights._fields:
+                shape = shapes.get(name)
+                weight = None if shape is None else nn.Parameter(torch.empty(shape, **factory))
+                self.register_parameter(name + suffix, weight)
         if self.options.learned_state:
             states = (num_layers * self.num_directions, hidden_size)
             self.initial_hidden = nn.Parameter(torch.empty(states, **factory))
@@ -466,6 +468,8 @@ class BNLSTM(nn.Module):
                 h_n.append(h)
                 c_n.append(c)
             x = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
+        if len(h_n) == 1:  # a streamed text pays for each copy
+            return x, h_n[0][None], c_n[0][None]
         return x, torch.stack(h_n), torch.stack(c_n)
 
     def _run_direction(

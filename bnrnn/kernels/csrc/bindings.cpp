@@ -16,8 +16,8 @@
 
 #include "bfloat16.h"
 #include "call.h"
+#include "evaluation_call.h"
 #include "layer.h"
-#include "multiply.h"
 #include "philox.h"
 #include "profile.h"
 #include "recurrence.h"
@@ -27,33 +27,16 @@ namespace {
 using at::Tensor;
 using bnrnn::Call, bnrnn::Layer, bnrnn::OptionalTensor;
 
-template <typename T>
-bnrnn::Matrix<const T> matrix(const Tensor& m) {
-  return {m.const_data_ptr<T>(), m.size(0), m.size(1), m.stride(0), m.stride(1)};
-}
-
-// W_x x_t of a lone sequence for all t, (T, 4H).
-template <typename T>
-Tensor lone_term(const Layer& l) {
-  constexpr int64_t kFewSteps = 4;
-  const Tensor x = l.input.flatten(0, 1),
-               term = at::empty({x.size(0), 4 * l.hidden()}, x.options());
-  const int threads = bnrnn::threads_for(x.size(0) * l.weight_ih.numel());
-  if (l.steps() <= kFewSteps) {
-    const Tensor a = x.contiguous(), b = l.weight_ih.contiguous();
-    bnrnn::multiply_few(a.const_data_ptr<T>(), b.const_data_ptr<T>(), term.data_ptr<T>(), a.size(0),
-                        b.size(0), b.size(1), threads);
-  } else {
-    const Tensor right = l.weight_ih.t().contiguous();  // each block of rows packs it again
-    bnrnn::multiply(matrix<T>(x), matrix<T>(right), term.data_ptr<T>(), threads);
-  }
-  return term;
-}
-
 using Results = std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>, std::vector<Tensor>>;
 
 template <typename T>
 Results forward(const Layer& l, bool keep, bool grad_input) {
+  if constexpr (std::is_same_v<T, float>) {
+    if (l.is_evaluation_of_few(keep)) {
+      auto [output, h_n, c_n] = bnrnn::evaluate<T>(l);
+      return {output, h_n, c_n, {}, {}};
+    }
+  }
   Call<T> call(l);
   bnrnn::Problem<T>& p = call.p;
   const bool is_dense = l.is_dense(grad_input);
@@ -61,7 +44,7 @@ Results forward(const Layer& l, bool keep, bool grad_input) {
   if (is_dense) {
     const int64_t rows = keep || l.whole_sequence() ? p.steps : 1;
     if (l.has_lone_term()) {
-      term = lone_term<T>(l).view(l.term_shape(rows));
+      term = bnrnn::dense_terms<T>(l.input.flatten(0, 1), l.weight_ih).view(l.term_shape(rows));
     } else if (!l.sums()) {
       term = call.empty(l.term_shape(rows));
     }

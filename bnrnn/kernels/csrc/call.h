@@ -47,11 +47,50 @@ inline int threads_for(int64_t multiply_adds) {
   return static_cast<int>(std::max<int64_t>(1, threads));
 }
 
+// What the arguments of a call point to: contiguous memory, which lives as long as this object.
+template <typename T>
+class Memory {
+ public:
+  explicit Memory(const Layer& layer) : l(layer), options(layer.weight_hh.options()) {}
+
+  Tensor empty(at::IntArrayRef shape) const { return at::empty(shape, options); }
+  Tensor zeros(at::IntArrayRef shape) const { return at::zeros(shape, options); }
+
+  template <typename Element = T>
+  Element* data(const Tensor& tensor) {
+    held.push_back(tensor.contiguous());
+    return held.back().template data_ptr<Element>();
+  }
+
+  T* data(const OptionalTensor& tensor) { return tensor ? data(*tensor) : nullptr; }
+
+  // A slot with its arguments.
+  Slot<T> slot(std::string_view kind, const OptionalTensor& gamma, const OptionalTensor& mean,
+               const OptionalTensor& var, double eps) {
+    Slot<T> slot;
+    slot.gamma = data(gamma);
+    slot.mean = data(mean);
+    slot.var = data(var);
+    slot.rows = mean ? mean->size(0) : 0;
+    slot.eps = static_cast<T>(eps);
+    slot.layer = kind == "layer";
+    return slot;
+  }
+
+  const Layer& l;
+  const at::TensorOptions options;
+
+ private:
+  std::vector<Tensor> held;
+};
+
 // A `Problem` and the tensors that own its memory.
 template <typename T>
-class Call {
+class Call : public Memory<T> {
  public:
-  explicit Call(const Layer& layer) : l(layer), options(layer.weight_hh.options()) {
+  using Memory<T>::l, Memory<T>::options, Memory<T>::empty, Memory<T>::zeros, Memory<T>::data;
+
+  explicit Call(const Layer& layer) : Memory<T>(layer) {
     p.steps = l.steps(), p.batch = l.batch(), p.width = l.width();
     p.hidden = l.hidden(), p.input_size = l.input_size();
     p.threads =
@@ -75,17 +114,6 @@ class Call {
     masks();
   }
 
-  Tensor empty(at::IntArrayRef shape) const { return at::empty(shape, options); }
-  Tensor zeros(at::IntArrayRef shape) const { return at::zeros(shape, options); }
-
-  template <typename Element = T>
-  Element* data(const Tensor& tensor) {
-    held.push_back(tensor.contiguous());
-    return held.back().data_ptr<Element>();
-  }
-
-  T* data(const OptionalTensor& tensor) { return tensor ? data(*tensor) : nullptr; }
-
   // Memory for the packed rows (depth,) of a weight, and for some right operands (depth, W).
   T* packed(int64_t rows, int64_t depth, bool bf16) {
     return data(in_large_pages(packed_size(rows, depth, p.threads, bf16), options));
@@ -104,11 +132,7 @@ class Call {
 
   void one_hot_or_narrow_input() {
     if (l.one_hot()) {
-      const Tensor index = l.input.to(at::kLong).contiguous();
-      p.index = data<int64_t>(index);
-      const auto [low, high] = std::minmax_element(p.index, p.index + index.numel());
-      TORCH_CHECK_INDEX(*low >= 0 && *high < p.input_size, "one-hot indices must be in 0..",
-                        p.input_size - 1);
+      p.index = this->template data<int64_t>(l.symbols());
       p.columns = data(l.has_few_symbols() ? l.weight_ih : l.weight_ih.t());
       p.symbol_stride = l.has_few_symbols() ? 1 : 4 * p.hidden;
       p.feature_stride = l.has_few_symbols() ? p.input_size : 1;
@@ -166,25 +190,13 @@ class Call {
   }
 
   Problem<T> p;
-  const Layer& l;
-  const at::TensorOptions options;
 
  private:
   Slot<T> slot(std::string_view kind, const OptionalTensor& gamma, const OptionalTensor& mean,
                const OptionalTensor& var, double eps) {
-    Slot<T> slot;
-    if (!gamma) return slot;
-    slot.gamma = data(gamma);
-    slot.eps = static_cast<T>(eps);
-    slot.layer = kind == "layer";
-    if (slot.layer) {
-      slot.parts = data(empty({2, layer_parts(p.hidden), p.width}));
-      return slot;
-    }
-    slot.mean = data(mean);
-    slot.var = data(var);
-    slot.rows = mean ? mean->size(0) : 0;
-    slot.per_step = kind != "sequence" && l.by_batch;
+    Slot<T> slot = Memory<T>::slot(kind, gamma, mean, var, eps);
+    if (slot.layer) slot.parts = data(empty({2, layer_parts(p.hidden), p.width}));
+    slot.per_step = gamma && !slot.layer && kind != "sequence" && l.by_batch;
     return slot;
   }
 
@@ -201,7 +213,7 @@ class Call {
 
   // Convert (..., B, H) to (..., H, B).
   const uint8_t* mask(const Tensor& of) {
-    return reinterpret_cast<const uint8_t*>(data<bool>(of.transpose(-1, -2)));
+    return reinterpret_cast<const uint8_t*>(this->template data<bool>(of.transpose(-1, -2)));
   }
 
   // Which sequences run, and which count in statistics; in one row for all steps or one per step.
@@ -227,8 +239,6 @@ class Call {
     p.mask_stride = l.lengths ? p.width : 0;
     p.count_stride = all_count ? 0 : 1;
   }
-
-  std::vector<Tensor> held;
 };
 
 }  // namespace bnrnn

@@ -3,10 +3,12 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <algorithm>
 #include <optional>
 #include <string_view>
 #include <vector>
 
+#include "evaluation.h"
 #include "recurrence.h"
 
 namespace bnrnn {
@@ -46,6 +48,15 @@ struct Layer {
   // A lone sequence, and one or two steps, take longer to round and pack the weights than they
   // save.
   bool bf16() const { return bfloat16 && batch() > 1 && steps() > 2; }
+  // Whether evaluation.h runs the forward pass. In double precision, which is for checks, compiling
+  // it would take longer than it saves.
+  bool is_evaluation_of_few(bool keep) const {
+    const bool batch_statistics = by_batch && (is_batch(ih) || is_batch(hh) || is_batch(c));
+    const bool masks = held_cell || held_hidden || dropped_candidate || dropped_hidden;
+    return weight_hh.scalar_type() == at::kFloat && batch() <= kFewSequences && !keep &&
+           !batch_statistics && !masks && !bf16();
+  }
+  static bool is_batch(std::string_view kind) { return kind != "none" && kind != "layer"; }
   bool has_layer() const { return ih == "layer" || hh == "layer" || c == "layer"; }
   int64_t width() const {
     const int64_t lanes = bnrnn::lanes(weight_hh.scalar_type() == at::kDouble);
@@ -64,6 +75,16 @@ struct Layer {
   std::vector<int64_t> term_shape(int64_t rows) const {
     if (has_lone_term()) return {steps(), 4 * hidden(), 1};
     return {rows, 4 * hidden(), width()};
+  }
+
+  // The symbols of a one-hot input, contiguous.
+  Tensor symbols() const {
+    const Tensor index = input.to(at::kLong).contiguous();
+    const int64_t* const first = index.const_data_ptr<int64_t>();
+    const auto [low, high] = std::minmax_element(first, first + index.numel());
+    TORCH_CHECK_INDEX(*low >= 0 && *high < input_size(), "one-hot indices must be in 0..",
+                      input_size() - 1);
+    return index;
   }
 
   void check() const {

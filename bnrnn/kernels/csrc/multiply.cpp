@@ -20,14 +20,19 @@ constexpr ptrdiff_t kColumns = 16 * kTileVectors * kLanes<T>;
 template <typename T>
 class Block {
  public:
-  Block() : left(kRows * kDeep), right(kDeep * kColumns<T>), result(kRows * kColumns<T>) {}
+  // For up to this many columns of `b`, and k.
+  Block(ptrdiff_t columns, ptrdiff_t depth)
+      : across(ceil_div(std::min(columns, kColumns<T>), kLanes<T>) * kLanes<T>),
+        left(kRows * std::min(whole_runs(depth), kDeep)),
+        right(std::min(depth, kDeep) * across),
+        result(kRows * across) {}
 
   void multiply(const Matrix<const T>& a, const Matrix<const T>& b, T* c, Range rows,
                 Range columns) {
     const ptrdiff_t width = ceil_div(columns.size(), kLanes<T>) * kLanes<T>;
     const RightLayout<T> layout(width);
     T* to[kRows];
-    for (ptrdiff_t r = 0; r < kRows; ++r) to[r] = result.data() + r * kColumns<T>;
+    for (ptrdiff_t r = 0; r < kRows; ++r) to[r] = result.data() + r * across;
     for (ptrdiff_t k0 = 0; k0 < a.columns; k0 += kDeep) {
       const ptrdiff_t deep = std::min(kDeep, a.columns - k0);
       const T* const from = &a.at(rows.begin, k0);
@@ -57,8 +62,45 @@ class Block {
   }
 
  private:
+  const ptrdiff_t across;  // the distance of the rows of `result`
   Rows<T> left, right, result;
 };
+
+// The sums of a tile of multiply_few stay in registers, and the lanes of all of them are added at
+// once.
+#if defined(__AVX512F__)
+constexpr int kSums = 16;
+#else
+constexpr int kSums = 8;
+#endif
+
+// found[v * kRows + row], for kRows rows, of which those beyond `rows` repeat the last.
+template <typename T, int kVectors>
+void few_product(const T* matrix, ptrdiff_t rows, ptrdiff_t depth, const T* vectors,
+                 ptrdiff_t stride, T* found) {
+  constexpr int kRows = kSums / kVectors, lanes = kLanes<T>;
+  const T* of_row[kRows];
+  for (int r = 0; r < kRows; ++r) of_row[r] = matrix + std::min<ptrdiff_t>(r, rows - 1) * depth;
+  Vector<T> sums[kSums] = {};
+  const auto add = [&](auto&& load_at) {
+    Vector<T> right[kVectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) right[v] = load_at(vectors + v * stride);
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+      const Vector<T> left = load_at(of_row[r]);
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) sums[v * kRows + r] += left * right[v];
+    }
+  };
+  ptrdiff_t k = 0;
+  for (; k + lanes <= depth; k += lanes) {
+    add([k](const T* row) { return load(row + k); });
+  }
+  const int rest = static_cast<int>(depth - k);
+  if (rest > 0) add([k, rest](const T* row) { return load_first(row + k, rest); });
+  sum<T>(sums, found);
+}
 
 }  // namespace
 
@@ -68,7 +110,7 @@ void multiply(Matrix<const T> a, Matrix<const T> b, T* c, int threads) {
   const ptrdiff_t down = std::max(ceil_div(a.rows, kRows), ceil_div(threads, across));
 #pragma omp parallel num_threads(threads)
   {
-    Block<T> block;
+    Block<T> block(b.columns, a.columns);
 #pragma omp for schedule(static)
     for (ptrdiff_t i = 0; i < down * across; ++i) {
       block.multiply(a, b, c, part({0, a.rows}, down, i / across),
@@ -78,21 +120,33 @@ void multiply(Matrix<const T> a, Matrix<const T> b, T* c, int threads) {
 }
 
 template <typename T>
-void multiply_few(const T* a, const T* b, T* c, ptrdiff_t rows, ptrdiff_t columns, ptrdiff_t depth,
-                  int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static)
-  for (ptrdiff_t j = 0; j < columns; ++j) {
-    for (ptrdiff_t r = 0; r < rows; ++r) {
-      c[r * columns + j] = dot(a + r * depth, b + j * depth, depth);
+void multiply_few(const T* matrix, ptrdiff_t rows, ptrdiff_t depth, const T* vectors,
+                  ptrdiff_t stride, ptrdiff_t count, T* to, ptrdiff_t to_stride) {
+  constexpr ptrdiff_t kMost = 4;
+  const ptrdiff_t together = std::min(count, kMost), tile_rows = kSums / together;
+  const auto product = together == 1   ? few_product<T, 1>
+                       : together == 2 ? few_product<T, 2>
+                       : together == 3 ? few_product<T, 3>
+                                       : few_product<T, kMost>;
+  for (ptrdiff_t r = 0; r < rows; r += tile_rows) {
+    const ptrdiff_t here = std::min(tile_rows, rows - r);
+    for (ptrdiff_t v = 0; v < count; v += together) {
+      // The last vectors may repeat some of those before.
+      const ptrdiff_t first = std::min(v, count - together);
+      T found[kSums];
+      product(matrix + r * depth, here, depth, vectors + first * stride, stride, found);
+      for (ptrdiff_t i = 0; i < together; ++i) {
+        std::copy_n(found + i * tile_rows, here, to + (first + i) * to_stride + r);
+      }
     }
   }
 }
 
 template void multiply(Matrix<const float>, Matrix<const float>, float*, int);
 template void multiply(Matrix<const double>, Matrix<const double>, double*, int);
-template void multiply_few(const float*, const float*, float*, ptrdiff_t, ptrdiff_t, ptrdiff_t,
-                           int);
-template void multiply_few(const double*, const double*, double*, ptrdiff_t, ptrdiff_t, ptrdiff_t,
-                           int);
+template void multiply_few(const float*, ptrdiff_t, ptrdiff_t, const float*, ptrdiff_t, ptrdiff_t,
+                           float*, ptrdiff_t);
+template void multiply_few(const double*, ptrdiff_t, ptrdiff_t, const double*, ptrdiff_t, ptrdiff_t,
+                           double*, ptrdiff_t);
 
 }  // namespace bnrnn

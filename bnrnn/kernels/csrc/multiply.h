@@ -20,10 +20,11 @@ struct Matrix {
 template <typename T>
 void multiply(Matrix<const T> a, Matrix<const T> b, T* c, int threads);
 
-// c = a b^T for a few rows (depth,) of a, such as a step of a streamed text: packing would take
-// longer than the product. a (rows, depth) and b (columns, depth) are contiguous.
+// to[v * to_stride + row] = the product of a row of `matrix`, (rows, depth), and vector v, for a
+// few vectors (depth,), such as a step of a streamed text: packing would take longer than the
+// product.
 template <typename T>
-void multiply_few(const T* a, const T* b, T* c, ptrdiff_t rows, ptrdiff_t columns, ptrdiff_t depth,
-                  int threads);
+void multiply_few(const T* matrix, ptrdiff_t rows, ptrdiff_t depth, const T* vectors,
+                  ptrdiff_t stride, ptrdiff_t count, T* to, ptrdiff_t to_stride);
 
 }  // namespace bnrnn
