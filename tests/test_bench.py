@@ -16,7 +16,9 @@ from bnrnn.nn.attentive_reader import VARIANTS
 from tests.accuracy import assert_as_accurate
 
 
-@pytest.mark.parametrize("benchmark", [bench, family, few_sequences, processes, profile, reader, unnormalised])
+@pytest.mark.parametrize(
+    "benchmark", [bench, family, few_sequences, processes, profile, reader, unnormalised]
+)
 def test_a_folder_that_cannot_be_made_ends_a_benchmark(benchmark, tmp_path, capsys):
     (tmp_path / "file").touch()
     folder = tmp_path / "file" / "folder"

@@ -236,3 +236,23 @@ def test_three_buffers_a_term_however_long_the_sequence():
     lstm = make()
     lstm(batches(1, steps=300)[0])
     assert len(list(lstm.buffers())) == 9
+
+
+def test_averages_that_are_discarded_in_place_are_missed():
+    """That there are averages is remembered, but not beyond a change of the counts."""
+    lstm = BNLSTM(3, 4)
+    lstm(torch.randn(5, 6, 3))
+    lstm.eval()
+    x = torch.randn(5, 1, 3)
+    for discard in (
+        lambda s: s.num_batches.zero_(), lambda s: s.reset(),
+        lambda s: s.load_state_dict({**s.state_dict(), "num_batches": torch.zeros(5).long()}),
+    ):  # fmt: skip
+        before = {name: value.clone() for name, value in lstm.state_dict().items()}
+        lstm(x)
+        lstm(x)
+        discard(lstm.statistics["hh_l0"])
+        for module in (lstm, copy.deepcopy(lstm)):
+            with pytest.raises(RuntimeError, match="no population statistics"):
+                module(x)
+        lstm.load_state_dict(before)

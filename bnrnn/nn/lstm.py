@@ -188,10 +188,9 @@ class BNLSTM(nn.Module):
                     )
             if kinds.c != "none" or self.options.cell_bias:
                 shapes["beta_c"] = (hidden_size,)
-            for name in Weights._fields:
-                shape = shapes.get(name)
-                weight = None if shape is None else nn.Parameter(torch.empty(shape, **factory))
-                self.register_parameter(name + suffix, weight)
+            for name, shape in shapes.items():
+                self.register_parameter(name + suffix, nn.Parameter(torch.empty(shape, **factory)))
+            self._own = tuple(shapes)  # the fields of `Weights` that there are
         if self.options.learned_state:
             states = (num_layers * self.num_directions, hidden_size)
             self.initial_hidden = nn.Parameter(torch.empty(states, **factory))
@@ -510,7 +509,8 @@ class BNLSTM(nn.Module):
     def _weights(self, suffix: str, key: Tensor | None = None) -> Weights:
         """The parameters of a layer and direction; with a key, after the dropout of weights."""
         found: dict[str, Any] = {
-            name: getattr(self, name + suffix, None) for name in Weights._fields
+            name: getattr(self, name + suffix) if name in self._own else None
+            for name in Weights._fields
         }
         found["weight_hh"] = drop_weights(found["weight_hh"], self.options.weight_dropout, key)
         return Weights(**found)
@@ -544,10 +544,9 @@ class BNLSTM(nn.Module):
         return cast("list[StepStatistics]", list(self.statistics.values()))
 
     def _present(self, suffix: str) -> dict[str, StepStatistics]:
+        modules = cast("dict[str, StepStatistics]", self.statistics._modules)
         return {
-            term: cast("StepStatistics", self.statistics[term + suffix])
-            for term in TermMoments._fields
-            if term + suffix in self.statistics
+            term: modules[term + suffix] for term in TermMoments._fields if term + suffix in modules
         }
 
     def _initial_state(self, batch: int) -> State:

@@ -59,6 +59,8 @@ class StepStatistics(nn.modules.batchnorm._BatchNorm):
     mean: Tensor
     var: Tensor
     num_batches: Tensor
+    # The counts, and their version, that are known to contain a minibatch.
+    _known: tuple[Tensor | None, int] = (None, 0)
 
     def __init__(
         self,
@@ -125,8 +127,8 @@ class StepStatistics(nn.modules.batchnorm._BatchNorm):
         Raises:
             RuntimeError: no minibatch has been averaged yet.
         """
-        mean, var, any_batch = self.mean, self.var, self.num_batches.any()
-        if len(mean) == 0 or (can_read(any_batch) and not bool(any_batch)):
+        mean, var = self.mean, self.var
+        if not self._has_averages():
             raise RuntimeError(
                 "no population statistics: train this module or call bnrnn.calibrate(model, "
                 "batches) before evaluating it"
@@ -135,6 +137,24 @@ class StepStatistics(nn.modules.batchnorm._BatchNorm):
             return Moments(mean, var)
         first_step = min(first_step, len(mean) - 1)
         return Moments(mean[first_step:], var[first_step:])
+
+    def _has_averages(self) -> bool:
+        """Whether a minibatch has been averaged, as far as the counts can be read."""
+        counts = self.num_batches
+        if torch.compiler.is_compiling():
+            return len(counts) > 0
+        # A streamed text would pay for reading the counts at every step. Tensors of inference mode
+        # have no version, and a trace must not depend on what was read before.
+        remembers = not (counts.is_inference() or torch.jit.is_tracing())  # pyright: ignore
+        known, version = self._known
+        if remembers and known is counts and version == counts._version:
+            return True
+        any_batch = counts.any()
+        if not can_read(any_batch):
+            return len(counts) > 0
+        if remembers and bool(any_batch):
+            self._known = counts, counts._version
+        return bool(any_batch)
 
     @torch.no_grad()
     def set(self, moments: Moments, num_batches: int) -> None:

@@ -5,6 +5,8 @@
 // cell are computed in the first-level cache right after the product. Each thread owns a range of
 // hidden units, with all four gates of each and the whole batch. Threads exchange only h_t and x_t,
 // in the backward pass also the gradients of W_h h_{t-1} and W_x x_t, with one barrier per step.
+//
+// Few sequences in evaluation have a pass of their own: see evaluation.h.
 #pragma once
 
 #include <cstddef>
