@@ -18,7 +18,7 @@ namespace {
 template <typename T, int kVectors, int kColumns>
 void tile_product(const T* packed, ptrdiff_t depth, const T* states, ptrdiff_t stride,
                   Vector<T>* found) {
-  constexpr int kAhead = 16;
+  constexpr int kAhead = 16;  // of k: the weight may come from beyond the second-level cache
   Vector<T> sums[kColumns][kVectors] = {};
   for (ptrdiff_t k = 0; k < depth; ++k, packed += kVectors * kLanes<T>) {
     Vector<T> left[kVectors];
