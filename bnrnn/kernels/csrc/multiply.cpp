@@ -74,18 +74,22 @@ constexpr int kSums = 16;
 constexpr int kSums = 8;
 #endif
 
-// found[v * kRows + row], for kRows rows, of which those beyond `rows` repeat the last.
+// found[v * kRows + row], for kRows rows and kVectors vectors, of which those beyond `rows` and
+// `count` repeat the last.
 template <typename T, int kVectors>
 void few_product(const T* matrix, ptrdiff_t rows, ptrdiff_t depth, const T* vectors,
-                 ptrdiff_t stride, T* found) {
+                 ptrdiff_t stride, ptrdiff_t count, T* found) {
   constexpr int kRows = kSums / kVectors, lanes = kLanes<T>;
-  const T* of_row[kRows];
+  const T *of_row[kRows], *of_vector[kVectors];
   for (int r = 0; r < kRows; ++r) of_row[r] = matrix + std::min<ptrdiff_t>(r, rows - 1) * depth;
+  for (int v = 0; v < kVectors; ++v) {
+    of_vector[v] = vectors + std::min<ptrdiff_t>(v, count - 1) * stride;
+  }
   Vector<T> sums[kSums] = {};
   const auto add = [&](auto&& load_at) {
     Vector<T> right[kVectors];
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) right[v] = load_at(vectors + v * stride);
+    for (int v = 0; v < kVectors; ++v) right[v] = load_at(of_vector[v]);
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
       const Vector<T> left = load_at(of_row[r]);
@@ -123,20 +127,17 @@ template <typename T>
 void multiply_few(const T* matrix, ptrdiff_t rows, ptrdiff_t depth, const T* vectors,
                   ptrdiff_t stride, ptrdiff_t count, T* to, ptrdiff_t to_stride) {
   constexpr ptrdiff_t kMost = 4;
-  const ptrdiff_t together = std::min(count, kMost), tile_rows = kSums / together;
+  const ptrdiff_t together = count == 1 ? 1 : count == 2 ? 2 : kMost, tile_rows = kSums / together;
   const auto product = together == 1   ? few_product<T, 1>
                        : together == 2 ? few_product<T, 2>
-                       : together == 3 ? few_product<T, 3>
                                        : few_product<T, kMost>;
   for (ptrdiff_t r = 0; r < rows; r += tile_rows) {
     const ptrdiff_t here = std::min(tile_rows, rows - r);
     for (ptrdiff_t v = 0; v < count; v += together) {
-      // The last vectors may repeat some of those before.
-      const ptrdiff_t first = std::min(v, count - together);
       T found[kSums];
-      product(matrix + r * depth, here, depth, vectors + first * stride, stride, found);
-      for (ptrdiff_t i = 0; i < together; ++i) {
-        std::copy_n(found + i * tile_rows, here, to + (first + i) * to_stride + r);
+      product(matrix + r * depth, here, depth, vectors + v * stride, stride, count - v, found);
+      for (ptrdiff_t i = 0; i < std::min(together, count - v); ++i) {
+        std::copy_n(found + i * tile_rows, here, to + (v + i) * to_stride + r);
       }
     }
   }
