@@ -2,12 +2,18 @@
 
 import pytest
 import torch
-from torch import nn
 
 from bnrnn import BNLSTM
-from bnrnn.kernels import cpu, reference
-from tests.accuracy import assert_as_accurate
-from tests.test_cpu_kernel import FRAME, LAYER, NONE, SLOTS, SUM, problem
+from bnrnn.kernels import cpu
+from tests.test_cpu_kernel import (
+    FRAME,
+    LAYER,
+    NONE,
+    SLOTS,
+    SUM,
+    assert_as_accurate_as_the_reference,
+    problem,
+)
 
 pytestmark = [pytest.mark.numeric, pytest.mark.usefixtures("built_kernel")]
 MOST = 8  # kFewSequences in evaluation.h
@@ -22,17 +28,7 @@ def values(recurrence, case):
 
 
 def assert_accurate(case):
-    indices = case["input"]
-    if not indices.is_floating_point():  # the copies perturb each number of W_x
-        features = case["weights"].weight_ih.shape[1]
-        vectors = nn.functional.one_hot(indices, features).float()
-        case = {**case, "input": vectors}
-
-    def compute(case):
-        return values(cpu.recurrence, {**case, "input": indices if given else case["input"]})
-
-    given = not indices.is_floating_point()
-    assert_as_accurate(compute, lambda case: values(reference.recurrence, case), case)
+    assert_as_accurate_as_the_reference(case, run=values)
 
 
 def draw(*shape, norms=FRAME, **options):

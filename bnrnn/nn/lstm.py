@@ -190,7 +190,7 @@ class BNLSTM(nn.Module):
                 shapes["beta_c"] = (hidden_size,)
             for name, shape in shapes.items():
                 self.register_parameter(name + suffix, nn.Parameter(torch.empty(shape, **factory)))
-            self._own = tuple(shapes)  # the fields of `Weights` that there are
+            self._weight_names = tuple(shapes)  # the fields of `Weights` that are present
         if self.options.learned_state:
             states = (num_layers * self.num_directions, hidden_size)
             self.initial_hidden = nn.Parameter(torch.empty(states, **factory))
@@ -509,7 +509,7 @@ class BNLSTM(nn.Module):
     def _weights(self, suffix: str, key: Tensor | None = None) -> Weights:
         """The parameters of a layer and direction; with a key, after the dropout of weights."""
         found: dict[str, Any] = {
-            name: getattr(self, name + suffix) if name in self._own else None
+            name: getattr(self, name + suffix) if name in self._weight_names else None
             for name in Weights._fields
         }
         found["weight_hh"] = drop_weights(found["weight_hh"], self.options.weight_dropout, key)

@@ -43,7 +43,7 @@ template <typename T>
 Tensor symbol_terms(const Tensor& symbols, const Tensor& weight_ih) {
   const int64_t features = weight_ih.size(0), size = weight_ih.size(1);
   const int64_t* const index = symbols.const_data_ptr<int64_t>();
-  // Transposing the weight takes longer than it saves if there are much more symbols than frames.
+  // Transposing the weight takes longer than it saves if there are many more symbols than frames.
   const bool transposes = symbols.numel() > size / 8;
   const Tensor weight = (transposes ? weight_ih.t() : weight_ih).contiguous();
   const Tensor terms = at::empty({symbols.numel(), features}, weight_ih.options());
