@@ -64,7 +64,7 @@ def measure(shape: Shape, rounds: int) -> dict[str, list[float]]:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("out", nargs="?", default="results/bench", type=Path)
-    parser.add_argument("--rounds", type=int, help="instead of 5 to 9")
+    parser.add_argument("--rounds", type=output.positive, help="instead of 5 to 9")
     options = parser.parse_args(arguments)
     output.make_folder(parser, options.out)
     keep_large_blocks()

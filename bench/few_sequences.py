@@ -70,9 +70,10 @@ def _time(call: Callable[[], Any], repeats: int) -> float:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("out", nargs="?", default="results/bench", type=Path)
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=output.positive, default=9)
     options = parser.parse_args(arguments)
     output.make_folder(parser, options.out)
+    output.load_kernel(parser)
     facts = output.facts()
     found = []
     for case in tqdm(list(itertools.product(STEPS, HIDDEN, BATCH)), leave=False, disable=None):

@@ -1,4 +1,4 @@
-"""What the benchmarks have in common: where they ran, and the files that they write."""
+"""What the benchmarks have in common: arguments, where they ran, and the files they write."""
 
 import argparse
 from collections.abc import Sequence
@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from bnrnn.kernels import BuildError, operators
 from bnrnn.runs.files import write_atomic
 from bnrnn.runs.provenance import provenance
 from bnrnn.runs.record import write_json
@@ -18,6 +19,21 @@ def make_folder(parser: argparse.ArgumentParser, path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         parser.error(f"cannot write to {path}: {error.strerror}")
+
+
+def positive(text: str) -> int:
+    """The type of a command-line argument that counts something."""
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"must be a positive integer, got {text!r}")
+    return int(text)
+
+
+def load_kernel(parser: argparse.ArgumentParser) -> None:
+    """Load the CPU kernel, or end the command with the reason that it cannot be."""
+    try:
+        operators.load()
+    except BuildError as error:
+        parser.error(str(error))
 
 
 def facts(device: str = "cpu") -> dict[str, Any]:

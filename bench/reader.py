@@ -70,7 +70,7 @@ def measure(length: int, rounds: int, vocabulary: int, hidden: int) -> dict[str,
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("out", nargs="?", default="results/bench", type=Path)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=output.positive, default=3)
     options = parser.parse_args(arguments)
     output.make_folder(parser, options.out)
     keep_large_blocks()

@@ -238,7 +238,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("out", nargs="?", default="results/bench", type=Path)
     parser.add_argument("--shapes", nargs="*", default=list(PAPER), choices=list(PAPER))
-    parser.add_argument("--rounds", type=int, help="instead of 3 to 15")
+    parser.add_argument("--rounds", type=output.positive, help="instead of 3 to 15")
     parser.add_argument("--no-growth", action="store_true", help="leave out the figure")
     parser.add_argument(
         "--default-allocator", action="store_true",

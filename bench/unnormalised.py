@@ -19,7 +19,6 @@ from tqdm import tqdm
 from bench import output
 from bnrnn import BNLSTM
 from bnrnn.command.allocator import keep_large_blocks
-from bnrnn.kernels import BuildError, operators
 
 STEPS, FEATURES = 200, 50
 HIDDEN = (32, 64, 128, 256, 512, 1024)
@@ -56,15 +55,12 @@ def _time(module: BNLSTM, x: Tensor, gradient: Tensor | None) -> float:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("out", nargs="?", default="results/bench", type=Path)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=output.positive, default=5)
     options = parser.parse_args(arguments)
     output.make_folder(parser, options.out)
     keep_large_blocks()
     facts = output.facts()
-    try:
-        operators.load()
-    except BuildError as error:
-        parser.error(str(error))
+    output.load_kernel(parser)
     lanes = torch.ops.bnrnn_cpu.lanes(False)
     text = [
         "# A layer without normalisation",

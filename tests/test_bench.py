@@ -31,6 +31,17 @@ def test_a_folder_that_cannot_be_made_ends_a_benchmark(benchmark, tmp_path, caps
     )
 
 
+@pytest.mark.parametrize(
+    "benchmark", [bench, family, few_sequences, processes, reader, unnormalised]
+)
+@pytest.mark.parametrize("rounds", ["0", "-1", "x"])
+def test_the_number_of_rounds_is_checked(benchmark, rounds, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        benchmark.main([str(tmp_path), f"--rounds={rounds}"])
+    message = f"error: argument --rounds: must be a positive integer, got '{rounds}'"
+    assert capsys.readouterr().err.splitlines()[-1].endswith(message)
+
+
 @pytest.mark.slow
 def test_the_benchmark_of_the_recurrence(tmp_path, monkeypatch):
     tiny = bench.Shape(3, 4, 5, 6)
