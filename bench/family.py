@@ -6,11 +6,9 @@ One layer with all gradients, float32, at the papers' sizes. All models run alte
 process, with the same allocator setting.
 """
 
-import argparse
 import gc
 import statistics
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -62,11 +60,9 @@ def measure(shape: Shape, rounds: int) -> dict[str, list[float]]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("out", nargs="?", default="results/bench", type=Path)
+    parser = output.command(__doc__)
     parser.add_argument("--rounds", type=output.positive, help="instead of 5 to 9")
-    options = parser.parse_args(arguments)
-    output.make_folder(parser, options.out)
+    options = output.parse(parser, arguments)
     keep_large_blocks()
     facts = output.facts()
     found = {

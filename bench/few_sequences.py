@@ -7,12 +7,10 @@ kernel and `torch.lstm` (`bnrnn.kernels.cpu.outruns_torch_lstm`) rests on the la
 normalisation. All subjects alternate in one process.
 """
 
-import argparse
 import itertools
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -68,11 +66,9 @@ def _time(call: Callable[[], Any], repeats: int) -> float:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("out", nargs="?", default="results/bench", type=Path)
+    parser = output.command(__doc__)
     parser.add_argument("--rounds", type=output.positive, default=9)
-    options = parser.parse_args(arguments)
-    output.make_folder(parser, options.out)
+    options = output.parse(parser, arguments)
     output.load_kernel(parser)
     facts = output.facts()
     found = []

@@ -13,7 +13,6 @@ operations of the products at the rate of one large product, and that of writing
 everything kept for the backward pass at the rate of a copy. Both rates are measured here.
 """
 
-import argparse
 import math
 import os
 import re
@@ -46,9 +45,8 @@ _TESTS_MINUTES = 4.5  # the part of the time that the tests may take
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("out", nargs="?", default="results/bench", type=Path)
-    parser.add_argument("--minutes", type=float, default=9.0, help="stop after so long")
+    parser = output.command(__doc__)
+    parser.add_argument("--minutes", type=output.minutes, default=9.0, help="stop after so long")
     parser.add_argument("--only-ask", action="store_true", help="only whether there is a device")
     options = parser.parse_args(arguments)
     if not torch.cuda.is_available():

@@ -1,6 +1,7 @@
 """What the benchmarks have in common: arguments, where they ran, and the files they write."""
 
 import argparse
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,22 @@ from bnrnn.runs.provenance import provenance
 from bnrnn.runs.record import write_json
 
 
+def command(description: str | None) -> argparse.ArgumentParser:
+    """A command that the docstring of its module describes, and that writes to a folder."""
+    parser = argparse.ArgumentParser(description=(description or "").partition("\n")[0])
+    parser.add_argument("out", nargs="?", default="results/bench", type=Path)
+    return parser
+
+
+def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the arguments and make the folder, or end the command, before anything is measured."""
+    options = parser.parse_args(arguments)
+    make_folder(parser, options.out)
+    return options
+
+
 def make_folder(parser: argparse.ArgumentParser, path: Path) -> None:
-    """Make the folder for the output, or end the command, before anything is measured."""
+    """Make the folder for the output, or end the command."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -26,6 +41,17 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"must be a positive integer, got {text!r}")
     return int(text)
+
+
+def minutes(text: str) -> float:
+    """The type of a command-line argument that limits the time."""
+    try:
+        found = float(text)
+    except ValueError:
+        found = math.nan
+    if not 0 < found < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a positive number, got {text!r}")
+    return found
 
 
 def load_kernel(parser: argparse.ArgumentParser) -> None:

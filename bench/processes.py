@@ -7,12 +7,10 @@ gradients. Each process has one thread and its part of the batch. The subjects r
 the same processes. The time of a round is that of its slowest process.
 """
 
-import argparse
 import os
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -136,12 +134,10 @@ def table(seconds: dict[str, dict[str, list[float]]], rounds: int, where: dict) 
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("out", type=Path, nargs="?", default=Path("results/bench"))
+    parser = output.command(__doc__)
     parser.add_argument("--processes", type=output.positive, default=2)
     parser.add_argument("--rounds", type=output.positive, default=5)
-    options = parser.parse_args(arguments)
-    output.make_folder(parser, options.out)
+    options = output.parse(parser, arguments)
     seconds = measure(options.processes, options.rounds)
     where = output.facts() | {"threads": 1}
     text = table(seconds, options.rounds, where)

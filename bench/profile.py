@@ -8,11 +8,9 @@ products at the rate of a large product, and the bytes that a step streams throu
 bandwidth of a large copy.
 """
 
-import argparse
 import os
 import sys
 import time
-from pathlib import Path
 
 import torch
 from tqdm import tqdm
@@ -20,8 +18,6 @@ from tqdm import tqdm
 from bench import output
 from bench.recurrence import OURS, PAPER, Shape, build, product_rate
 from bnrnn.command.allocator import keep_large_blocks
-from bnrnn.kernels import operators
-from bnrnn.kernels.build import BuildError
 
 ROUNDS = 12
 SHAPES = ("pMNIST", "reader", "PTB")
@@ -91,16 +87,11 @@ def table(name: str, shape: Shape, rate: float, bytes_a_second: float) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("out", nargs="?", default="results/bench", type=Path)
+    parser = output.command(__doc__)
     parser.add_argument("--shapes", nargs="*", default=list(SHAPES), choices=list(PAPER))
-    options = parser.parse_args(arguments)
-    output.make_folder(parser, options.out)
+    options = output.parse(parser, arguments)
     os.environ["BNRNN_KERNEL_PROFILE"] = "1"
-    try:
-        operators.load()
-    except BuildError as error:
-        parser.error(str(error))
+    output.load_kernel(parser)
     keep_large_blocks()
     facts = output.facts()
     rate, bytes_a_second = product_rate(), bandwidth()

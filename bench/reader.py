@@ -7,11 +7,9 @@ passages have 70 to 100 % of the longest length. All models run alternately in o
 same allocator setting.
 """
 
-import argparse
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -68,11 +66,9 @@ def measure(length: int, rounds: int, vocabulary: int, hidden: int) -> dict[str,
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("out", nargs="?", default="results/bench", type=Path)
+    parser = output.command(__doc__)
     parser.add_argument("--rounds", type=output.positive, default=3)
-    options = parser.parse_args(arguments)
-    output.make_folder(parser, options.out)
+    options = output.parse(parser, arguments)
     keep_large_blocks()
     facts = output.facts()
     found = {name: measure(T, options.rounds, VOCABULARY, HIDDEN) for name, T in LENGTHS.items()}

@@ -11,7 +11,6 @@ products alone, at the rate of a large product. Peak memory is that of one step 
 process.
 """
 
-import argparse
 import gc
 import statistics
 import subprocess
@@ -235,8 +234,7 @@ def figure(growth: dict[str, list[dict[str, Any]]], path: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("out", nargs="?", default="results/bench", type=Path)
+    parser = output.command(__doc__)
     parser.add_argument("--shapes", nargs="*", default=list(PAPER), choices=list(PAPER))
     parser.add_argument("--rounds", type=output.positive, help="instead of 3 to 15")
     parser.add_argument("--no-growth", action="store_true", help="leave out the figure")
@@ -244,8 +242,7 @@ def main(arguments: list[str] | None = None) -> None:
         "--default-allocator", action="store_true",
         help="leave glibc's setting, as a program does that only imports bnrnn",
     )  # fmt: skip
-    options = parser.parse_args(arguments)
-    output.make_folder(parser, options.out)
+    options = output.parse(parser, arguments)
     if options.default_allocator:
         command, allocator = "python -m bench.recurrence --default-allocator", "glibc's own"
     else:

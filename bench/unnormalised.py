@@ -6,11 +6,9 @@ The rule by which `kernel=auto` chooses between them, `bnrnn.kernels.cpu.outruns
 on this table. Both run alternately in one process, with the same allocator setting.
 """
 
-import argparse
 import itertools
 import statistics
 import time
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -53,11 +51,9 @@ def _time(module: BNLSTM, x: Tensor, gradient: Tensor | None) -> float:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("out", nargs="?", default="results/bench", type=Path)
+    parser = output.command(__doc__)
     parser.add_argument("--rounds", type=output.positive, default=5)
-    options = parser.parse_args(arguments)
-    output.make_folder(parser, options.out)
+    options = output.parse(parser, arguments)
     keep_large_blocks()
     facts = output.facts()
     output.load_kernel(parser)

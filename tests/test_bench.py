@@ -42,6 +42,14 @@ def test_the_number_of_rounds_is_checked(benchmark, rounds, tmp_path, capsys):
     assert capsys.readouterr().err.splitlines()[-1].endswith(message)
 
 
+@pytest.mark.parametrize("minutes", ["0", "-1", "nan", "inf", "x"])
+def test_the_time_for_the_benchmark_of_a_gpu_is_checked(minutes, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        gpu.main([str(tmp_path), f"--minutes={minutes}"])
+    message = f"error: argument --minutes: must be a positive number, got '{minutes}'"
+    assert capsys.readouterr().err.splitlines()[-1].endswith(message)
+
+
 @pytest.mark.slow
 def test_the_benchmark_of_the_recurrence(tmp_path, monkeypatch):
     tiny = bench.Shape(3, 4, 5, 6)
