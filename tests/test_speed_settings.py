@@ -1,6 +1,9 @@
 """The settings that increase speed are in effect. `make bench` measures speed; tests do not."""
 
+import ctypes
 import platform
+import resource
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +15,34 @@ from bnrnn.errors import ConfigError
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has these settings")
 def test_the_allocator_keeps_large_blocks():
+    size = 64 << 20
+
+    def new_pages_of(blocks):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(blocks):
+            torch.zeros(size, dtype=torch.uint8)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
     assert allocator.keep_large_blocks()
+    new_pages_of(50)  # the first ones do not fit into what earlier ones left
+    assert new_pages_of(10) < size // resource.getpagesize()
+
+
+def test_a_glibc_that_refuses_the_threshold_maps_no_blocks(monkeypatch):
+    """glibc 2.31 refuses a threshold above 32 MiB and returns 0."""
+    settings = {}
+
+    def mallopt(name, value):
+        if name == allocator._M_MMAP_THRESHOLD and value > 32 << 20:
+            return 0
+        settings[name] = value
+        return 1
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: SimpleNamespace(mallopt=mallopt))
+    assert allocator.keep_large_blocks()
+    assert settings == {
+        allocator._M_MMAP_MAX: 0, allocator._M_TRIM_THRESHOLD: (1 << 31) - 1
+    }  # fmt: skip
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import ctypes
 
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
+_M_MMAP_MAX = -4
 
 
 def keep_large_blocks() -> bool:
@@ -17,4 +18,6 @@ def keep_large_blocks() -> bool:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):
         return False
-    return bool(mallopt(_M_MMAP_THRESHOLD, 1 << 30) and mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1))
+    # Older versions, such as 2.31, refuse a threshold above 32 MiB. They map no block at all then.
+    maps_less = mallopt(_M_MMAP_THRESHOLD, 1 << 30) or mallopt(_M_MMAP_MAX, 0)
+    return bool(maps_less and mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1))
