@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from bnrnn.command import allocator
+from bnrnn.command import allocator, device, quota
 from bnrnn.command.device import set_precision
 from bnrnn.errors import ConfigError
 
@@ -43,6 +43,55 @@ def test_a_glibc_that_refuses_the_threshold_maps_no_blocks(monkeypatch):
     assert settings == {
         allocator._M_MMAP_MAX: 0, allocator._M_TRIM_THRESHOLD: (1 << 31) - 1
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "processors"),
+    [
+        # Version 2: the limit of an outer group counts, too; the smallest one applies.
+        ("0::/pod/box\n", {"pod/box/cpu.max": "max 100000", "pod/cpu.max": "150000 100000"}, 2),
+        ("0::/pod/box\n", {"pod/box/cpu.max": "50000 100000", "pod/cpu.max": "200000 100000"}, 1),
+        ("0::/\n", {"cpu.max": "400000 100000\n"}, 4),
+        ("0::/\n", {"cpu.max": "max 100000\n"}, None),
+        ("0::/../outside\n", {}, None),
+        # Version 1: a container sees its own group as the top, but the machine's path of it.
+        (
+            "4:memory:/docker/a\n3:cpu,cpuacct:/docker/a\n",
+            {"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"},
+            3,
+        ),
+        ("1:cpu:/\n", {"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
+        (None, {}, None),
+    ],
+)
+def test_the_limit_of_a_container(groups, files, processors, tmp_path, monkeypatch):
+    monkeypatch.setattr(quota, "_ROOT", tmp_path / "root")
+    monkeypatch.setattr(quota, "_GROUPS", tmp_path / "groups")
+    if groups is not None:
+        (tmp_path / "groups").write_text(groups)
+    for name, content in files.items():
+        path = tmp_path / "root" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    assert quota.processors() == processors
+
+
+@pytest.mark.parametrize(
+    ("limit", "variables", "threads"),
+    [
+        (2, {}, 2), (64, {}, 8), (None, {}, 8),
+        (2, {"OMP_NUM_THREADS": "8"}, 8), (2, {"MKL_NUM_THREADS": "8"}, 8),
+    ],
+)  # fmt: skip
+def test_the_threads_are_within_the_limit(limit, variables, threads, monkeypatch):
+    """Unless the environment sets their number."""
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    monkeypatch.setattr(quota, "processors", lambda: limit)
+    assert device._default_threads() == threads
 
 
 @pytest.fixture

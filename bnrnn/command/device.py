@@ -8,11 +8,21 @@ from pathlib import Path
 import torch
 
 from bnrnn import kernels
-from bnrnn.command import allocator
+from bnrnn.command import allocator, quota
 from bnrnn.errors import ConfigError
 from bnrnn.settings.schema import Config
 
-_THREADS = torch.get_num_threads()
+
+def _default_threads() -> int:
+    """PyTorch's choice: what the environment says, or the number of cores; within a container's
+    limit."""
+    threads = torch.get_num_threads()
+    if "OMP_NUM_THREADS" in os.environ or "MKL_NUM_THREADS" in os.environ:
+        return threads
+    return min(threads, quota.processors() or threads)
+
+
+_THREADS = _default_threads()
 _gpu: int | None = None  # file descriptor of the lock on the GPU that this process uses
 
 
