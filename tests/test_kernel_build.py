@@ -327,6 +327,29 @@ def test_a_library_that_cannot_be_loaded_is_an_error_of_the_build(full, monkeypa
         build.load.__wrapped__()
 
 
+@pytest.mark.skipif(not hasattr(os, "ST_NOEXEC"), reason="the flag is known on Linux only")
+def test_a_file_system_that_forbids_execution(full, monkeypatch):
+    mount = ["mount", "-t", "tmpfs", "-o", "noexec,mode=755", "tmpfs", str(full.root)]
+    whole = {path.name: path.read_bytes() for path in (full.library, full.checksum)}
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("this user cannot mount one")
+    try:
+        full.folder.mkdir(mode=0o755)
+        for name, content in whole.items():
+            (full.folder / name).write_bytes(content)
+            (full.folder / name).chmod(0o755)
+        monkeypatch.undo()
+        monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(full.root))
+        with pytest.raises(BuildError) as caught:
+            build.load.__wrapped__()
+    finally:
+        subprocess.run(["umount", str(full.root)], check=True)
+    assert str(caught.value) == (
+        f"the file system of {full.folder} forbids execution (noexec): "
+        "TORCH_EXTENSIONS_DIR names another folder"
+    )
+
+
 def test_litter_of_dead_builders_goes_at_the_next_build(cache):
     cache.folder.mkdir(parents=True, mode=0o755)
     (cache.folder / "building-dead").mkdir()

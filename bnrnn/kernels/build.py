@@ -78,6 +78,11 @@ def load() -> None:
     try:
         torch.ops.load_library(str(library))
     except (OSError, RuntimeError) as error:
+        if _forbids_execution(library.parent):
+            raise BuildError(
+                f"the file system of {library.parent} forbids execution (noexec): "
+                "TORCH_EXTENSIONS_DIR names another folder"
+            ) from error
         why = _first_line(error.__cause__ or error)  # PyTorch's own error only names the file
         raise BuildError(f"{library} cannot be loaded: delete it ({why})") from error
 
@@ -136,6 +141,11 @@ def _is_whole(library: Path) -> bool:
     except FileNotFoundError:
         return False
     return hashlib.sha256(content).hexdigest().encode() == checksum
+
+
+def _forbids_execution(folder: Path) -> bool:
+    no_execution = getattr(os, "ST_NOEXEC", 0)  # known on Linux
+    return os.statvfs(folder).f_flag & no_execution != 0
 
 
 def _checksum_of(library: Path) -> Path:
