@@ -21,6 +21,7 @@ import pytest
 import torch
 import yaml
 
+from bnrnn.runs import files
 from bnrnn.runs.directory import RunDirectory, claim, is_held
 from bnrnn.runs.files import write_atomic
 from bnrnn.runs.find import find_runs, read_run
@@ -153,6 +154,28 @@ def test_claimed_folders_are_never_shared(tmp_path):
     second.__exit__()
     second.discard()
     assert second.path.exists()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK])
+def test_a_file_system_without_locks(number, trained, again, tmp_path, monkeypatch):
+    """Some file systems of clusters have none. What another process may be using stays there."""
+
+    def no_locks(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    other = claim(tmp_path / "outputs" / "text" / "lstm", "of-another-process").path
+    settings = (only_run(trained) / "config.yaml").read_text()
+    (other / "config.yaml").write_text(settings.replace("seed: 0", "seed: 7"))
+    half_written = other / f".last.pt{files._TEMPORARY}1"
+    half_written.touch()
+    for steps in (3, 6):
+        done = again(f"max_steps={steps}", "resume=auto")
+        assert done.returncode == 0
+        assert "has no locks: train in it from one process only" in done.stderr
+    assert half_written.exists()
+    (run,) = find_runs(tmp_path / "outputs")
+    assert (run.state, run.result.max_steps) == ("finished", 6)
 
 
 def test_sweeps_of_one_second_share_nothing(trained, tmp_path):

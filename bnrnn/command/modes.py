@@ -105,6 +105,8 @@ def _no_path() -> Path | None:
 def _lead(config: Config, device: torch.device) -> None:
     """Train as the first process, which reads and writes the folder of the run."""
     with where.run_to_train(config) as run, _log_file(run.log):
+        if not run.is_protected:
+            log.warning("%s has no locks: train in it from one process only", run.path)
         finished = decode_json(run.result, Result)
         if config.resume not in (None, "auto"):
             _check_same(config, run)

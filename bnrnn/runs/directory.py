@@ -1,5 +1,6 @@
 """A run directory: its file names, and the lock that admits one writer."""
 
+import errno
 import fcntl
 import itertools
 import os
@@ -39,6 +40,7 @@ class RunDirectory:
         self.tensorboard = path / "tb"
         self.log = path / "bnrnn.log"
         self._lock: int | None = None
+        self.is_protected = True
 
     def __enter__(self) -> "RunDirectory":
         """Create and lock the folder.
@@ -58,11 +60,14 @@ class RunDirectory:
             self._lock = None
 
     def _try_lock(self) -> bool:
-        """Lock the folder; return False if another process holds the lock or removed the folder."""
+        """Lock the folder; return False if another process holds the lock or removed the folder.
+
+        On a file system without locks, it is then not protected from other processes.
+        """
         try:
             descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self.is_protected = _lock(descriptor)
                 with tempfile.TemporaryFile(dir=self.path):  # check that it is writable
                     pass
                 same = os.path.samestat(os.fstat(descriptor), os.stat(self.path))
@@ -76,7 +81,8 @@ class RunDirectory:
         if not same:
             os.close(descriptor)
             return False
-        remove_temporaries(self.path)
+        if self.is_protected:
+            remove_temporaries(self.path)
         self._lock = descriptor
         return True
 
@@ -135,7 +141,7 @@ def clean(parent: Path) -> None:
         run = RunDirectory(path)
         if path.is_dir() and not path.is_symlink() and not run.begun and run.config.exists():
             try:
-                if run._try_lock():
+                if run._try_lock() and run.is_protected:
                     run.discard()
             except OutputError:
                 continue
@@ -157,6 +163,22 @@ def refuse_links(folder: Path) -> None:
             raise CheckpointError(f"{path} is a link, and bnrnn writes only in {folder}: remove it")
         if is_log and not path.is_file():  # opening a pipe would wait for a reader
             raise CheckpointError(f"{path} is not a regular file: remove it")
+
+
+def _lock(descriptor: int) -> bool:
+    """Lock a folder; return False if its file system has no locks.
+
+    Raises:
+        BlockingIOError: another process holds the lock.
+        OSError: the lock failed for another reason.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
+            raise
+        return False
+    return True
 
 
 def is_held(folder: Path) -> bool:
