@@ -1,6 +1,7 @@
 """The compiled kernel is built once, by one process, or a line gives the reason why not. No library
 is loaded that another user may have written."""
 
+import errno
 import json
 import logging
 import os
@@ -348,6 +349,17 @@ def test_a_file_system_that_forbids_execution(full, monkeypatch):
         f"the file system of {full.folder} forbids execution (noexec): "
         "TORCH_EXTENSIONS_DIR names another folder"
     )
+
+
+def test_a_cache_on_a_file_system_without_locks(cache, monkeypatch):
+    def no_locks(*_):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    build.load()
+    build.load()
+    assert cache.compiled == 1
+    assert cache.loaded == 2 * [(cache.library, cache.content)]
 
 
 def test_litter_of_dead_builders_goes_at_the_next_build(cache):

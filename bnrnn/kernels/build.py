@@ -177,16 +177,18 @@ def _build(library: Path) -> None:
 def _locked(folder: Path) -> Iterator[None]:
     """Hold the folder's lock, which the system releases when a process dies."""
     lock = filelock.FileLock(folder / "build.lock", timeout=0)
-    try:
-        lock.acquire()
-    except filelock.Timeout:
-        _log.info("Waiting for another process that compiles the CPU kernel")
+    # Where the file system has no locks, filelock warns that the file's existence is the lock.
+    with warnings.catch_warnings(action="ignore", category=UserWarning):
         try:
-            lock.acquire(timeout=_PATIENCE)
-        except filelock.Timeout as error:
-            raise BuildError(
-                f"another process has been compiling it for {_PATIENCE // 60} minutes"
-            ) from error
+            lock.acquire()
+        except filelock.Timeout:
+            _log.info("Waiting for another process that compiles the CPU kernel")
+            try:
+                lock.acquire(timeout=_PATIENCE)
+            except filelock.Timeout as error:
+                raise BuildError(
+                    f"another process has been compiling it for {_PATIENCE // 60} minutes"
+                ) from error
     try:
         yield
     finally:
