@@ -178,6 +178,25 @@ def test_a_file_system_without_locks(number, trained, again, tmp_path, monkeypat
     assert (run.state, run.result.max_steps) == ("finished", 6)
 
 
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EBADF, errno.EOPNOTSUPP, errno.EIO])
+def test_a_file_system_that_cannot_flush_folders(number, again, tmp_path, monkeypatch):
+    """Such as VirtualBox's shared folders. A disk that fails is not one of them."""
+    flush = os.fsync
+
+    def fsync(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        flush(descriptor)
+
+    monkeypatch.setattr("os.fsync", fsync)
+    done = again()
+    if number == errno.EIO:
+        fails(done, "cannot write", "Input/output error")
+    else:
+        assert done.returncode == 0
+        assert read_run(only_run(tmp_path)).state == "finished"
+
+
 def test_sweeps_of_one_second_share_nothing(trained, tmp_path):
     text = f"task.path={trained / 'book.txt'}"
     processes = [forked(tmp_path, "-m", *TINY, text, f"seed={seeds}") for seeds in ("0,1", "2,3")]

@@ -1,5 +1,6 @@
 """Downloads, caches and generated archives if the process is killed or the disk is full."""
 
+import errno
 import hashlib
 import http.server
 import os
@@ -250,6 +251,18 @@ def test_files_have_the_permissions_of_the_umask(
     for path in (downloaded, generated, *cached.iterdir()):
         assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~umask, path
     assert stat.S_IMODE(cached.stat().st_mode) == 0o777 & ~umask
+
+
+def test_a_download_to_a_file_system_without_modes(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Such as FAT, which refuses them."""
+
+    def refused(path: Path, mode: int) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), str(path))
+
+    monkeypatch.setattr(Path, "chmod", refused)
+    assert fetch(RemoteFile("x.bin", (f"{server}/good",), HASH), tmp_path).exists()
 
 
 # --- the cache ------------------------------------------------------------------------------------

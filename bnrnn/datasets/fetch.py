@@ -1,5 +1,6 @@
 """Download files and verify their hashes. An existing file is never changed."""
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -118,8 +119,10 @@ def _download(url: str, file: RemoteFile, folder: Path) -> str | None:
             # pooch accepts any callable, but its type hint is narrower.
             downloader: Any = partial(_stream, limit=file.size)
             pooch.retrieve(url, file.hash, file.name, made, downloader=downloader)
-            # pooch makes files readable by their owner only; apply the user's umask instead.
-            (made / file.name).chmod(made.stat().st_mode & 0o666)
+            # pooch makes files readable by their owner only; apply the user's umask instead, except
+            # on a file system without modes.
+            with contextlib.suppress(PermissionError):
+                (made / file.name).chmod(made.stat().st_mode & 0o666)
             publish(made / file.name, path)
     except HTTPError as error:
         return str(error).split(" for url")[0]

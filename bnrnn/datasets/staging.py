@@ -8,8 +8,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from bnrnn.disk import sync
 from bnrnn.errors import DataError
-from bnrnn.runs.files import is_only_read, sync
+from bnrnn.runs.files import is_only_read
 
 SUFFIX = ".partial"
 

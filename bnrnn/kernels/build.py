@@ -26,6 +26,7 @@ from pathlib import Path
 import filelock
 import torch
 
+from bnrnn.disk import sync
 from bnrnn.kernels.trust import UntrustedError, read_trusted, trusted_folder
 
 _log = logging.getLogger(__name__)
@@ -168,9 +169,9 @@ def _build(library: Path) -> None:
             checksum.write_text(hashlib.sha256(built.read_bytes()).hexdigest())
             for source, target in ((built, library), (checksum, _checksum_of(library))):
                 source.chmod(0o755)  # regardless of the umask, only we may write to it
-                _flush(source)
+                sync(source)
                 source.replace(target)
-            _flush(library.parent)
+            sync(library.parent)
 
 
 @contextlib.contextmanager
@@ -237,15 +238,6 @@ def _link_flags(compiler: str) -> list[str]:
     asked = [*shlex.split(compiler), "--version"]
     version = subprocess.run(asked, capture_output=True, text=True, check=False).stdout
     return ["-fopenmp"] if "clang" in version else []
-
-
-def _flush(path: Path) -> None:
-    """Write a file's content, or a folder's entries, to disk before returning."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ import secrets
 import stat
 from pathlib import Path
 
+from bnrnn.disk import sync
 from bnrnn.errors import OutputError
 
 _TEMPORARY = ".tmp-"
@@ -81,12 +82,3 @@ def read_bounded(path: Path, most: int) -> bytes:
     if len(content) > most:
         raise OSError(f"{path} is larger than {most:,} bytes")
     return content
-
-
-def sync(path: Path) -> None:
-    """Flush a file, or the names in a folder, to disk, so that a rename survives a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
