@@ -11,8 +11,9 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -78,6 +79,7 @@ def partial_folders(folder: Path) -> list[str]:
 CHILD = """
 import sys, time
 from pathlib import Path
+from typing import Any
 from tqdm import tqdm
 from bnrnn.datasets import cache, fetch
 from bnrnn.datasets.cnn import synthetic
@@ -135,6 +137,25 @@ def test_what_a_killed_process_left_is_removed_and_what_a_living_one_makes_is_no
     again()
     assert partial_folders(folder) == []
     assert len(os.listdir(folder)) == 1
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="it looks for open files there")
+def test_nothing_is_left_on_a_network_file_system(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """It keeps a removed file, and so its folder, until the file is closed."""
+    remove = os.rmdir
+
+    def rmdir(path: str | Path, **options: Any) -> None:
+        for number in os.listdir("/proc/self/fd"):
+            with suppress(FileNotFoundError):
+                if os.readlink(f"/proc/self/fd/{number}").startswith(f"{path}/"):
+                    raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), path)
+        remove(path, **options)
+
+    monkeypatch.setattr(os, "rmdir", rmdir)
+    cached_folder("x", lambda: "0", lambda made: (made / "a").touch(), os.listdir)
+    assert partial_folders(cache) == []
 
 
 def test_nothing_is_fetched_into_a_folder_that_is_only_read(

@@ -40,9 +40,7 @@ def staging(target: Path) -> Iterator[Path]:
             yield content
             return
         finally:
-            shutil.rmtree(holder, ignore_errors=True)
-            if lock is not None:
-                os.close(lock)
+            _remove(holder, lock)
 
 
 def publish(path: Path, target: Path) -> None:
@@ -81,8 +79,16 @@ def clean(folder: Path, name: str = "*") -> None:
         with contextlib.suppress(OSError):
             lock = None if holder.is_symlink() else _lock(holder)
             if lock is not None:
-                shutil.rmtree(holder, ignore_errors=True)
-                os.close(lock)
+                _remove(holder, lock)
+
+
+def _remove(holder: Path, lock: int | None) -> None:
+    """Remove a folder and release its lock."""
+    shutil.rmtree(holder, ignore_errors=True)
+    if lock is not None:
+        os.close(lock)
+        # A network file system keeps the folder as long as the lock, a file in it, is open.
+        shutil.rmtree(holder, ignore_errors=True)
 
 
 def _lock(holder: Path) -> int | None:
