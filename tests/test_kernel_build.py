@@ -12,6 +12,7 @@ import signal
 import stat
 import subprocess
 import sys
+import sysconfig
 import time
 from pathlib import Path
 
@@ -111,6 +112,20 @@ def test_a_run_without_a_compiler(tmp_path, no_compiler):
         "bnrnn: error: kernel 'cpu' cannot run this: it takes a C++ compiler"
     )
     assert "Traceback" not in err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", sorted(build._CSRC.glob("*.cpp")), ids=lambda path: path.stem)
+def test_the_kernel_compiles_for_arm(source, tmp_path):
+    """With vectors of 16 bytes, as on every processor without AVX2."""
+    compiler = shutil.which("aarch64-linux-gnu-g++")
+    if compiler is None:
+        pytest.skip("no compiler for ARM: Debian's g++-aarch64-linux-gnu is one")
+    from torch.utils.cpp_extension import include_paths
+
+    headers = [f"-I{path}" for path in (*include_paths(), sysconfig.get_path("include"))]
+    command = [compiler, *build._FLAGS, "-fPIC", *headers, "-c", source, "-o", tmp_path / "object"]
+    subprocess.run(command, check=True)
 
 
 @pytest.mark.slow  # it compiles the kernel again

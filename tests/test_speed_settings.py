@@ -1,6 +1,7 @@
 """The settings that increase speed are in effect. `make bench` measures speed; tests do not."""
 
 import ctypes
+import os
 import platform
 import resource
 from types import SimpleNamespace
@@ -8,7 +9,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from bnrnn.command import allocator, device, quota
+from bnrnn import cpus
+from bnrnn.command import allocator, device
 from bnrnn.command.device import set_precision
 from bnrnn.errors import ConfigError
 
@@ -46,7 +48,7 @@ def test_a_glibc_that_refuses_the_threshold_maps_no_blocks(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("groups", "files", "processors"),
+    ("groups", "files", "limit"),
     [
         # Version 2: the limit of an outer group counts, too; the smallest one applies.
         ("0::/pod/box\n", {"pod/box/cpu.max": "max 100000", "pod/cpu.max": "150000 100000"}, 2),
@@ -64,22 +66,33 @@ def test_a_glibc_that_refuses_the_threshold_maps_no_blocks(monkeypatch):
         (None, {}, None),
     ],
 )
-def test_the_limit_of_a_container(groups, files, processors, tmp_path, monkeypatch):
-    monkeypatch.setattr(quota, "_ROOT", tmp_path / "root")
-    monkeypatch.setattr(quota, "_GROUPS", tmp_path / "groups")
+def test_the_limit_of_a_container(groups, files, limit, tmp_path, monkeypatch):
+    monkeypatch.setattr(cpus, "_ROOT", tmp_path / "root")
+    monkeypatch.setattr(cpus, "_GROUPS", tmp_path / "groups")
     if groups is not None:
         (tmp_path / "groups").write_text(groups)
     for name, content in files.items():
         path = tmp_path / "root" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content)
-    assert quota.processors() == processors
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    assert cpus.available() == (limit or 8)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="a function of Linux")
+def test_the_affinity_is_a_limit():
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    try:
+        assert cpus.available() == 1
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 @pytest.mark.parametrize(
     ("limit", "variables", "threads"),
     [
-        (2, {}, 2), (64, {}, 8), (None, {}, 8),
+        (2, {}, 2), (64, {}, 8),
         (2, {"OMP_NUM_THREADS": "8"}, 8), (2, {"MKL_NUM_THREADS": "8"}, 8),
     ],
 )  # fmt: skip
@@ -90,7 +103,7 @@ def test_the_threads_are_within_the_limit(limit, variables, threads, monkeypatch
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
-    monkeypatch.setattr(quota, "processors", lambda: limit)
+    monkeypatch.setattr(cpus, "available", lambda: limit)
     assert device._default_threads() == threads
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from bnrnn import kernels
-from bnrnn.command import allocator, quota
+from bnrnn import cpus, kernels
+from bnrnn.command import allocator
 from bnrnn.errors import ConfigError
 from bnrnn.settings.schema import Config
 
@@ -19,7 +19,7 @@ def _default_threads() -> int:
     threads = torch.get_num_threads()
     if "OMP_NUM_THREADS" in os.environ or "MKL_NUM_THREADS" in os.environ:
         return threads
-    return min(threads, quota.processors() or threads)
+    return min(threads, cpus.available())
 
 
 _THREADS = _default_threads()

@@ -26,6 +26,7 @@ from pathlib import Path
 import filelock
 import torch
 
+from bnrnn import cpus
 from bnrnn.disk import sync
 from bnrnn.kernels.trust import UntrustedError, read_trusted, trusted_folder
 
@@ -251,7 +252,7 @@ def _compiling() -> Iterator[None]:
     if shutil.which("ninja") is None:  # in a virtual environment it is in Python's folder
         os.environ["PATH"] = os.pathsep.join([sysconfig.get_path("scripts"), path])
     if jobs is None:  # more than one per processor, ninja's default, delays the slowest
-        os.environ["MAX_JOBS"] = str(os.cpu_count() or 1)
+        os.environ["MAX_JOBS"] = str(cpus.available())
     torch_log.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings(action="ignore"):

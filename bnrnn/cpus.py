@@ -1,6 +1,7 @@
-"""The share of a machine's processors that a container may use."""
+"""How many processors this process may use."""
 
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,14 +9,15 @@ _GROUPS = Path("/proc/self/cgroup")
 _ROOT = Path("/sys/fs/cgroup")
 
 
-def processors() -> int | None:
-    """The number of processors that the limits of this process's control groups leave it.
+def available() -> int:
+    """The number of processors that this process's affinity and control groups leave it.
 
-    A container with such a limit (Kubernetes, `docker run --cpus=2`) sees all processors of its
-    machine. With a thread on each of them it would wait for most of the time. None: no limit.
+    A container whose processor time is limited (Kubernetes, `docker run --cpus=2`) sees all
+    processors of its machine. With a thread on each of them it would wait for most of the time.
     """
-    limits = [limit for folder in _folders() if (limit := _limit(folder)) is not None]
-    return math.ceil(min(limits)) if limits else None
+    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    limits = (limit for folder in _folders() if (limit := _limit(folder)) is not None)
+    return min([found or 1, *map(math.ceil, limits)])
 
 
 def _folders() -> Iterator[Path]:
