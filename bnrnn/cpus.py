@@ -23,10 +23,10 @@ def available() -> int:
 def _folders() -> Iterator[Path]:
     """The folders of this process's control groups and of those that contain them."""
     try:
-        groups = _GROUPS.read_text().splitlines()
+        groups = os.fsdecode(_GROUPS.read_bytes()).split("\n")
     except OSError:  # not Linux
         return
-    for group in groups:
+    for group in filter(None, groups):
         _, controllers, path = group.split(":", 2)
         if controllers == "":  # version 2
             top = _ROOT

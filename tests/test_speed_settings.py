@@ -56,6 +56,8 @@ def test_a_glibc_that_refuses_the_threshold_maps_no_blocks(monkeypatch):
         ("0::/\n", {"cpu.max": "400000 100000\n"}, 4),
         ("0::/\n", {"cpu.max": "max 100000\n"}, None),
         ("0::/../outside\n", {}, None),
+        ("0::/\u2028box\udcff\n", {"\u2028box\udcff/cpu.max": "300000 100000\n"}, 3),
+        ("", {}, None),
         # Version 1: a container sees its own group as the top, but the machine's path of it.
         (
             "4:memory:/docker/a\n3:cpu,cpuacct:/docker/a\n",
@@ -70,7 +72,7 @@ def test_the_limit_of_a_container(groups, files, limit, tmp_path, monkeypatch):
     monkeypatch.setattr(cpus, "_ROOT", tmp_path / "root")
     monkeypatch.setattr(cpus, "_GROUPS", tmp_path / "groups")
     if groups is not None:
-        (tmp_path / "groups").write_text(groups)
+        (tmp_path / "groups").write_bytes(os.fsencode(groups))
     for name, content in files.items():
         path = tmp_path / "root" / name
         path.parent.mkdir(parents=True, exist_ok=True)
