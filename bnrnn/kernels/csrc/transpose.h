@@ -8,7 +8,7 @@
 
 namespace bnrnn {
 
-// Not inlined: its copies in all callers would take 1.4 seconds more to compile, and run no faster.
+// Not inlined: its copies in all callers would take 1.3 seconds more to compile, and run no faster.
 template <typename T>
 [[gnu::noinline]] void transpose_block(Vector<T> (&rows)[kLanes<T>]) {
   transpose<T>(rows);
