@@ -7,6 +7,7 @@ import warnings
 import pytest
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 from torch.nn.utils import parametrizations, prune
 from torch.nn.utils.rnn import pack_padded_sequence
 from torch.optim.swa_utils import AveragedModel, update_bn
@@ -300,6 +301,21 @@ def test_per_sample_gradients_in_evaluation(options):
         module(input[:, b : b + 1])[0].square().sum().backward()
         for name, parameter in module.named_parameters():
             torch.testing.assert_close(per_sample[name][b], parameter.grad)
+
+
+@pytest.mark.parametrize("options", [NONE, {}, {"input_norm": "sequence"}, SUM], ids=str)
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("with_graph", [True, False])
+@pytest.mark.filterwarnings("ignore:.*jit.script:DeprecationWarning")  # PyTorch's own use of it
+def test_forward_mode_differentiation(options, training, with_graph):
+    """The tangent of the output is its Jacobian, found backwards, times that of the input."""
+    module = evaluated(BNLSTM(D, H, dtype=torch.float64, **options)).train(training)
+    input, tangent = x(dtype=torch.float64), x(dtype=torch.float64)
+    with forward_ad.dual_level(), torch.set_grad_enabled(with_graph):
+        output, _ = module(forward_ad.make_dual(input, tangent))
+        found = forward_ad.unpack_dual(output).tangent
+    jacobian = torch.autograd.functional.jacobian(lambda x: module(x)[0], input)
+    torch.testing.assert_close(found, (jacobian * tangent).sum((3, 4, 5)))
 
 
 def test_quantisation_is_refused():

@@ -46,6 +46,7 @@ from bnrnn.kernels.interface import (
     TermMoments,
     Weights,
     in_functorch_transform,
+    why_not_transformed,
 )
 
 _log = logging.getLogger(__name__)
@@ -101,8 +102,8 @@ def recurrence(
 def why_not(request: Request) -> str | None:
     if request.device != "cpu" or request.dtype not in (torch.float32, torch.float64):
         return f"it is for float32 and float64 on the CPU, not {request.dtype} on {request.device}"
-    if in_functorch_transform():
-        return "torch.func cannot transform it"
+    if reason := why_not_transformed():
+        return reason
     if request.is_synchronised:
         return "it cannot compute statistics over several processes"
     return _why_unavailable()

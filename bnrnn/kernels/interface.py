@@ -6,6 +6,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 
 class Moments(NamedTuple):
@@ -202,6 +203,15 @@ def in_functorch_transform() -> bool:
     if torch.compiler.is_compiling():
         return False
     return torch._C._are_functorch_transforms_active()  # pyright: ignore
+
+
+def why_not_transformed() -> str | None:
+    """Why an operator that only has a backward pass cannot run now; None: it can."""
+    if in_functorch_transform():
+        return "torch.func cannot transform it"
+    if not torch.compiler.is_compiling() and forward_ad._current_level >= 0:
+        return "it has no forward-mode derivative"
+    return None
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from bnrnn.kernels.interface import (
     Request,
     TermMoments,
     Weights,
-    in_functorch_transform,
+    why_not_transformed,
 )
 
 
@@ -55,8 +55,8 @@ def recurrence(
 
 
 def why_not_padded(request: Request) -> str | None:
-    if in_functorch_transform():
-        return "torch.func cannot transform it"
+    if reason := why_not_transformed():
+        return reason
     if request.padded and request.device == "meta":
         return "it reads the lengths, and the meta device has no values"
     if request.bfloat16:

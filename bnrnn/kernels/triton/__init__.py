@@ -34,7 +34,7 @@ from bnrnn.kernels.interface import (
     Request,
     TermMoments,
     Weights,
-    in_functorch_transform,
+    why_not_transformed,
 )
 from bnrnn.kernels.reference import input_term, live_rows
 from bnrnn.kernels.triton import plan
@@ -97,8 +97,8 @@ def recurrence(
 def why_not(request: Request) -> str | None:
     if request.device != "cuda":
         return f"it is for CUDA devices, not for {request.device}"
-    if in_functorch_transform():
-        return "torch.func cannot transform it"
+    if reason := why_not_transformed():
+        return reason
     if request.bfloat16:
         return "it takes bfloat16 from the dtype of the weights"
     if request.normalization.sums:
