@@ -84,9 +84,10 @@ def recurrence(
     # A trace is for inference and must not depend on whether gradients are enabled.
     differentiable = torch.is_grad_enabled() and not torch.jit.is_tracing()  # pyright: ignore
     keep = differentiable and any(t is not None and t.requires_grad for t in tensors)
-    output, h_n, c_n, found, _ = torch.ops.bnrnn_cpu.forward(
-        *tensors, *settings, keep, keep and input.requires_grad
-    )
+    forward = torch.ops.bnrnn_cpu.forward if keep else operators.forward_without_graph
+    output, h_n, c_n, found, _ = forward(*tensors, *settings, keep, keep and input.requires_grad)
+    if not found:
+        return output, h_n, c_n, TermMoments()
     pairs = iter([m.detach() for m in found])
     moments = TermMoments(
         *(

@@ -172,8 +172,7 @@ class Recurrence(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Request:
+class Request(NamedTuple):
     """The properties of a call that decide which kernels can run it."""
 
     device: str  # the device type

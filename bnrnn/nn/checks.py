@@ -150,10 +150,14 @@ def check_call(
         raise TypeError(f"first_step must be an integer, got {first_step!r}")
     if first_step < 0 or (first_step > 0 and module.bidirectional):
         raise ValueError("first_step must be 0, or positive in a unidirectional module")
-    if (
-        batch == 1 and module.needs_batch and not module.options.synchronised
-        and any(statistics.uses_batch for statistics in module.statistics.values())
-    ):  # fmt: skip
+
+
+def check_batch(module: Any, batch: int) -> None:
+    """
+    Raises:
+        ValueError: batch statistics are needed, and there are none.
+    """
+    if batch == 1 and module.needs_batch and not module.options.synchronised:
         raise ValueError(
             "a batch of one sequence has no per-step batch statistics: use at least two, "
             "or evaluation mode with population statistics"

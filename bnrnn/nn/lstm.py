@@ -477,6 +477,8 @@ class BNLSTM(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         kinds, kernel = self.normalization, self.options.kernel
         population = self._population(suffix, first_step)
+        if population is None:
+            checks.check_batch(self, x.shape[1])
         draws = self.training and (self.options.is_noisy or self.options.weight_dropout > 0)
         key = kernels.new_key() if draws else None
         shape = (x.shape[0], x.shape[1], self.hidden_size)
@@ -508,10 +510,11 @@ class BNLSTM(nn.Module):
 
     def _weights(self, suffix: str, key: Tensor | None = None) -> Weights:
         """The parameters of a layer and direction; with a key, after the dropout of weights."""
-        found: dict[str, Any] = {
-            name: getattr(self, name + suffix) if name in self._weight_names else None
-            for name in Weights._fields
-        }
+        # A streamed text pays for each getattr. Only replaced weights need it.
+        found: dict[str, Any] = dict.fromkeys(Weights._fields)
+        for name in self._weight_names:
+            parameter = self._parameters.get(name + suffix)
+            found[name] = getattr(self, name + suffix) if parameter is None else parameter
         found["weight_hh"] = drop_weights(found["weight_hh"], self.options.weight_dropout, key)
         return Weights(**found)
 
