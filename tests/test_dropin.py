@@ -318,6 +318,22 @@ def test_forward_mode_differentiation(options, training, with_graph):
     torch.testing.assert_close(found, (jacobian * tangent).sum((3, 4, 5)))
 
 
+@pytest.mark.parametrize("kernel", ["auto", "reference"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_statistics_of_another_dtype_than_the_weights(dtype, kernel):
+    """As with FSDP2 in mixed precision, which converts the parameters but not the buffers."""
+    module = evaluated(BNLSTM(D, H, 2, kernel=kernel))
+    input = x(dtype=dtype)
+    expected, states = copy.deepcopy(module).to(dtype)(input)
+    for p in module.parameters():
+        p.data = p.to(dtype)
+    found, found_states = module(input)
+    assert torch.equal(found, expected)
+    assert all(map(torch.equal, found_states, states))
+    module.train()(input)
+    assert module.statistics["ih_l0"].mean.dtype == torch.float32
+
+
 def test_quantisation_is_refused():
     module = nn.Sequential(nn.Linear(D, D), BNLSTM(D, H))
     with warnings.catch_warnings():

@@ -523,7 +523,8 @@ class BNLSTM(nn.Module):
         present = self._present(suffix)
         if not present or any(statistics.uses_batch for statistics in present.values()):
             return None
-        moments = {term: s.population(first_step) for term, s in present.items()}
+        dtype = self._weight.dtype
+        moments = {term: s.population(first_step, dtype) for term, s in present.items()}
         return TermMoments(**moments)
 
     def _average(

@@ -121,8 +121,12 @@ class StepStatistics(nn.modules.batchnorm._BatchNorm):
         if self.max_length is not None or counts is not None or first_step > 0:
             self._fill()
 
-    def population(self, first_step: int = 0) -> Moments:
+    def population(self, first_step: int = 0, dtype: torch.dtype | None = None) -> Moments:
         """The rows from `first_step` on; steps beyond the last row use the last row.
+
+        Args:
+            dtype: of the result; None: that of the buffers. It may be another, because mixed
+                precision of FSDP2 leaves buffers in float32.
 
         Raises:
             RuntimeError: no minibatch has been averaged yet.
@@ -134,6 +138,8 @@ class StepStatistics(nn.modules.batchnorm._BatchNorm):
                 "no population statistics: train this module or call bnrnn.calibrate(model, "
                 "batches) before evaluating it"
             )
+        if dtype is not None and mean.dtype != dtype:
+            mean, var = mean.to(dtype), var.to(dtype)
         if first_step == 0:  # no views: a streamed text pays for each
             return Moments(mean, var)
         first_step = min(first_step, len(mean) - 1)
