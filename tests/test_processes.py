@@ -118,6 +118,52 @@ torch.save([output, lstm.state_dict()], f"{{here.rank}}.pt")
                 torch.testing.assert_close(state[name], mean, rtol=1e-5, atol=1e-6)
 
 
+def test_fully_sharded_processes_train_as_one(tmp_path):
+    """FSDP2, `fully_shard`, with synchronised statistics; in mixed precision, too, it evaluates."""
+    code = f"""
+import sys; sys.path.insert(0, {str(ROOT)!r})
+import copy, torch
+from torch import nn
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from bnrnn import BNLSTM, processes
+from bnrnn.command.launch import launched
+
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm = BNLSTM(3, 4, 2, max_length=5, synchronised=True, dtype=torch.float64)
+        self.head = nn.Linear(4, 2, dtype=torch.float64)
+
+    def forward(self, x):
+        return self.head(self.lstm(x)[0])
+
+here = launched()
+processes.meet(here.rank, here.size, 0, 20)
+torch.manual_seed(0)
+model, batches = Model(), torch.randn(3, 5, 8, 3, dtype=torch.float64)
+mixed = copy.deepcopy(model)
+for module in (model.lstm, model):
+    fully_shard(module)
+optimizer = torch.optim.SGD(model.parameters(), 0.1)
+for x in batches:
+    optimizer.zero_grad()
+    model(x.chunk(here.size, 1)[here.rank]).square().mean().backward()
+    optimizer.step()
+state = model.state_dict()
+whole = {{k: v.full_tensor() if hasattr(v, "full_tensor") else v for k, v in state.items()}}
+fully_shard(mixed, mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16))
+mixed(batches[0])
+assert mixed.eval()(batches[0]).dtype == torch.bfloat16
+torch.save(whole, f"{{here.size}}-{{here.rank}}.pt")
+"""
+    for n in (1, 2):
+        finished(ranks(tmp_path, n, code=code))
+    alone, *together = (torch.load(tmp_path / f"{name}.pt") for name in ("1-0", "2-0", "2-1"))
+    for state in together:
+        for name, value in state.items():
+            torch.testing.assert_close(value, alone[name], rtol=EXACT, atol=EXACT)
+
+
 @pytest.mark.parametrize(
     "statistics", ["local", pytest.param("synchronised", marks=pytest.mark.slow)]
 )
