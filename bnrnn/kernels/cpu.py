@@ -116,7 +116,7 @@ def outruns_torch_lstm(request: Request) -> bool:
     With AVX-512 and 32 to 128 sequences a training step takes 0.59 to 0.96 of its time, at all
     sizes from 32 to 1,024 units; with 16 sequences up to 1.13 (`bench/unnormalised.py`). With AVX2
     and 64 sequences it takes 1.1 at 1,024 units. With AVX-512, evaluation of up to 4 sequences
-    takes 0.30 to 0.98 of `torch.nn.LSTM`'s time, of 8 up to 1.10 (`bench/few_sequences.py`).
+    takes 0.33 to 0.98 of `torch.nn.LSTM`'s time, of 8 up to 1.09 (`bench/few_sequences.py`).
     """
     is_evaluation_of_few = request.batch <= 4 and not torch.is_grad_enabled()
     return (

@@ -155,7 +155,7 @@ def check_call(
 def check_batch(module: Any, batch: int) -> None:
     """
     Raises:
-        ValueError: batch statistics are needed, and there are none.
+        ValueError: the batch has too few sequences for its statistics.
     """
     if batch == 1 and module.needs_batch and not module.options.synchronised:
         raise ValueError(
